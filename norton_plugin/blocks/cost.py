@@ -1,0 +1,95 @@
+"""Closed-form cost of a convolution and of its decomposition (design: method, section 1)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class ConvCost(NamedTuple):
+    """Cost of one layer.
+
+    Attributes:
+        macs: Multiply-accumulates per image.
+        parameters: Stored numbers, the bias left out.
+    """
+
+    macs: int
+    parameters: int
+
+
+def conv_cost(
+    filters: int,
+    channels: int,
+    kernel_size: tuple[int, int],
+    *,
+    output_size: tuple[int, int] = (1, 1),
+) -> ConvCost:
+    """Cost of a dense convolution: ``N C Kh Kw Ho Wo`` MACs, ``N C Kh Kw`` parameters.
+
+    Args:
+        filters: N.
+        channels: C, the channels that one filter sees (``in_channels / groups``).
+        kernel_size: (Kh, Kw).
+        output_size: (Ho, Wo).
+    """
+    weights = filters * channels * math.prod(kernel_size)
+    return ConvCost(weights * math.prod(output_size), weights)
+
+
+def cpd_cost(
+    filters: int,
+    channels: int,
+    kernel_size: tuple[int, int],
+    rank: int,
+    *,
+    input_size: tuple[int, int] = (1, 1),
+    output_size: tuple[int, int] = (1, 1),
+) -> ConvCost:
+    """Cost of the three-convolution form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` MACs.
+
+    The pointwise step runs before the stride, so it sees the whole input map.
+
+    Args:
+        filters: N.
+        channels: C, the channels that one filter sees.
+        kernel_size: (Kh, Kw).
+        rank: R.
+        input_size: (Hi, Wi).
+        output_size: (Ho, Wo).
+
+    Returns:
+        MACs, and ``R N (C + Kh + Kw)`` parameters.
+    """
+    (kh, kw), (hi, wi), (ho, wo) = kernel_size, input_size, output_size
+    macs = rank * filters * (channels * hi * wi + kh * ho * wi + kw * ho * wo)
+    return ConvCost(macs, rank * filters * (channels + kh + kw))
+
+
+def break_even_rank(
+    channels: int,
+    kernel_size: tuple[int, int],
+    *,
+    stride: tuple[int, int] = (1, 1),
+    input_size: tuple[int, int] | None = None,
+    output_size: tuple[int, int] | None = None,
+) -> int:
+    """Largest rank at which the decomposed layer needs fewer MACs than the dense one.
+
+    For a 3x3 kernel at stride 1 this is just under ``9C / (C + 6)``, at stride 2 just under ``9C / (4C + 9)``.
+
+    Args:
+        channels: C, the channels that one filter sees.
+        kernel_size: (Kh, Kw).
+        stride: Used to estimate the ratio of input to output map where the sizes are unknown.
+        input_size: (Hi, Wi), or None for ``stride``.
+        output_size: (Ho, Wo), or None for (1, 1).
+
+    Returns:
+        The rank, 0 where no rank saves anything.
+    """
+    if input_size is None or output_size is None:
+        input_size, output_size = stride, (1, 1)
+    dense = conv_cost(1, channels, kernel_size, output_size=output_size).macs
+    per_rank = cpd_cost(1, channels, kernel_size, 1, input_size=input_size, output_size=output_size).macs
+    return max(0, math.ceil(dense / per_rank) - 1)

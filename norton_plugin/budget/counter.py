@@ -1,0 +1,108 @@
+"""The one counter of MACs and parameters: every matrix product and convolution that really runs is counted.
+
+``torch.utils.flop_counter`` sees the operations below the modules, so products written as functions, attention and
+repeated calls of a shared layer count as often as they run. It counts two operations per MAC.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from norton_plugin.blocks import CPDBlock, Form
+from norton_plugin.errors import SurgeryError
+
+Call = Callable[[], Any]
+MapSize = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of one forward pass.
+
+    Attributes:
+        macs: Multiply-accumulates of the whole pass (of the whole batch that was given).
+        parameters: Numbers in the parameters, shared ones once.
+        layer_macs: MACs per leaf module (and per CPDBlock), by its first dotted name; calls add up.
+        map_sizes: (input (H, W), output (H, W)) of every module that maps 4-D to 4-D, of its largest call.
+    """
+
+    macs: int
+    parameters: int
+    layer_macs: dict[str, int]
+    map_sizes: dict[str, tuple[MapSize, MapSize]]
+
+
+@contextmanager
+def _forms(model: nn.Module, form: Form) -> Iterator[None]:
+    """Counts blocks by their factors, whichever of the equivalent forms is chosen for speed."""
+    blocks = [(m, m.form) for m in model.modules() if isinstance(m, CPDBlock)]
+    try:
+        for block, _ in blocks:
+            block.form = form
+        yield
+    finally:
+        for block, old in blocks:
+            block.form = old
+
+
+def count_cost(model: nn.Module, call: Call) -> ModelCost:
+    """Counts one forward pass in evaluation mode; flags are restored.
+
+    CPDBlocks are counted in their three-convolution form, ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)``.
+
+    Args:
+        model: Any model.
+        call: Runs the model once, without arguments.
+
+    Raises:
+        SurgeryError: The call fails.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    layer_macs: dict[str, int] = defaultdict(int)
+    map_sizes: dict[str, tuple[MapSize, MapSize]] = {}
+    counter = FlopCounterMode(display=False)
+    handles = []
+    starts: dict[nn.Module, int] = {}
+
+    def before(module: nn.Module, _: Any) -> None:
+        starts[module] = counter.get_total_flops()
+
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            layer_macs[name] += (counter.get_total_flops() - starts[module]) // 2
+            first = inputs[0] if inputs else None
+            if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == 4:
+                size = (tuple(first.shape[2:]), tuple(output.shape[2:]))
+                if name not in map_sizes or size[0] > map_sizes[name][0]:
+                    map_sizes[name] = size  # type: ignore[assignment]
+
+        return hook
+
+    try:
+        model.eval()
+        for name, module in model.named_modules():
+            if isinstance(module, CPDBlock) or not any(module.children()):
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after(name)))
+        with torch.no_grad(), _forms(model, "separable"), counter:
+            call()
+    except Exception as error:
+        raise SurgeryError(
+            f"the model does not run on the example inputs ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "give an example of the shape, dtype and device it expects"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    parameters = sum(p.numel() for p in model.parameters())
+    return ModelCost(counter.get_total_flops() // 2, parameters, dict(layer_macs), map_sizes)

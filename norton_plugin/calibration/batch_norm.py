@@ -1,0 +1,87 @@
+"""BatchNorm statistics of a changed model (design: method, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.errors import NortonError
+
+# SyncBatchNorm runs only where processes are joined; its statistics are re-estimated alike.
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def reestimate_batch_norm_(
+    model: nn.Module, batches: Iterable[Any], *, call: Callable[[nn.Module, Any], Any], images: int = 1024
+) -> int:
+    """Replaces the running statistics of every BatchNorm by those of the given images, in place.
+
+    The statistics are plain averages over the batches. Layers that are kept in evaluation mode by the training
+    configuration (``norm_eval``) are re-estimated too. All other modules run in evaluation mode.
+
+    Args:
+        model: Changed in place: buffers only.
+        batches: Batches as ``call`` takes them; tensors of shape (B, ...) are counted by B.
+        call: ``(model, batch)``, one forward pass.
+        images: Most images to use.
+
+    Returns:
+        The number of images used; 0 where the model has no BatchNorm with running statistics.
+
+    Raises:
+        NortonError: No batch came, or statistics are not finite; the old ones are kept then.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    if not norms:
+        return 0
+    modes = [(module, module.training) for module in model.modules()]
+    old = [(m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
+    seen = 0
+    try:
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # type: ignore[assignment]  # a cumulative average
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                call(model, batch)
+                seen += _batch_size(batch)
+                if seen >= images:
+                    break
+        if seen == 0:
+            raise NortonError("BatchNorm statistics cannot be re-estimated: the calibration data holds no batch")
+        used = [m for m in norms if int(m.num_batches_tracked) > 0]  # type: ignore[arg-type]
+        if any(not torch.isfinite(b).all() for m in used for b in (m.running_mean, m.running_var)):  # type: ignore[arg-type]
+            raise NortonError("re-estimated BatchNorm statistics are not finite; check the calibration images")
+        # Layers the images did not reach (auxiliary heads) keep what they had.
+        _restore([entry for entry in old if entry[0] not in used])
+    except BaseException:
+        _restore(old)
+        raise
+    finally:
+        for norm, momentum, buffers in old:
+            norm.momentum = momentum
+            norm.num_batches_tracked = buffers["num_batches_tracked"]  # type: ignore[assignment]
+        for module, mode in modes:
+            module.training = mode
+    return seen
+
+
+def _restore(entries: list[tuple[Any, Any, dict[str, Tensor]]]) -> None:
+    for norm, _, buffers in entries:
+        for name, value in buffers.items():
+            getattr(norm, name).copy_(value)
+
+
+def _batch_size(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return batch.shape[0]
+    if isinstance(batch, dict):
+        return next((_batch_size(v) for v in batch.values()), 1)
+    if isinstance(batch, tuple | list) and batch:
+        return _batch_size(batch[0]) if isinstance(batch[0], Tensor) else len(batch)
+    return 1

@@ -1,0 +1,90 @@
+"""Options that several commands take, and how their text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from norton_plugin.errors import RecipeError, SourceError
+
+_MODEL = "Model"
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="timm:NAME, torchvision:NAME, cifar:NAME, python:package.module:function, or an artefact directory.",
+        show_default=False,
+    ),
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="Load the published weights.", rich_help_panel=_MODEL)
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Load weights from a .safetensors, .pt or .pth file.", rich_help_panel=_MODEL
+    ),
+]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", metavar="N", help="Outputs of the classifier.", rich_help_panel=_MODEL)
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size", metavar="SIZE", help="One side in pixels, HxW or CxHxW, such as 3x32x32.", rich_help_panel=_MODEL
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all random choices.")]
+OutputDirectory = Annotated[
+    Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; a previous artefact is replaced.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images per batch.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that load images.")]
+
+
+def parse_input_size(text: str | None) -> tuple[int, ...] | int | None:
+    """Reads ``224``, ``224x320`` or ``3x224x320``.
+
+    Raises:
+        SourceError: The text is none of these.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() for part in parts):
+        raise SourceError(f"--input-size is {text!r}; expected one side, HxW or CxHxW in pixels, such as 3x32x32")
+    sides = tuple(int(part) for part in parts)
+    return sides[0] if len(sides) == 1 else sides
+
+
+def parse_rank(text: str) -> int | str | None:
+    """Reads a rank: a whole number, ``auto`` or ``none``; anything else is left for the recipe to refuse."""
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def parse_keep(text: str) -> float | str:
+    """Reads a keep ratio; what is no number is left for the recipe to refuse."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def split_pair(option: str, text: str) -> tuple[str, str]:
+    """Splits ``PATTERN=VALUE`` at its last equals sign (a regular expression may hold others).
+
+    Raises:
+        RecipeError: There is no equals sign, or nothing on one side of it.
+    """
+    pattern, _, value = text.rpartition("=")
+    if not pattern or not value:
+        raise RecipeError(f"{option} is {text!r}; expected PATTERN=VALUE, such as 'layer1.*=2'")
+    return pattern, value

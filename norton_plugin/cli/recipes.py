@@ -1,0 +1,72 @@
+"""Recipe files, and what options on the command line change in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.recipe import Recipe
+
+Changes = Mapping[str, Mapping[str, Any]]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a recipe from YAML or JSON.
+
+    Raises:
+        RecipeError: The file cannot be read, is neither, or holds settings that do not fit.
+    """
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise RecipeError(f"recipe {str(path)!r} has the suffix {path.suffix!r}; expected .yaml, .yml or .json")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"recipe {str(path)!r} is damaged: {error}") from error
+    return Recipe.from_dict({} if data is None else data)
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Writes a recipe as YAML, every setting named.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    try:
+        path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"the recipe cannot be written to {path}: {error.strerror}") from error
+
+
+def merge(recipe: Recipe, changes: Changes, *, verify: bool | None = None) -> Recipe:
+    """Puts command line options over a recipe.
+
+    Args:
+        recipe: From a file, or the default one.
+        changes: Section -> setting -> value. None means not given; a mapping adds its patterns after those of the
+            recipe, so that they count; a tuple replaces where it is not empty.
+        verify: As of ``Recipe``; None leaves it.
+
+    Raises:
+        RecipeError: A value does not fit.
+    """
+    data = recipe.to_dict()
+    for section, settings in changes.items():
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                old = {k: v for k, v in data[section][name].items() if k not in value}
+                data[section][name] = {**old, **value}
+            elif isinstance(value, tuple | list):
+                data[section][name] = list(value) or data[section][name]
+            elif value is not None:
+                data[section][name] = value
+    if verify is not None:
+        data["verify"] = verify
+    return Recipe.from_dict(data)

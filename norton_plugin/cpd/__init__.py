@@ -1,0 +1,6 @@
+"""Filter-wise CPD on tensors: factors, batched ALS, and other decompositions for comparison."""
+
+from norton_plugin.cpd.als import CPDResult, decompose_filters, decompose_layers
+from norton_plugin.cpd.factors import CPDFactors, exact_factors
+
+__all__ = ["CPDFactors", "CPDResult", "decompose_filters", "decompose_layers", "exact_factors"]

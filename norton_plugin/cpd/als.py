@@ -1,0 +1,297 @@
+"""Rank-R CPD of all filters of one or many layers at once (design/method.md, section 1)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.solve import solve
+from norton_plugin.cpd.starts import random_starts, structured_start
+from norton_plugin.cpd.sweep import cross_gram, khatri_rao, ridge_inverse, trace
+from norton_plugin.errors import DecompositionError
+
+
+@dataclass(frozen=True)
+class CPDResult:
+    """Factors of one layer and how good they are.
+
+    Attributes:
+        factors: Float64 factors on the device of the weight, balanced.
+        nmse: ``||W[n] - W^[n]||^2 / ||W[n]||^2`` per filter, shape (N,), float64; 0 for a zero filter.
+        sweeps: Most ALS sweeps given to any filter decomposed together with this layer; 0 if none was needed.
+        fallback: Shape (N,), True where ALS broke down and the truncated HOSVD start was kept.
+    """
+
+    factors: CPDFactors
+    nmse: Tensor
+    sweeps: int
+    fallback: Tensor
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The settings shared by all layers of one call."""
+
+    restarts: int
+    sweeps: int
+    tolerance: float
+    ridge: float
+    seed: int
+    chunk_bytes: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("restarts", 1), ("sweeps", 1), ("tolerance", 0.0), ("chunk_bytes", 1)):
+            if not getattr(self, name) >= least:
+                raise DecompositionError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.ridge < 1:
+            raise DecompositionError(f"ridge is {self.ridge}; it must lie between 0 and 1, 1e-10 is a good value.")
+
+
+def decompose_filters(
+    weight: Tensor,
+    rank: int,
+    *,
+    restarts: int = 3,
+    sweeps: int = 300,
+    tolerance: float = 1e-5,
+    ridge: float = 1e-10,
+    seed: int = 0,
+    chunk_bytes: int = 256 * 2**20,
+) -> CPDResult:
+    """Decompose every filter of a convolution weight into ``rank`` rank-one terms.
+
+    Batched alternating least squares in float64, all filters at once, with extrapolation and several starts.
+    Rank Kh*Kw is factored exactly, without iterations.
+
+    Args:
+        weight: Shape (N, C, Kh, Kw), any floating dtype and device.
+        rank: R, from 1 to Kh*Kw.
+        restarts: Starts per filter, >= 1: a truncated HOSVD and ``restarts - 1`` random ones.
+        sweeps: Most ALS sweeps per filter, >= 1.
+        tolerance: A filter is done when its NMSE fell by less than this share of itself in ten sweeps; >= 0.
+        ridge: Added to the diagonal of the R x R systems, relative to its mean; in (0, 1).
+        seed: Of the random starts. Equal seeds give equal factors, whatever ``chunk_bytes`` is.
+        chunk_bytes: Bound on working memory, in bytes. A single filter is processed even if it needs more.
+
+    Returns:
+        Factors, errors, and which filters fell back to their start.
+
+    Raises:
+        DecompositionError: Wrong shape, dtype or rank, values that are not finite, or an option out of range.
+    """
+    return decompose_layers(
+        [weight],
+        rank,
+        restarts=restarts,
+        sweeps=sweeps,
+        tolerance=tolerance,
+        ridge=ridge,
+        seed=seed,
+        chunk_bytes=chunk_bytes,
+    )[0]
+
+
+def decompose_layers(
+    weights: Sequence[Tensor],
+    rank: int | Sequence[int],
+    *,
+    restarts: int = 3,
+    sweeps: int = 300,
+    tolerance: float = 1e-5,
+    ridge: float = 1e-10,
+    seed: int = 0,
+    chunk_bytes: int = 256 * 2**20,
+) -> list[CPDResult]:
+    """Decompose several layers; filters of equal kernel shape, rank and device share one batch.
+
+    The result of a layer is the one `decompose_filters` gives for it alone, but for ``sweeps``.
+
+    Args:
+        weights: Weights of shape (N, C, Kh, Kw); all four lengths may differ between layers.
+        rank: One rank for all layers, or one per layer.
+        restarts: See `decompose_filters`.
+        sweeps: See `decompose_filters`.
+        tolerance: See `decompose_filters`.
+        ridge: See `decompose_filters`.
+        seed: See `decompose_filters`.
+        chunk_bytes: See `decompose_filters`.
+
+    Returns:
+        One result per weight, in the same order.
+
+    Raises:
+        DecompositionError: As in `decompose_filters`, or the number of ranks is not the number of weights.
+    """
+    options = _Options(restarts, sweeps, tolerance, ridge, seed, chunk_bytes)
+    ranks = list(rank) if isinstance(rank, Sequence) else [rank] * len(weights)
+    if len(ranks) != len(weights):
+        raise DecompositionError(
+            f"Got {len(ranks)} ranks for {len(weights)} weights; give one rank, or one per weight."
+        )
+    groups: dict[tuple[int, int, int, torch.device], list[int]] = {}
+    for index, (weight, layer_rank) in enumerate(zip(weights, ranks, strict=True)):
+        check_weight(weight, layer_rank)
+        groups.setdefault((weight.shape[2], weight.shape[3], layer_rank, weight.device), []).append(index)
+
+    results: dict[int, CPDResult] = {}
+    for (height, width, group_rank, _), members in groups.items():
+        group = [weights[index].detach() for index in members]
+        solved = _exact(group) if group_rank == height * width else _iterate(group, group_rank, options)
+        results.update(zip(members, solved, strict=True))
+    return [results[index] for index in range(len(weights))]
+
+
+def check_weight(weight: Tensor, rank: int) -> None:
+    """Refuse what cannot be decomposed.
+
+    Args:
+        weight: Should be floating, finite, non-empty, of shape (N, C, Kh, Kw).
+        rank: Should be from 1 to Kh*Kw.
+
+    Raises:
+        DecompositionError: One of these does not hold.
+    """
+    if weight.dim() != 4 or weight.numel() == 0 or not weight.is_floating_point():
+        raise DecompositionError(
+            f"Expected a non-empty floating weight (N, C, Kh, Kw), got {weight.dtype} of shape "
+            f"{tuple(weight.shape)}; pass the weight of a Conv2d."
+        )
+    limit = weight.shape[2] * weight.shape[3]
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
+        raise DecompositionError(
+            f"Rank {rank} was asked for filters of shape {tuple(weight.shape[1:])}; it must be an integer "
+            f"from 1 to Kh*Kw = {limit}, where the factorisation is already exact."
+        )
+    finite = weight.detach().isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = int((~finite).sum())
+        raise DecompositionError(
+            f"{bad} of {len(finite)} filters hold NaN or infinite values (the first is filter "
+            f"{int(finite.logical_not().nonzero()[0])}); repair the weight or leave this layer out."
+        )
+
+
+def _exact(weights: Sequence[Tensor]) -> list[CPDResult]:
+    """Factor at rank Kh*Kw."""
+    results = []
+    for weight in weights:
+        factors = exact_factors(weight.double()).balanced()
+        no = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+        results.append(CPDResult(factors, factors.nmse(weight), 0, no))
+    return results
+
+
+def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CPDResult]:
+    """Decompose layers of equal kernel shape by ALS, chunk by chunk."""
+    height, width = weights[0].shape[2:]
+    starts = [
+        random_starts(len(weight), height=height, width=width, rank=rank, count=options.restarts - 1, seed=options.seed)
+        for weight in weights
+    ]
+    parts: list[list[CPDResult]] = [[] for _ in weights]
+    for pieces in _chunks(weights, rank, options):
+        device = weights[0].device
+        grams = torch.cat([_gram(weights[layer][where]) for layer, where in pieces], dim=2)
+        random = [
+            torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3).to(device) for mode in (0, 1)
+        ]
+        structured = structured_start(grams, height=height, width=width, rank=rank)
+        first = [torch.cat([s.unsqueeze(2), r], dim=2) for s, r in zip(structured, random, strict=True)]
+        solution = solve(
+            grams,
+            *first,
+            sweeps=options.sweeps,
+            tolerance=options.tolerance,
+            ridge=options.ridge,
+        )
+        offset = 0
+        for layer, where in pieces:
+            span = slice(offset, offset + where.stop - where.start)
+            offset = span.stop
+            factors = _attach_head(
+                weights[layer][where],
+                solution.vertical[..., span],
+                solution.horizontal[..., span],
+                options.ridge,
+            )
+            nmse = factors.nmse(weights[layer][where])
+            parts[layer].append(CPDResult(factors, nmse, solution.sweeps, solution.fallback[span]))
+    return [_join(part) for part in parts]
+
+
+def _chunks(weights: Sequence[Tensor], rank: int, options: _Options) -> Iterator[list[tuple[int, slice]]]:
+    """Cut the filters of all layers, in order, into runs whose working memory stays below the bound."""
+    positions = weights[0].shape[2] * weights[0].shape[3]
+    room = options.chunk_bytes
+    pieces: list[tuple[int, slice]] = []
+    for layer, weight in enumerate(weights):
+        # Float64 weight and its parts; Grams; about eight D x R temporaries per start.
+        need = 8 * (4 * weight[0].numel() + 4 * positions**2 + 8 * options.restarts * positions * rank)
+        begin = 0
+        while begin < len(weight):
+            take = min(len(weight) - begin, max(room // need, 0 if pieces else 1))
+            if take:
+                pieces.append((layer, slice(begin, begin + take)))
+                begin, room = begin + take, room - take * need
+            if begin < len(weight):
+                yield pieces
+                pieces, room = [], options.chunk_bytes
+    if pieces:
+        yield pieces
+
+
+def _gram(weight: Tensor) -> Tensor:
+    """``A'A`` of the unfolded filters, scaled to trace one: (n, C, Kh, Kw) gives (D, D, n), float64.
+
+    BLAS sums in an order that depends on where a matrix lies in memory, and ALS may blow a last digit up into
+    another local minimum. So the entries are cut into a high and a low part short enough for exact sums (Ozaki,
+    Ogita, Oishi, Rump, "Error-free transformations of matrix multiplication", Numerical Algorithms 59, 2012): what
+    is left to rounding is far below the last digit, and the result does not depend on chunk, thread or device.
+    """
+    unfolded = weight.double().flatten(2)
+    exponent = torch.frexp(unfolded.abs().amax((1, 2), keepdim=True)).exponent.clamp_min(-1000)
+    unfolded = torch.ldexp(unfolded, -exponent)
+    bits = (53 - max(1, weight.shape[1] - 1).bit_length()) // 2
+    high = torch.round(unfolded * 2.0**bits) * 2.0**-bits
+    low = unfolded - high
+    cross = high.transpose(1, 2) @ low
+    gram = high.transpose(1, 2) @ high + (cross + cross.transpose(1, 2) + low.transpose(1, 2) @ low)
+    gram = gram.permute(1, 2, 0).contiguous()
+    energy = trace(gram)
+    return gram / torch.where(energy > 0, energy, 1.0)
+
+
+def _attach_head(weight: Tensor, vertical: Tensor, horizontal: Tensor, ridge: float) -> CPDFactors:
+    """Solve for the head against the weight itself and balance.
+
+    Args:
+        weight: Shape (n, C, Kh, Kw).
+        vertical: Shape (Kh, R, n).
+        horizontal: Shape (Kw, R, n).
+        ridge: As in `decompose_filters`.
+
+    Returns:
+        Float64 factors.
+    """
+    unfolded = weight.double().flatten(2)
+    kernel = khatri_rao(vertical, horizontal).permute(2, 0, 1)
+    inverse = ridge_inverse(cross_gram(vertical) * cross_gram(horizontal), ridge=ridge).permute(2, 0, 1)
+    solver = kernel @ inverse
+    head = unfolded @ solver
+    # One step of iterative refinement takes the bias of the ridge out of the solution.
+    head += (unfolded - head @ kernel.transpose(1, 2)) @ solver
+    head = head.transpose(1, 2)
+    return CPDFactors(head, vertical.permute(2, 1, 0), horizontal.permute(2, 1, 0)).balanced()
+
+
+def _join(parts: Sequence[CPDResult]) -> CPDResult:
+    """Concatenate the chunks of one layer."""
+    factors = CPDFactors(*(torch.cat(tensors) for tensors in zip(*(part.factors for part in parts), strict=True)))
+    return CPDResult(
+        factors,
+        torch.cat([part.nmse for part in parts]),
+        max(part.sweeps for part in parts),
+        torch.cat([part.fallback for part in parts]),
+    )

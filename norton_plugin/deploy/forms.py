@@ -1,0 +1,89 @@
+"""Choosing, block by block, the equivalent form that is fastest here (design: method, section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import FORMS, CPDBlock, Form
+from norton_plugin.deploy.latency import compare_latency
+from norton_plugin.errors import SurgeryError
+
+
+@dataclass(frozen=True)
+class FormChoice:
+    """What was measured for one block.
+
+    Attributes:
+        name: Dotted name of the block.
+        form: The fastest form, now set.
+        milliseconds: Median time of every form on the largest input the block saw.
+    """
+
+    name: str
+    form: Form
+    milliseconds: dict[str, float]
+
+
+def select_forms_(model: nn.Module, example_inputs: Any, *, rounds: int = 5) -> tuple[FormChoice, ...]:
+    """Measures every form of every CPDBlock on the inputs it really gets, and keeps the fastest, in place.
+
+    The dense form is among them, so a block is not slower than the convolution it replaced. Weights, state dict and
+    outputs (up to rounding) stay as they are.
+
+    Args:
+        model: Run in evaluation mode; flags are restored.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
+        rounds: Timed calls per form.
+
+    Raises:
+        SurgeryError: The model has no CPDBlock.
+    """
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, CPDBlock)}
+    if not blocks:
+        raise SurgeryError("the model has no CPDBlock whose form could be chosen")
+    inputs: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if name not in inputs or arguments[0].numel() > inputs[name].numel():
+                inputs[name] = arguments[0].detach()
+
+        return hook
+
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [block.register_forward_pre_hook(remember(name)) for name, block in blocks.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            if isinstance(example_inputs, dict):
+                model(**example_inputs)
+            elif isinstance(example_inputs, tuple | list):
+                model(*example_inputs)
+            else:
+                model(example_inputs)
+            for handle in handles:
+                handle.remove()
+            return tuple(_select_(n, blocks[n], x, rounds) for n, x in inputs.items())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def _select_(name: str, block: CPDBlock, x: Tensor, rounds: int) -> FormChoice:
+    def runner(form: Form) -> Any:
+        def run() -> Tensor:
+            block.form = form
+            return block(x)
+
+        return run
+
+    timing = compare_latency([runner(form) for form in FORMS], rounds=rounds, warmup=1)
+    milliseconds = {form: 1e3 * s for form, s in zip(FORMS, timing.seconds, strict=True)}
+    block.form = min(FORMS, key=lambda form: milliseconds[form])
+    return FormChoice(name, block.form, milliseconds)

@@ -1,0 +1,32 @@
+"""Errors raised on purpose by this package.
+
+Every message says what came, what was expected and what to do about it.
+"""
+
+
+class NortonError(Exception):
+    """Base class: catch it to catch everything this package raises on purpose."""
+
+
+class RecipeError(NortonError, ValueError):
+    """A setting is out of its range, unknown, or contradicts another one."""
+
+
+class DecompositionError(NortonError, ValueError):
+    """A weight or a rank cannot be decomposed (NaN values, wrong shape, rank below one)."""
+
+
+class SurgeryError(NortonError, RuntimeError):
+    """A model cannot be changed as asked; it is left as it was."""
+
+
+class ArtifactError(NortonError, RuntimeError):
+    """An artefact cannot be written, is damaged, or does not belong to the model at hand."""
+
+
+class SourceError(NortonError, ValueError):
+    """A model or data source cannot be found, built or read."""
+
+
+class MissingExtraError(NortonError, ImportError):
+    """An optional dependency is absent; the message names the pip command that installs it."""

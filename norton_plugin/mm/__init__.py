@@ -1,0 +1,45 @@
+"""Training, fine-tuning and evaluation on mmengine's Runner; the only package that imports mmengine.
+
+Importing it registers the classes below in mmengine's registries, and lets ``torch.load`` read mmengine's own
+checkpoints with ``weights_only=True`` (see :mod:`norton_plugin.mm.safe_globals`).
+"""
+
+from ..errors import MissingExtraError
+
+try:
+    import mmengine as _mmengine  # noqa: F401
+except ImportError as _error:  # pragma: no cover - needs an environment without mmengine
+    raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[mmdet]'") from _error
+
+from .augment import crop_and_flip
+from .classifier import TimmClassifier
+from .datasets import ImageFolder, collate_batch
+from .evaluate import Evaluation, evaluate
+from .finetune import FinetuneResult, finetune
+from .metrics import TopKAccuracy
+from .optimizer import parameter_groups
+from .packed import PackedImages, pack_folder
+from .preprocessor import ImagePreprocessor
+from .progress import EpochRecord
+from .safe_globals import allow_own_checkpoints
+from .settings import FinetuneSettings
+
+allow_own_checkpoints()
+
+__all__ = [
+    "EpochRecord",
+    "Evaluation",
+    "FinetuneResult",
+    "FinetuneSettings",
+    "ImageFolder",
+    "ImagePreprocessor",
+    "PackedImages",
+    "TimmClassifier",
+    "TopKAccuracy",
+    "collate_batch",
+    "crop_and_flip",
+    "evaluate",
+    "finetune",
+    "pack_folder",
+    "parameter_groups",
+]

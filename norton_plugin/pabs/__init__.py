@@ -1,0 +1,20 @@
+"""Which filters of a layer resemble each other, and in which order to remove them; tensors only."""
+
+from norton_plugin.pabs.angles import largest_angle_matrix, principal_angles
+from norton_plugin.pabs.baselines import csa_distance, vbd_distance
+from norton_plugin.pabs.distance import PairwiseDistance, combine, pabs_distance, vector_distance
+from norton_plugin.pabs.order import keep_indices, removal_order, removal_scores
+
+__all__ = [
+    "PairwiseDistance",
+    "combine",
+    "csa_distance",
+    "keep_indices",
+    "largest_angle_matrix",
+    "pabs_distance",
+    "principal_angles",
+    "removal_order",
+    "removal_scores",
+    "vbd_distance",
+    "vector_distance",
+]

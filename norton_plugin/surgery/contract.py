@@ -1,0 +1,121 @@
+"""What a convolution computes, read off its module, or the reason why that cannot be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from norton_plugin.blocks.padding import PaddingRule
+from norton_plugin.errors import DecompositionError
+
+
+@dataclass(frozen=True)
+class ConvContract:
+    """Everything a replacement of a 2-D convolution has to keep.
+
+    Attributes:
+        weight: The effective weight (N, C, Kh, Kw), any standardisation applied, detached.
+        bias: (N,) or None, detached.
+        in_channels: Channels of the input (C times groups).
+        stride: (vertical, horizontal) in pixels.
+        padding: As ``blocks.padding`` names it.
+        dilation: (vertical, horizontal).
+        groups: Channel groups.
+        padding_mode: As of ``nn.Conv2d``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    in_channels: int
+    stride: tuple[int, int]
+    padding: PaddingRule | str
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """(Kh, Kw)."""
+        return self.weight.shape[2], self.weight.shape[3]
+
+
+def _standardised(conv: nn.Conv2d) -> Tensor:
+    """timm's StdConv2d and ScaledStdConv2d: each filter to zero mean and unit variance, times an optional gain."""
+    gain = getattr(conv, "gain", None)
+    scale = None if gain is None else (gain * conv.scale).reshape(-1)
+    rows = conv.weight.reshape(1, conv.out_channels, -1)
+    return F.batch_norm(rows, None, None, weight=scale, training=True, momentum=0.0, eps=conv.eps).reshape_as(
+        conv.weight
+    )
+
+
+def _weight_standardised_mmcv(conv: nn.Conv2d) -> Tensor:
+    """mmcv's ConvWS2d: like the above, with eps added to the unbiased standard deviation instead of the variance."""
+    rows = conv.weight.flatten(1)
+    rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + conv.eps)
+    return rows.reshape_as(conv.weight)
+
+
+# Subclasses with their own forward, for which the effective weight and padding are known exactly.
+_PLAIN = {"mmcv.cnn.bricks.wrappers.Conv2d"}
+_DYNAMIC_SAME = {"timm.layers.conv2d_same.Conv2dSame"}
+_STANDARDISED = {f"timm.layers.std_conv.{name}" for name in ("StdConv2d", "ScaledStdConv2d")}
+_STANDARDISED_SAME = {f"timm.layers.std_conv.{name}" for name in ("StdConv2dSame", "ScaledStdConv2dSame")}
+_WEIGHT_STANDARDISED = {"mmcv.cnn.bricks.conv_ws.ConvWS2d"}
+
+
+def read_contract(module: nn.Module) -> ConvContract | str:
+    """Reads a convolution, or says in words why it is not one this package can replace.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        The contract, or the reason.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return f"{type(module).__name__} is not a 2-D convolution"
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return "carries hooks that a replacement would lose"
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    own_forward = type(module).forward is not nn.Conv2d.forward
+    own_forward |= type(module)._conv_forward is not nn.Conv2d._conv_forward
+    weight, padding = module.weight, module.padding
+    if kind in _STANDARDISED | _STANDARDISED_SAME:
+        weight = _standardised(module)
+        if kind in _STANDARDISED_SAME and module.same_pad:
+            padding = "dynamic_same"
+    elif kind in _WEIGHT_STANDARDISED:
+        weight = _weight_standardised_mmcv(module)
+    elif kind in _DYNAMIC_SAME:
+        padding = "dynamic_same"
+    elif own_forward and kind not in _PLAIN:
+        return f"{type(module).__name__} computes its output in its own way, and no exact rule for it is known"
+    if module.weight.is_meta:
+        return "its weight is on the meta device: load weights first"
+    return ConvContract(
+        weight=weight.detach(),
+        bias=None if module.bias is None else module.bias.detach(),
+        in_channels=module.in_channels,
+        stride=module.stride,  # type: ignore[arg-type]
+        padding=padding,  # type: ignore[arg-type]
+        dilation=module.dilation,  # type: ignore[arg-type]
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+    )
+
+
+def check_finite(name: str, weight: Tensor) -> None:
+    """Raises where a weight holds NaN or infinity.
+
+    Raises:
+        DecompositionError: Some value is not finite.
+    """
+    bad = int((~torch.isfinite(weight)).sum())
+    if bad:
+        raise DecompositionError(
+            f"the weight of {name} holds {bad} values that are NaN or infinite; load a sound checkpoint first"
+        )

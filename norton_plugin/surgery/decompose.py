@@ -1,0 +1,246 @@
+"""Phase one on a model: every convolution worth it becomes a CPDBlock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock, break_even_rank
+from norton_plugin.cpd import CPDResult, decompose_layers
+from norton_plugin.errors import SurgeryError
+from norton_plugin.patterns import lookup, require_matches
+from norton_plugin.recipe import Decomposition, Rank, Scope
+from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
+from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
+from norton_plugin.surgery.swap import names_by_identity, swap_
+
+logger = logging.getLogger(__name__)
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+MapSizes = Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A convolution to be decomposed, and the highest rank it may get."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    contract: ConvContract
+    rank: Rank
+    limit: int
+
+
+def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | None = None) -> CPDBlock:
+    """An uninitialised CPDBlock with the geometry, device and dtype of a convolution.
+
+    Args:
+        contract: As read by ``read_contract``.
+        rank: R.
+        like: The module whose training flag and ``requires_grad`` are taken over.
+    """
+    weight = contract.weight
+    block = CPDBlock(
+        contract.in_channels,
+        weight.shape[0],
+        contract.kernel_size,
+        rank,
+        stride=contract.stride,
+        padding=contract.padding,
+        dilation=contract.dilation,
+        groups=contract.groups,
+        bias=contract.bias is not None,
+        padding_mode=contract.padding_mode,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    if like is not None:
+        block.train(like.training)
+        weight_grad = any(p.requires_grad for name, p in like.named_parameters() if name != "bias")
+        for name, parameter in block.named_parameters():
+            old_bias = getattr(like, "bias", None)
+            parameter.requires_grad_(old_bias.requires_grad if name == "bias" else weight_grad)
+    return block
+
+
+def from_conv(conv: nn.Module, rank: int, *, seed: int = 0, restarts: int = 3, sweeps: int = 300) -> CPDBlock:
+    """Decomposes one convolution.
+
+    Args:
+        conv: A 2-D convolution with kernel, stride, dilation, groups and padding of any kind.
+        rank: R, from 1 to Kh * Kw.
+        seed: Of the random starts.
+        restarts: Starts per filter.
+        sweeps: Most ALS sweeps.
+
+    Returns:
+        The block, with the convolution's device, dtype, training flag and ``requires_grad``.
+
+    Raises:
+        SurgeryError: The module is not a convolution that can be replaced exactly.
+        DecompositionError: The rank or the weight cannot be used.
+    """
+    contract = read_contract(conv)
+    if isinstance(contract, str):
+        raise SurgeryError(f"cannot decompose: {contract}")
+    check_finite(type(conv).__name__, contract.weight)
+    [result] = decompose_layers([contract.weight], rank, seed=seed, restarts=restarts, sweeps=sweeps)
+    block = block_from_contract(contract, rank, like=conv)
+    block.set_factors(result.factors, contract.bias)
+    return block
+
+
+def decompose_(
+    model: nn.Module,
+    decomposition: Decomposition,
+    *,
+    scope: Scope | None = None,
+    map_sizes: MapSizes | None = None,
+    require: bool = True,
+) -> DecompositionReport:
+    """Replaces convolutions by CPDBlocks, in place.
+
+    Args:
+        model: Changed in place, or not at all where an error is raised.
+        decomposition: Ranks and how to reach them.
+        scope: Which layers; all by default.
+        map_sizes: Input and output map (H, W) per layer name, for the exact break-even rank; without it the stride
+            is used.
+        require: Raise where not one layer can be decomposed; otherwise the report is merely empty.
+
+    Returns:
+        What was decomposed, and every other convolution with the reason.
+
+    Raises:
+        RecipeError: A pattern matches nothing.
+        DecompositionError: A weight holds NaN or infinity.
+        SurgeryError: Not one layer can be decomposed, and ``require`` is set.
+    """
+    scope = scope or Scope()
+    scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
+    targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
+    results = _results(targets, decomposition, skipped)
+    if require and not results:
+        raise SurgeryError(
+            f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}"
+        )
+    replacements: dict[nn.Module, nn.Module] = {}
+    layers = []
+    for target, rank, result in results:
+        block = block_from_contract(target.contract, rank, like=target.module)
+        block.set_factors(result.factors, target.contract.bias)
+        replacements[target.module] = block
+        layers.append(
+            DecomposedLayer(
+                target.names,
+                rank,
+                float(result.nmse.mean()),
+                float(result.nmse.max()),
+                int(result.fallback.sum()),
+            )
+        )
+    swap_(model, replacements)
+    logger.info("decomposed %d convolutions, left %d", len(layers), len(skipped))
+    return DecompositionReport(tuple(layers), tuple(skipped))
+
+
+def plan_decomposition(
+    model: nn.Module, decomposition: Decomposition, *, scope: Scope, map_sizes: MapSizes
+) -> tuple[list[_Target], list[Skipped]]:
+    """Sorts the model's convolutions into those to decompose and those to leave, with reasons."""
+    convolutions = {m: n for m, n in names_by_identity(model).items() if isinstance(m, _CONVOLUTIONS)}
+    flat = [name for names in convolutions.values() for name in names]
+    require_matches(decomposition.ranks, flat, what="decomposition.ranks")
+    targets: list[_Target] = []
+    skipped: list[Skipped] = []
+    for module, names in convolutions.items():
+        outcome = _consider(module, names, decomposition, scope, map_sizes)
+        if isinstance(outcome, _Target):
+            targets.append(outcome)
+        else:
+            skipped.append(Skipped(names[0], outcome))
+    return targets, skipped
+
+
+def _consider(
+    module: nn.Module,
+    names: tuple[str, ...],
+    decomposition: Decomposition,
+    scope: Scope,
+    map_sizes: MapSizes,
+) -> _Target | str:
+    if not scope.admits(*names):
+        return "outside the scope"
+    rank: Rank = lookup(decomposition.ranks, names[0], decomposition.rank)
+    if rank is None:
+        return "no rank is asked for it"
+    contract = read_contract(module)
+    if isinstance(contract, str):
+        return contract
+    filters, channels, *_ = contract.weight.shape
+    if contract.kernel_size == (1, 1):
+        return "1x1 kernel: a decomposition saves nothing, it is pruned only"
+    if channels == 1:
+        return "depthwise: one input channel per filter, a decomposition saves nothing"
+    sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
+    useful = contract.kernel_size[0] * contract.kernel_size[1]
+    limit = break_even_rank(
+        channels,
+        contract.kernel_size,
+        stride=contract.stride,
+        input_size=sizes[0],
+        output_size=sizes[1],
+    )
+    if decomposition.allow_dearer:
+        limit = useful
+    limit = min(limit, useful)
+    wanted = 1 if rank == "auto" else rank
+    if isinstance(wanted, int) and wanted > limit and not decomposition.allow_dearer:
+        return f"rank {wanted} needs more MACs than the dense convolution (break-even rank {limit})"
+    check_finite(names[0], contract.weight)
+    return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit)
+
+
+def _results(
+    targets: list[_Target], decomposition: Decomposition, skipped: list[Skipped]
+) -> list[tuple[_Target, int, CPDResult]]:
+    """Decomposes all fixed ranks in one batch, then raises the automatic ones step by step."""
+
+    def run(chosen: list[_Target], ranks: list[int]) -> list[CPDResult]:
+        return decompose_layers(
+            [target.contract.weight for target in chosen],
+            ranks,
+            restarts=decomposition.restarts,
+            sweeps=decomposition.sweeps,
+            tolerance=decomposition.tolerance,
+            seed=decomposition.seed,
+        )
+
+    done: dict[int, tuple[int, CPDResult]] = {}
+    fixed = [t for t in targets if t.rank != "auto"]
+    with torch.no_grad():
+        for target, result in zip(fixed, run(fixed, [int(t.rank or 0) for t in fixed]) if fixed else [], strict=True):
+            done[id(target)] = (int(target.rank or 0), result)
+        open_targets = [t for t in targets if t.rank == "auto"]
+        rank = 1
+        while open_targets:
+            remaining = []
+            for target, result in zip(open_targets, run(open_targets, [rank] * len(open_targets)), strict=True):
+                if float(result.nmse.mean()) <= decomposition.target_nmse:
+                    done[id(target)] = (rank, result)
+                elif rank < target.limit:
+                    remaining.append(target)
+                else:
+                    skipped.append(
+                        Skipped(
+                            target.names[0],
+                            f"NMSE {float(result.nmse.mean()):.3f} at its highest useful rank {rank} is above the "
+                            f"target {decomposition.target_nmse:g}",
+                        )
+                    )
+            open_targets, rank = remaining, rank + 1
+    return [(target, *done[id(target)]) for target in targets if id(target) in done]

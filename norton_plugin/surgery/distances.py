@@ -1,0 +1,98 @@
+"""Distances between the channels of a group, gathered from all layers that make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.pabs import (
+    PairwiseDistance,
+    combine,
+    csa_distance,
+    pabs_distance,
+    vbd_distance,
+    vector_distance,
+)
+from norton_plugin.recipe import Criterion
+from norton_plugin.surgery.contract import read_contract
+
+Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
+
+
+def filter_rows(module: nn.Module) -> Tensor:
+    """The filters of a layer as vectors: (N, D), float64, detached."""
+    contract = read_contract(module)
+    weight = module.weight.detach() if isinstance(contract, str) else contract.weight  # type: ignore[union-attr]
+    if getattr(module, "transposed", False):
+        groups = int(module.groups)  # type: ignore[arg-type]
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1).double()
+
+
+def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> PairwiseDistance:
+    """Distances between all filters of one layer: (N, N).
+
+    Under PABS a CPDBlock is compared factor by factor; any other layer's filters are single vectors, a case of rank
+    one. The other criteria compare whole filters.
+    """
+    if criterion == "vbd":
+        return vbd_distance(filter_rows(module))
+    if criterion == "csa":
+        return csa_distance(filter_rows(module))
+    if isinstance(module, CPDBlock):
+        return pabs_distance([factor.detach() for factor in module.factors])
+    return vector_distance(filter_rows(module))
+
+
+def group_distance(
+    producers: Sequence[Producer], *, size: int, criterion: Criterion = "pabs"
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Combined distances between the root channels of a group.
+
+    Args:
+        producers: Layers, with the indices of their filters and the root channel of each.
+        size: N, root channels of the group.
+        criterion: Which distance.
+
+    Returns:
+        Matrix (N, N): the sum of the layers' matrices, each normalised by its mean. Where several filters of one
+        layer belong to one root channel, their distances are averaged. With it, the layers' notes on factors that
+        tell no filters apart.
+    """
+    matrices, notes = [], []
+    for module, own, roots in producers:
+        distance = layer_distance(module, criterion=criterion)
+        matrices.append(_to_roots(distance.matrix, own, roots, size))
+        notes += [note for note in distance.notes if note not in notes]
+    return combine(matrices), tuple(notes)
+
+
+def _to_roots(matrix: Tensor, own: Sequence[int], roots: Sequence[int], size: int) -> Tensor:
+    if list(own) == list(roots) == list(range(size)) and len(matrix) == size:
+        return matrix
+    index = torch.as_tensor(own, device=matrix.device)
+    target = torch.as_tensor(roots, device=matrix.device)
+    places = (target[:, None], target[None, :])
+    picked = matrix[index][:, index]
+    total = picked.new_zeros(size, size).index_put_(places, picked, accumulate=True)
+    count = picked.new_zeros(size, size).index_put_(places, torch.ones_like(picked), accumulate=True)
+    return (total / count.clamp_min(1)).fill_diagonal_(0)
+
+
+def fold(matrix: Tensor, parts: int) -> Tensor:
+    """Sums the distances of channels at the same place in each of so many equal parts.
+
+    Args:
+        matrix: (N, N).
+        parts: Divides N.
+
+    Returns:
+        (N / parts, N / parts).
+    """
+    if parts == 1:
+        return matrix
+    size = matrix.shape[0] // parts
+    return sum(matrix[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(parts))  # type: ignore[return-value]

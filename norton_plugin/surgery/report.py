@@ -1,0 +1,98 @@
+"""What surgery did, layer by layer: plain records, printed by somebody else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something left as it was.
+
+    Attributes:
+        name: Dotted name of the layer (or of the root layer of a channel group).
+        reason: Why, in words for a user.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DecomposedLayer:
+    """One convolution that became a CPDBlock.
+
+    Attributes:
+        names: Every dotted name of the module (more than one where it is shared).
+        rank: R.
+        nmse_mean: Mean over the filters of ||W - W^||^2 / ||W||^2, in [0, 1].
+        nmse_worst: The worst filter's.
+        fallback_filters: Filters whose ALS did not converge and that keep a truncated HOSVD.
+    """
+
+    names: tuple[str, ...]
+    rank: int
+    nmse_mean: float
+    nmse_worst: float
+    fallback_filters: int
+
+
+@dataclass(frozen=True)
+class DecompositionReport:
+    """Result of ``decompose_``.
+
+    Attributes:
+        layers: Decomposed layers in the model's order.
+        skipped: All other convolutions, each with its reason.
+    """
+
+    layers: tuple[DecomposedLayer, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class PrunedGroup:
+    """Channels removed together.
+
+    Attributes:
+        root: Name of the layer that stands for the group.
+        members: Names of all layers whose outputs lost these channels.
+        before: Channels before.
+        after: Channels after.
+        keep: Share asked for, in (0, 1].
+        notes: Factors that span their whole space, and so said nothing about distances.
+        error: Relative output error against the masked model, None where it was not checked.
+    """
+
+    root: str
+    members: tuple[str, ...]
+    before: int
+    after: int
+    keep: float
+    notes: tuple[str, ...] = ()
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """Result of ``prune_``.
+
+    Attributes:
+        groups: Pruned groups in the order of the graph.
+        skipped: Groups left whole, each with its reason.
+        verified: Whether the groups were compared with the masked model.
+        verify_seconds: What that comparison cost.
+    """
+
+    groups: tuple[PrunedGroup, ...]
+    skipped: tuple[Skipped, ...]
+    verified: bool = False
+    verify_seconds: float = 0.0
+
+
+def summary(skipped: Iterable[Skipped]) -> str:
+    """The reasons in one line, the most frequent first."""
+    counts = Counter(entry.reason for entry in skipped)
+    return "; ".join(f"{reason} ({count} x)" if count > 1 else reason for reason, count in counts.most_common())

@@ -1,0 +1,45 @@
+"""Replacing a module by identity: in every parent that holds it, once."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from norton_plugin.errors import SurgeryError
+
+
+def names_by_identity(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
+    """All dotted names of every module object; a shared one has several.
+
+    Args:
+        model: The root; it is listed under the name ``""``.
+    """
+    names: dict[nn.Module, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[module] = (*names.get(module, ()), name)
+    return names
+
+
+def swap_(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Puts each replacement wherever its original stands in the model.
+
+    Args:
+        model: Changed in place.
+        replacements: From the module to be replaced to its successor.
+
+    Raises:
+        SurgeryError: An original is the model itself, or is not part of it; nothing is changed then.
+    """
+    if model in replacements:
+        raise SurgeryError(
+            f"the model is itself the {type(model).__name__} to be replaced; wrap it, as in nn.Sequential(layer)"
+        )
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in model.modules():
+        for attribute, child in parent._modules.items():
+            if child is not None and child in replacements:
+                places.append((parent, attribute, child))
+    missing = [type(old).__name__ for old in replacements if all(child is not old for _, _, child in places)]
+    if missing:
+        raise SurgeryError(f"not part of the model: {', '.join(missing)}")
+    for parent, attribute, child in places:
+        parent._modules[attribute] = replacements[child]

@@ -1,0 +1,18 @@
+"""Where models come from: timm, torchvision, any Python function, and the networks of the paper.
+
+The only package that imports timm, ``torchvision.models`` or scikit-learn; each is imported on first use.
+"""
+
+from .checkpoint import load_checkpoint_, read_state_dict
+from .preprocessing import Preprocessing
+from .sources import ModelSource, list_models, load_source, rebuild
+
+__all__ = [
+    "ModelSource",
+    "Preprocessing",
+    "list_models",
+    "load_checkpoint_",
+    "load_source",
+    "read_state_dict",
+    "rebuild",
+]

@@ -1,0 +1,75 @@
+"""What every file of the zoo offers, and the errors they share."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from ..errors import SourceError
+from .preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model just built by an ecosystem.
+
+    Attributes:
+        model: The model, in eval mode.
+        kwargs: JSON-able arguments that build the same architecture again.
+        preprocessing: What its images look like.
+        inputs: Number of input tensors its ``forward`` takes.
+    """
+
+    model: nn.Module
+    kwargs: dict[str, Any]
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    inputs: int = 1
+
+
+class Ecosystem(Protocol):
+    """The two functions a file of the zoo defines."""
+
+    def names(self) -> list[str]:
+        """Return the names that ``build`` accepts."""
+        ...
+
+    def build(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        num_classes: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Built:
+        """Build one model."""
+        ...
+
+
+def unknown_model(kind: str, name: str, names: Sequence[str]) -> SourceError:
+    """Describe a name that an ecosystem does not have, with the nearest names it has."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    advice = f"did you mean {', '.join(near)}?" if near else f"it has {len(names)} models, such as {names[0]}"
+    return SourceError(f"{kind} has no model {name!r}; {advice}")
+
+
+def failed_build(kind: str, name: str, error: Exception) -> SourceError:
+    """Describe a constructor that raised."""
+    return SourceError(f"{kind}:{name} cannot be built with these arguments: {first_line(error)}")
+
+
+def no_weights(kind: str, name: str, error: Exception) -> SourceError:
+    """Describe pretrained weights that cannot be had."""
+    return SourceError(
+        f"no pretrained weights of {kind}:{name} can be loaded ({first_line(error)}); "
+        "without a network, download them elsewhere and pass the file with --checkpoint"
+    )
+
+
+def first_line(error: Exception, *, width: int = 160) -> str:
+    """Shorten an error to its kind and first line, at most ``width`` characters."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= width else text[: width - 3] + "..."

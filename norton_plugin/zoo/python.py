@@ -1,0 +1,98 @@
+"""Models built by any Python function: ``python:package.module:function``."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import SourceError
+from .ecosystem import Built, failed_build, first_line, no_weights
+from .preprocessing import Preprocessing, resolve_input_size
+
+
+def names() -> list[str]:
+    """Return no names: every importable function is one."""
+    return []
+
+
+def build(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Built:
+    """Call ``function(**kwargs)`` and take the ``nn.Module`` it returns.
+
+    Args:
+        name: ``package.module:function``; the current folder is searched too. A class works as well.
+        pretrained: Passed on as ``pretrained=True`` when the function takes it, else an error.
+        num_classes: Passed on as ``num_classes=`` when given.
+        input_size: Size of the images; 3x224x224 when ``None``, or the model's own attribute ``input_size``.
+        kwargs: Further arguments of the function.
+
+    Returns:
+        The model; its normalisation is ImageNet's unless it has attributes ``mean`` and ``std``.
+
+    Raises:
+        SourceError: The function cannot be imported or called, or returns something else than a module.
+    """
+    function = _find(name)
+    arguments = dict(kwargs or {})
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    extra = {"pretrained": True} if pretrained else {}
+    if pretrained and not _takes(function, "pretrained"):
+        raise no_weights("python", name, SourceError("the function takes no argument named pretrained"))
+    try:
+        model = function(**arguments, **extra)
+    except Exception as error:  # foreign code: whatever it raises is reported as one line with its cause attached
+        raise failed_build("python", name, error) from error
+    if not isinstance(model, nn.Module):
+        raise SourceError(f"python:{name} returned a {type(model).__name__}, expected a torch.nn.Module")
+    default = Preprocessing()
+    own_size = getattr(model, "input_size", default.input_size)
+    size = resolve_input_size(input_size, own_size if _is_shape(own_size) else default.input_size)
+    mean, std = (getattr(model, key, getattr(default, key)) for key in ("mean", "std"))
+    return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, tuple(mean), tuple(std)))
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise SourceError(f"python:{name} is incomplete; expected python:package.module:function")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing foreign code may raise anything
+        raise SourceError(f"module {module_name!r} cannot be imported: {first_line(error)}") from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SourceError(
+            f"module {module_name!r} has no function {attribute!r}; it has {', '.join(public[:8]) or 'none'}"
+        )
+    return function
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) >= 3 and all(isinstance(side, int) for side in value)

@@ -1,0 +1,135 @@
+"""Turn a string such as ``timm:resnet18`` into a model, an example input and a recipe to build it again."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SourceError
+from .checkpoint import load_checkpoint_
+from .ecosystem import Ecosystem
+from .preprocessing import Preprocessing
+
+_KINDS = ("timm", "torchvision", "python", "cifar", "demo")
+_EXAMPLE = (
+    "expected KIND:NAME, such as timm:resnet18, torchvision:resnet50, cifar:resnet20 or python:package.module:function"
+)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model, ready to compress, and how to build it again.
+
+    Attributes:
+        model: The model, in eval mode, on the CPU.
+        example_inputs: Random tensors of batch 1 that ``model(*example_inputs)`` accepts.
+        spec: JSON-able ``{"kind", "name", "kwargs"}`` for :func:`rebuild`.
+        preprocessing: Size and normalisation of its images.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    spec: dict[str, Any]
+    preprocessing: Preprocessing
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch axis."""
+        return self.preprocessing.input_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean of images scaled to [0, 1]."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation of images scaled to [0, 1]."""
+        return self.preprocessing.std
+
+
+def load_source(
+    spec: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    num_classes: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> ModelSource:
+    """Build the model that ``spec`` names.
+
+    Args:
+        spec: ``timm:NAME``, ``torchvision:NAME``, ``cifar:NAME``, ``demo:NAME`` or
+            ``python:package.module:function``.
+        pretrained: Load the published weights of the ecosystem (needs a network or a filled cache).
+        checkpoint: A file of weights to load, every name and shape of which must match.
+        num_classes: Number of outputs of the classifier; ``None`` keeps the model's own.
+        input_size: One side in pixels, (H, W) or (C, H, W); ``None`` keeps the model's own.
+        kwargs: Further JSON-able arguments of the constructor.
+
+    Returns:
+        The model in eval mode with its example input.
+
+    Raises:
+        SourceError: The kind or the name is unknown, the arguments do not fit, or the weights cannot be had.
+        MissingExtraError: The ecosystem is not installed.
+    """
+    if pretrained and checkpoint is not None:
+        raise SourceError("both pretrained weights and a checkpoint were asked for; give one of the two")
+    if num_classes is not None and num_classes < 1:
+        raise SourceError(f"num_classes is {num_classes}, expected at least 1")
+    kind, name = _split(spec)
+    built = _ecosystem(kind).build(
+        name, pretrained=pretrained, num_classes=num_classes, input_size=input_size, kwargs=kwargs
+    )
+    if checkpoint is not None:
+        load_checkpoint_(built.model, checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, *built.preprocessing.input_size)
+    return ModelSource(
+        model=built.model.eval(),
+        example_inputs=tuple(torch.randn(shape, generator=generator) for _ in range(built.inputs)),
+        spec={"kind": kind, "name": name, "kwargs": built.kwargs},
+        preprocessing=built.preprocessing,
+    )
+
+
+def rebuild(spec: Mapping[str, Any]) -> nn.Module:
+    """Build the architecture of :attr:`ModelSource.spec` again, with fresh weights and no download.
+
+    Args:
+        spec: ``{"kind", "name", "kwargs"}``.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        SourceError: A key is absent, or the model cannot be built.
+    """
+    absent = [key for key in ("kind", "name") if not isinstance(spec.get(key), str)]
+    if absent:
+        raise SourceError(f"the model's source lacks {' and '.join(absent)}; expected kind, name and kwargs")
+    return _ecosystem(spec["kind"]).build(spec["name"], kwargs=spec.get("kwargs") or {}).model.eval()
+
+
+def list_models(kind: str) -> list[str]:
+    """Return the names one ecosystem offers; empty for ``python``."""
+    return _ecosystem(kind).names()
+
+
+def _split(spec: str) -> tuple[str, str]:
+    kind, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise SourceError(f"{spec!r} is not a model source; {_EXAMPLE}")
+    return kind, name
+
+
+def _ecosystem(kind: str) -> Ecosystem:
+    if kind not in _KINDS:
+        raise SourceError(f"unknown kind of model source {kind!r}, expected one of {', '.join(_KINDS)}; {_EXAMPLE}")
+    return cast(Ecosystem, importlib.import_module(f".{kind}", __package__))

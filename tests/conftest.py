@@ -1,0 +1,59 @@
+"""What all tests share: markers that skip where a machine lacks something, and the folder of real data."""
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _missing_for(marker: str) -> str | None:
+    if marker == "gpu" and not torch.cuda.is_available():
+        return "needs a CUDA device; torch.cuda.is_available() is False"
+    if marker == "mm":
+        absent = [name for name in ("mmengine", "mmcv", "mmdet") if find_spec(name) is None]
+        if absent:
+            return f"needs {', '.join(absent)}: pip install 'norton-plugin[mmdet]'"
+    return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores between the workers of pytest-xdist; more threads than cores make every test slower."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    reasons = {marker: _missing_for(marker) for marker in ("mm", "gpu")}
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Top folder of the working tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data (``cifar10_jpeg/``, ``weights/``, ``bccd/``); ``NORTON_DATA`` names another one."""
+    folder = Path(os.environ.get("NORTON_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}; set NORTON_DATA to one")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    """Give every test the same random numbers, whatever ran before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
