@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -186,7 +185,7 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise ArtifactError(f"the weights hold {name}, which the rebuilt model does not have")
         if own[name].shape != tensors[name].shape:
             raise ArtifactError(
-                f"{name} has shape {tuple(tensors[name].shape)} in the weights and {tuple(own[name].shape)} in the model"
+                f"{name} has shape {tuple(tensors[name].shape)} in the weights, {tuple(own[name].shape)} in the model"
             )
     for parameter_name, tensor in own.items():
         if tensor.dtype != tensors[parameter_name].dtype and tensor.is_floating_point():

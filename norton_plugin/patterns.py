@@ -1,9 +1,9 @@
-"""The one language in which layers are named: in recipes, on the command line, in configs.
+r"""The one language in which layers are named: in recipes, on the command line, in configs.
 
 A pattern is one of
     a dotted name      ``backbone.layer1``    the module of that name and everything below it
     a shell wildcard   ``*.conv2``, ``layer[34].*``    ``*`` also runs over dots
-    a regular expression after ``re:``    ``re:layer[34]\\.\\d+\\.conv2``, matched against the whole name
+    a regular expression after ``re:``    ``re:layer[34]\.\d+\.conv2``, matched against the whole name
 """
 
 from __future__ import annotations

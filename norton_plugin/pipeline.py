@@ -197,14 +197,14 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise SurgeryError(f"{name} holds NaN or infinite values; load a sound checkpoint first")
     floating = [p for p in parameters.values() if p.is_floating_point()]
-    for tensor in output_tensors(example_inputs):
-        if floating and tensor.device != floating[0].device:
+    for example in output_tensors(example_inputs):
+        if floating and example.device != floating[0].device:
             raise SurgeryError(
-                f"example_inputs are on {tensor.device}, the model on {floating[0].device}; move them together"
+                f"example_inputs are on {example.device}, the model on {floating[0].device}; move them together"
             )
-        if floating and all(p.dtype != tensor.dtype for p in floating):
+        if floating and all(p.dtype != example.dtype for p in floating):
             raise SurgeryError(
-                f"example_inputs are {tensor.dtype}, the model's parameters {floating[0].dtype}; give an example of "
+                f"example_inputs are {example.dtype}, the model's parameters {floating[0].dtype}; give an example of "
                 "the model's dtype (or call model.float() first: factors can be cast to half precision afterwards)"
             )
 
@@ -265,4 +265,3 @@ def _own_parameters(module: nn.Module) -> int:
 def _width(module: nn.Module) -> int:
     width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
     return int(width) if isinstance(width, int) else 1
-

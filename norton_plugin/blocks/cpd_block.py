@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class CPDBlock(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels, **factory)) if bias else None)  # type: ignore[arg-type]
         self.reset_parameters()
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form") and value not in FORMS:
             raise SurgeryError(f"{name} {value!r} is unknown; expected one of {FORMS}")
         super().__setattr__(name, value)

@@ -69,9 +69,7 @@ def grouped(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
     """Pointwise, then one grouped Kh x Kw convolution that also sums over R."""
     x = _pointwise(x, factors, geometry)
     kernels = _spatial_kernels(factors)
-    return F.conv2d(
-        x, kernels, factors.bias, geometry.stride, geometry.padding, geometry.dilation, kernels.shape[0]
-    )
+    return F.conv2d(x, kernels, factors.bias, geometry.stride, geometry.padding, geometry.dilation, kernels.shape[0])
 
 
 def depthwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:

@@ -44,7 +44,7 @@ def reestimate_batch_norm_(
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # type: ignore[assignment]  # a cumulative average
+            norm.momentum = None  # a cumulative average
             norm.train()
         with torch.no_grad():
             for batch in batches:
@@ -65,7 +65,7 @@ def reestimate_batch_norm_(
     finally:
         for norm, momentum, buffers in old:
             norm.momentum = momentum
-            norm.num_batches_tracked = buffers["num_batches_tracked"]  # type: ignore[assignment]
+            norm.num_batches_tracked = buffers["num_batches_tracked"]
         for module, mode in modes:
             module.training = mode
     return seen

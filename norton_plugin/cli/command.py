@@ -13,7 +13,8 @@ from norton_plugin.cli.output import session
 _PANEL = "Shared options"
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.", rich_help_panel=_PANEL),
 ]
 Threads = Annotated[
     int | None,

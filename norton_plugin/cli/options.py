@@ -19,13 +19,14 @@ SourceArgument = Annotated[
         show_default=False,
     ),
 ]
-Pretrained = Annotated[
-    bool, typer.Option("--pretrained", help="Load the published weights.", rich_help_panel=_MODEL)
-]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the published weights.", rich_help_panel=_MODEL)]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
-        "--checkpoint", metavar="FILE", help="Load weights from a .safetensors, .pt or .pth file.", rich_help_panel=_MODEL
+        "--checkpoint",
+        metavar="FILE",
+        help="Load weights from a .safetensors, .pt or .pth file.",
+        rich_help_panel=_MODEL,
     ),
 ]
 NumClasses = Annotated[
@@ -34,7 +35,10 @@ NumClasses = Annotated[
 InputSize = Annotated[
     str | None,
     typer.Option(
-        "--input-size", metavar="SIZE", help="One side in pixels, HxW or CxHxW, such as 3x32x32.", rich_help_panel=_MODEL
+        "--input-size",
+        metavar="SIZE",
+        help="One side in pixels, HxW or CxHxW, such as 3x32x32.",
+        rich_help_panel=_MODEL,
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all random choices.")]

@@ -30,7 +30,10 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"recipe {str(path)!r} is damaged: {error}") from error
-    return Recipe.from_dict({} if data is None else data)
+    try:
+        return Recipe.from_dict({} if data is None else data)
+    except RecipeError as error:
+        raise RecipeError(f"in {path}: {error}") from error
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
@@ -50,8 +53,8 @@ def merge(recipe: Recipe, changes: Changes, *, verify: bool | None = None) -> Re
 
     Args:
         recipe: From a file, or the default one.
-        changes: Section -> setting -> value. None means not given; a mapping adds its patterns after those of the
-            recipe, so that they count; a tuple replaces where it is not empty.
+        changes: Section -> setting -> value, of the options that were given. A mapping adds its patterns after those
+            of the recipe, so that they count; any other value replaces.
         verify: As of ``Recipe``; None leaves it.
 
     Raises:
@@ -63,9 +66,7 @@ def merge(recipe: Recipe, changes: Changes, *, verify: bool | None = None) -> Re
             if isinstance(value, Mapping):
                 old = {k: v for k, v in data[section][name].items() if k not in value}
                 data[section][name] = {**old, **value}
-            elif isinstance(value, tuple | list):
-                data[section][name] = list(value) or data[section][name]
-            elif value is not None:
+            else:
                 data[section][name] = value
     if verify is not None:
         data["verify"] = verify

@@ -9,7 +9,7 @@ from torch import Tensor
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
 from norton_plugin.cpd.solve import solve
 from norton_plugin.cpd.starts import random_starts, structured_start
-from norton_plugin.cpd.sweep import cross_gram, khatri_rao, ridge_inverse, trace
+from norton_plugin.cpd.unfolding import attach_head, gram_of_filters
 from norton_plugin.errors import DecompositionError
 
 
@@ -46,7 +46,7 @@ class _Options:
             if not getattr(self, name) >= least:
                 raise DecompositionError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0 < self.ridge < 1:
-            raise DecompositionError(f"ridge is {self.ridge}; it must lie between 0 and 1, 1e-10 is a good value.")
+            raise DecompositionError(f"ridge is {self.ridge}; it must lie between 0 and 1, 1e-6 is a good value.")
 
 
 def decompose_filters(
@@ -56,7 +56,7 @@ def decompose_filters(
     restarts: int = 3,
     sweeps: int = 300,
     tolerance: float = 1e-5,
-    ridge: float = 1e-10,
+    ridge: float = 1e-6,
     seed: int = 0,
     chunk_bytes: int = 256 * 2**20,
 ) -> CPDResult:
@@ -71,7 +71,10 @@ def decompose_filters(
         restarts: Starts per filter, >= 1: a truncated HOSVD and ``restarts - 1`` random ones.
         sweeps: Most ALS sweeps per filter, >= 1.
         tolerance: A filter is done when its NMSE fell by less than this share of itself in ten sweeps; >= 0.
-        ridge: Added to the diagonal of the R x R systems, relative to its mean; in (0, 1).
+        ridge: Added to the diagonal of the R x R systems, relative to its mean; in (0, 1). It keeps terms from
+            growing without bound against each other, as best approximations of rank > 1 may not exist. On trained
+            3x3 filters at R = 4, 1e-6 raises the NMSE by 0.02 % of itself over 1e-10, and rounding the factors to
+            bfloat16 then adds 0.2 % instead of 77 %.
         seed: Of the random starts. Equal seeds give equal factors, whatever ``chunk_bytes`` is.
         chunk_bytes: Bound on working memory, in bytes. A single filter is processed even if it needs more.
 
@@ -100,7 +103,7 @@ def decompose_layers(
     restarts: int = 3,
     sweeps: int = 300,
     tolerance: float = 1e-5,
-    ridge: float = 1e-10,
+    ridge: float = 1e-6,
     seed: int = 0,
     chunk_bytes: int = 256 * 2**20,
 ) -> list[CPDResult]:
@@ -193,7 +196,7 @@ def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CP
     parts: list[list[CPDResult]] = [[] for _ in weights]
     for pieces in _chunks(weights, rank, options):
         device = weights[0].device
-        grams = torch.cat([_gram(weights[layer][where]) for layer, where in pieces], dim=2)
+        grams = torch.cat([gram_of_filters(weights[layer][where]) for layer, where in pieces], dim=2)
         random = [
             torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3).to(device) for mode in (0, 1)
         ]
@@ -210,11 +213,11 @@ def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CP
         for layer, where in pieces:
             span = slice(offset, offset + where.stop - where.start)
             offset = span.stop
-            factors = _attach_head(
+            factors = attach_head(
                 weights[layer][where],
                 solution.vertical[..., span],
                 solution.horizontal[..., span],
-                options.ridge,
+                ridge=options.ridge,
             )
             nmse = factors.nmse(weights[layer][where])
             parts[layer].append(CPDResult(factors, nmse, solution.sweeps, solution.fallback[span]))
@@ -240,50 +243,6 @@ def _chunks(weights: Sequence[Tensor], rank: int, options: _Options) -> Iterator
                 pieces, room = [], options.chunk_bytes
     if pieces:
         yield pieces
-
-
-def _gram(weight: Tensor) -> Tensor:
-    """``A'A`` of the unfolded filters, scaled to trace one: (n, C, Kh, Kw) gives (D, D, n), float64.
-
-    BLAS sums in an order that depends on where a matrix lies in memory, and ALS may blow a last digit up into
-    another local minimum. So the entries are cut into a high and a low part short enough for exact sums (Ozaki,
-    Ogita, Oishi, Rump, "Error-free transformations of matrix multiplication", Numerical Algorithms 59, 2012): what
-    is left to rounding is far below the last digit, and the result does not depend on chunk, thread or device.
-    """
-    unfolded = weight.double().flatten(2)
-    exponent = torch.frexp(unfolded.abs().amax((1, 2), keepdim=True)).exponent.clamp_min(-1000)
-    unfolded = torch.ldexp(unfolded, -exponent)
-    bits = (53 - max(1, weight.shape[1] - 1).bit_length()) // 2
-    high = torch.round(unfolded * 2.0**bits) * 2.0**-bits
-    low = unfolded - high
-    cross = high.transpose(1, 2) @ low
-    gram = high.transpose(1, 2) @ high + (cross + cross.transpose(1, 2) + low.transpose(1, 2) @ low)
-    gram = gram.permute(1, 2, 0).contiguous()
-    energy = trace(gram)
-    return gram / torch.where(energy > 0, energy, 1.0)
-
-
-def _attach_head(weight: Tensor, vertical: Tensor, horizontal: Tensor, ridge: float) -> CPDFactors:
-    """Solve for the head against the weight itself and balance.
-
-    Args:
-        weight: Shape (n, C, Kh, Kw).
-        vertical: Shape (Kh, R, n).
-        horizontal: Shape (Kw, R, n).
-        ridge: As in `decompose_filters`.
-
-    Returns:
-        Float64 factors.
-    """
-    unfolded = weight.double().flatten(2)
-    kernel = khatri_rao(vertical, horizontal).permute(2, 0, 1)
-    inverse = ridge_inverse(cross_gram(vertical) * cross_gram(horizontal), ridge=ridge).permute(2, 0, 1)
-    solver = kernel @ inverse
-    head = unfolded @ solver
-    # One step of iterative refinement takes the bias of the ridge out of the solution.
-    head += (unfolded - head @ kernel.transpose(1, 2)) @ solver
-    head = head.transpose(1, 2)
-    return CPDFactors(head, vertical.permute(2, 1, 0), horizontal.permute(2, 1, 0)).balanced()
 
 
 def _join(parts: Sequence[CPDResult]) -> CPDResult:

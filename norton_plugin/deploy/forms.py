@@ -84,6 +84,6 @@ def _select_(name: str, block: CPDBlock, x: Tensor, rounds: int) -> FormChoice:
         return run
 
     timing = compare_latency([runner(form) for form in FORMS], rounds=rounds, warmup=1)
-    milliseconds = {form: 1e3 * s for form, s in zip(FORMS, timing.seconds, strict=True)}
+    milliseconds: dict[str, float] = {form: 1e3 * s for form, s in zip(FORMS, timing.seconds, strict=True)}
     block.form = min(FORMS, key=lambda form: milliseconds[form])
     return FormChoice(name, block.form, milliseconds)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import SourceError
-from .loading import check_channels, make_classifier, make_loader, pick_device
+from .loading import check_data, make_classifier, make_loader, pick_device
 from .metrics import label_ranks
 
 
@@ -72,7 +72,7 @@ def evaluate(
     home = next((p.device for p in model.parameters()), target)
     modes = {module: module.training for module in model.modules()}
     classifier = make_classifier(model, mean=mean, std=std, channels_last=channels_last)
-    check_channels(data, classifier)
+    check_data(data, classifier)
     loader = make_loader(data, batch_size=batch_size, training=False, num_workers=num_workers)
     ranks, loss = [], 0.0
     try:

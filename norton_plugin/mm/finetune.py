@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ..errors import RecipeError, SourceError
 from .classifier import TimmClassifier
-from .loading import check_channels, make_classifier, make_loader, pick_device
+from .loading import check_data, make_classifier, make_loader, pick_device
 from .metrics import TopKAccuracy
 from .optimizer import parameter_groups
 from .progress import EpochRecord, RecordHook, StepSeedHook
@@ -105,7 +105,9 @@ def finetune(
         channels_last=chosen.channels_last,
     )
     classifier.label_smoothing = chosen.label_smoothing
-    check_channels(train, classifier)
+    for data in (train, val):
+        if data is not None:
+            check_data(data, classifier)
     home = next((p.device for p in model.parameters()), target)
     with preserved_process(), tempfile.TemporaryDirectory() as scratch, _layout(classifier.model, chosen):
         folder = Path(work_dir) if work_dir is not None else Path(scratch)

@@ -28,13 +28,8 @@ def make_loader(
 
     Returns:
         The loader; each batch has ``inputs`` and ``data_samples``.
-
-    Raises:
-        SourceError: The data set is empty.
     """
     count = len(data)  # type: ignore[arg-type]
-    if count == 0:
-        raise SourceError("the data set has no images")
     return DataLoader(
         data,
         batch_size=batch_size,
@@ -75,12 +70,14 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def check_channels(data: Dataset[Any], classifier: TimmClassifier) -> None:
-    """Refuse images whose channels do not fit the normalisation.
+def check_data(data: Dataset[Any], classifier: TimmClassifier) -> None:
+    """Refuse a data set without images, or whose channels do not fit the normalisation.
 
     Raises:
-        SourceError: They do not fit.
+        SourceError: It does not fit.
     """
+    if len(data) == 0:  # type: ignore[arg-type]
+        raise SourceError("the data set has no images; expected at least one")
     channels = collate_batch([data[0]])["inputs"].shape[1]
     expected = classifier.data_preprocessor.mean.numel()
     if expected not in (1, channels):

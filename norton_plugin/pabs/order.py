@@ -132,7 +132,7 @@ def _sorted_neighbours(matrix: Array) -> NDArray[Any]:
     count = len(matrix)
     others = matrix.copy()
     np.fill_diagonal(others, np.inf)
-    neighbours = np.argsort(others, axis=1, kind="stable").astype(np.int32)
+    neighbours = np.argsort(others, axis=1).astype(np.int32)
     neighbours[:, -1] = count
     return neighbours
 

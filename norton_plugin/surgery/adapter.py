@@ -103,7 +103,7 @@ def producers_of(group: tp.Group) -> list[tuple[nn.Module, list[int], list[int]]
     Args:
         group: A group that lists all channels of its root.
     """
-    found = []
+    found: list[tuple[nn.Module, list[int], list[int]]] = []
     for item in group:
         module, handler = item.dep.target.module, item.dep.handler
         if not isinstance(module, nn.Conv2d | nn.Linear | CPDBlock | nn.Conv1d | nn.Conv3d | nn.ConvTranspose2d):

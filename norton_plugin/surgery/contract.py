@@ -43,19 +43,18 @@ class ConvContract:
 
 
 def _standardised(conv: nn.Conv2d) -> Tensor:
-    """timm's StdConv2d and ScaledStdConv2d: each filter to zero mean and unit variance, times an optional gain."""
-    gain = getattr(conv, "gain", None)
+    """The weight of timm's StdConv2d and ScaledStdConv2d: zero mean, unit variance per filter, times a gain if any."""
+    gain, eps = getattr(conv, "gain", None), float(conv.eps)  # type: ignore[arg-type]
     scale = None if gain is None else (gain * conv.scale).reshape(-1)
     rows = conv.weight.reshape(1, conv.out_channels, -1)
-    return F.batch_norm(rows, None, None, weight=scale, training=True, momentum=0.0, eps=conv.eps).reshape_as(
-        conv.weight
-    )
+    return F.batch_norm(rows, None, None, weight=scale, training=True, momentum=0.0, eps=eps).reshape_as(conv.weight)
 
 
 def _weight_standardised_mmcv(conv: nn.Conv2d) -> Tensor:
-    """mmcv's ConvWS2d: like the above, with eps added to the unbiased standard deviation instead of the variance."""
+    """The weight of mmcv's ConvWS2d: the same, but eps is added to the unbiased standard deviation."""
     rows = conv.weight.flatten(1)
-    rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + conv.eps)
+    eps = float(conv.eps)  # type: ignore[arg-type]
+    rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + eps)
     return rows.reshape_as(conv.weight)
 
 

@@ -23,10 +23,7 @@ def channels_to_keep(size: int, keep: float, *, round_to: int = 1, parts: int = 
     """
     unit = math.lcm(round_to, parts)
     wanted = size * keep
-    if unit == 1:
-        count = math.floor(wanted + 1e-9)
-    else:
-        count = unit * math.floor(wanted / unit + 0.5)
+    count = math.floor(wanted + 1e-9) if unit == 1 else unit * math.floor(wanted / unit + 0.5)
     if count < size * (keep - SLACK) or count < unit:
         count = unit * math.ceil(wanted / unit - 1e-9)
     return max(parts, min(size, count))

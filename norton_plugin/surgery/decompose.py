@@ -61,9 +61,9 @@ def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | 
     if like is not None:
         block.train(like.training)
         weight_grad = any(p.requires_grad for name, p in like.named_parameters() if name != "bias")
+        bias_grad = any(p.requires_grad for name, p in like.named_parameters() if name == "bias")
         for name, parameter in block.named_parameters():
-            old_bias = getattr(like, "bias", None)
-            parameter.requires_grad_(old_bias.requires_grad if name == "bias" else weight_grad)
+            parameter.requires_grad_(bias_grad if name == "bias" else weight_grad)
     return block
 
 
@@ -125,9 +125,7 @@ def decompose_(
     targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
     results = _results(targets, decomposition, skipped)
     if require and not results:
-        raise SurgeryError(
-            f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}"
-        )
+        raise SurgeryError(f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}")
     replacements: dict[nn.Module, nn.Module] = {}
     layers = []
     for target, rank, result in results:

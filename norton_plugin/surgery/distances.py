@@ -25,7 +25,7 @@ Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
 def filter_rows(module: nn.Module) -> Tensor:
     """The filters of a layer as vectors: (N, D), float64, detached."""
     contract = read_contract(module)
-    weight = module.weight.detach() if isinstance(contract, str) else contract.weight  # type: ignore[union-attr]
+    weight: Tensor = contract.weight if not isinstance(contract, str) else module.get_parameter("weight").detach()
     if getattr(module, "transposed", False):
         groups = int(module.groups)  # type: ignore[arg-type]
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -239,7 +239,10 @@ class DependencyGraph:
                     f"{self._name(module)} has {size} channels; asked to remove {len(indices)} of them, "
                     f"from {min(indices)} to {max(indices)}"
                 )
+        flags = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         group.prune(record_history=False)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(flags[name])
 
     def _select(self, root: str, removed: Sequence[int]) -> tp.Group:
         module = self.model.get_submodule(root)
@@ -250,7 +253,8 @@ class DependencyGraph:
         """The mutable state of the graph itself, for an exact rollback: dicts whose values may be replaced."""
         nodes = list(self._graph.module2node)
         operations = [n for n in nodes if isinstance(n, nn.Module) and n not in self._graph._module2name]
-        return [self._graph.module2node, self._graph._param_to_name, *(operation.__dict__ for operation in operations)]
+        states = [entry.__dict__ for entry in (*operations, *self._graph.module2node.values())]
+        return [self._graph.module2node, self._graph._param_to_name, *states]
 
 
 def _channel_groups(members: Sequence[Member], size: int) -> tuple[int, str | None]:
@@ -258,14 +262,14 @@ def _channel_groups(members: Sequence[Member], size: int) -> tuple[int, str | No
     counts = 1
     for member in members:
         module = member.module
-        parts = 1
+        parts, width = 1, size
         if isinstance(module, nn.GroupNorm):
-            parts = module.num_groups
+            parts, width = module.num_groups, module.num_channels
         elif not member.depthwise and isinstance(module, nn.modules.conv._ConvNd | CPDBlock):
-            parts = module.groups
+            parts, width = module.groups, module.in_channels if member.role == "in" else module.out_channels
         if parts == 1:
             continue
-        if member.indices != member.roots or len(member.indices) != size:
+        if member.indices != member.roots or width != size:
             return 1, f"{member.name} has {parts} channel groups and reads only a part of these channels"
         counts = math.lcm(counts, parts)
     if size % counts:

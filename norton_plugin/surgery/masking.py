@@ -19,11 +19,11 @@ from norton_plugin.surgery.graph import Member
 def _mask_weight(member: Member) -> tuple[nn.Parameter, Tensor]:
     """The parameter that reads the channels, and a copy of it with those columns at zero."""
     module = member.module
-    groups = int(getattr(module, "groups", 1))  # type: ignore[arg-type]
+    groups = int(getattr(module, "groups", 1))
     if isinstance(module, CPDBlock):
         parameter, axis = module.head, 2
     else:
-        parameter = module.weight  # type: ignore[assignment]
+        parameter = module.get_parameter("weight")  # type: ignore[union-attr]
         axis = 0 if getattr(module, "transposed", False) else 1
     masked_copy = parameter.detach().clone()
     if groups == 1 or axis == 0:
@@ -36,7 +36,7 @@ def _mask_weight(member: Member) -> tuple[nn.Parameter, Tensor]:
     return parameter, masked_copy
 
 
-def _norm_over_kept(x: Tensor, module: nn.Module, kept: Tensor, axis: int, groups: int) -> Tensor:
+def _norm_over_kept(x: Tensor, module: nn.GroupNorm | nn.LayerNorm, kept: Tensor, axis: int, groups: int) -> Tensor:
     """Normalises by the mean and variance of the kept channels; removed channels come out as some finite number."""
     x = x.movedim(axis, 1)
     shape = x.shape
@@ -108,7 +108,7 @@ def _mask_norm(module: nn.Module, removed: set[int], stack: ExitStack) -> None:
     def forward(x: Tensor) -> Tensor:
         return _norm_over_kept(x, module, kept.to(x.device), axis, groups)  # type: ignore[arg-type]
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     stack.callback(module.__dict__.pop, "forward", None)
 
 
@@ -130,4 +130,3 @@ def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
         error = float(((got - want).abs().max() / scale).nan_to_num(nan=float("inf")))
         worst = max(worst, error)
     return worst
-

@@ -119,9 +119,7 @@ def _plan(
         share = thresholds.get(group.root, keep)
         count = channels_to_keep(group.size, share, round_to=pruning.round_to, parts=group.channel_groups)
         if count == group.size:
-            skipped.append(
-                Skipped(group.root, f"{group.size} channels at keep {share:g} round to {count} (round_to)")
-            )
+            skipped.append(Skipped(group.root, f"{group.size} channels at keep {share:g} round to {count} (round_to)"))
             continue
         per_part = group.size // group.channel_groups
         gone = removal_order(matrix)[: (group.size - count) // group.channel_groups].tolist()

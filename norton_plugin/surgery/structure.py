@@ -148,8 +148,8 @@ def check_source(model: nn.Module, structure: Structure) -> None:
         if expected.get(name) != found.get(name):
             raise ArtifactError(
                 f"the model is not the one that was compressed: {name} has shape "
-                f"{found.get(name, 'none (absent)')}, the structure was made from {expected.get(name, 'none (absent)')}; "
-                "build the original dense model with the same constructor and arguments"
+                f"{found.get(name, '(absent)')}, the structure was made from {expected.get(name, '(absent)')}; build "
+                " the original dense model with the same constructor and arguments"
             )
 
 

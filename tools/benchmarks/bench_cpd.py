@@ -134,7 +134,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
     labels = {"N": "filters N", "C": "input channels C", "R": "rank R"}
@@ -143,7 +143,11 @@ def plot(report: dict[str, Any], path: Path) -> None:
         fixed = ", ".join(f"{key} = {rows[0][key]}" for key in labels if key != name)
         axis.set(xlabel=labels[name], title=fixed, yscale="log")
         axis.set_xscale("linear" if name == "R" else "log", **({} if name == "R" else {"base": 2}))
-        axis.grid(alpha=0.3, which="both")
+        axis.set_xticks([row[name] for row in rows], [str(row[name]) for row in rows])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
     figure.suptitle("Batched filter-wise CPD, 3x3 kernels")
     path.parent.mkdir(parents=True, exist_ok=True)

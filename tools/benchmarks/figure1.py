@@ -2,8 +2,8 @@
 
     python tools/benchmarks/figure1.py --weights cifar10_resnet56.safetensors
 
-The paper's Figure 1 as a measurement. The budget of a layer is what its filter-wise CPD of rank R stores; every other method
-gets the largest rank that stores no more. Reported: the NMSE of a layer, averaged over layers.
+The paper's Figure 1 as a measurement. The budget of a layer is what its filter-wise CPD of rank R stores; every other
+method gets the largest rank that stores no more. Reported: the NMSE of a layer, averaged over layers.
 """
 
 import argparse
@@ -140,9 +140,9 @@ def main() -> None:
         "weights": args.weights.name,
         "layers": len(layers),
         "torch": torch.__version__,
-        "method": "Budget of a layer: R N (C + Kh + Kw) numbers, the filter-wise CPD of rank R. Every other method gets the "
-        "largest rank that stores no more. NMSE of the whole layer, averaged over layers. Layer-wise CPD and Tucker by "
-        "tensorly (100 iterations), Tucker with the same share of both channel modes.",
+        "method": "Budget of a layer: R N (C + Kh + Kw) numbers, the filter-wise CPD of rank R. Every other method "
+        "gets the largest rank that stores no more. NMSE of the whole layer, averaged over layers. Layer-wise CPD "
+        "and Tucker by tensorly (100 iterations), Tucker with the same share of both channel modes.",
         "summary": summary,
         "rows": rows,
     }

@@ -1,0 +1,78 @@
+"""``norton demo``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from norton_plugin.cli import options
+from norton_plugin.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from norton_plugin.cli.demonstration import DemoResult
+
+
+def demo(
+    out: Output,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where artefacts, plot and numbers go.")
+    ] = Path("norton-demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train for a few epochs only: shows that it runs, not what it reaches.")
+    ] = False,
+    seed: options.Seed = 0,
+) -> None:
+    """Train a small network on scikit-learn's digits, compress it to 50, 30 and 15 % of its MACs, and compare.
+
+    Needs no download and takes a few minutes on two cores.
+
+    Example: norton demo -o norton-demo
+    """
+    from norton_plugin.cli.demonstration import run_demo
+
+    start = time.perf_counter()
+    with out.progress() as progress:
+        task = progress.add_task("starting", total=None)
+
+        def on_step(text: str, done: int | None, total: int | None) -> None:
+            progress.update(task, description=text, completed=done or 0, total=total)
+
+        result = run_demo(output, quick=quick, seed=seed, on_step=on_step, on_note=out.note)
+    seconds = time.perf_counter() - start
+    out.show(_table(result))
+    out.show(
+        f"{result.train_images} training and {result.test_images} test images; latency: batch "
+        f"{result.latency_batch}, interleaved medians, above 1 is faster than dense"
+    )
+    out.show(f"{seconds:.0f} s in all; artefacts, demo.png and demo.json are in {output}")
+    out.result({**result.to_dict(), "directory": str(output), "seconds": seconds})
+
+
+def _table(result: DemoResult) -> Table:
+    from norton_plugin.insight import change, percent, short
+    from norton_plugin.insight.tables import plain_table
+
+    right = ["accuracy before", "after fine-tuning", "MACs", "of dense", "parameters", "change", "speed-up"]
+    table = plain_table("Digits: dense and compressed", ["model", "recipe"], right)
+    dense = result.dense
+    table.add_row(
+        "dense", "", "", f"{dense.accuracy:.2f} %", short(dense.macs), "100.0 %", short(dense.parameters), "", "1.00"
+    )
+    for each in result.compressed:
+        table.add_row(
+            each.name,
+            each.recipe,
+            f"{each.accuracy_before:.2f} %",
+            f"{each.accuracy_after:.2f} %",
+            short(each.macs),
+            percent(each.macs / dense.macs),
+            short(each.parameters),
+            change(dense.parameters, each.parameters),
+            f"{each.latency_ratio:.2f}",
+        )
+    return table

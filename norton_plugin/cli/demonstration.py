@@ -1,0 +1,271 @@
+"""The demonstration itself: digits, a small network, three compressed ones, fine-tuned and compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.artifact import save
+from norton_plugin.deploy import compare_latency, select_forms_
+from norton_plugin.errors import ArtifactError
+from norton_plugin.insight import TradeOffPoint, plot_trade_off
+from norton_plugin.mm import FinetuneSettings, PackedImages, evaluate, finetune
+from norton_plugin.pipeline import CompressionReport, compress
+from norton_plugin.recipe import Decomposition, Pruning, Recipe
+from norton_plugin.zoo import ModelSource, Preprocessing, load_source
+from norton_plugin.zoo.demo import load_digits
+
+OnStep = Callable[[str, int | None, int | None], None]
+# Hybrid recipes (rank, keep) that come to about 50, 30 and 15 % of the network's MACs; measured, not exact.
+RECIPES: dict[str, tuple[int, float]] = {"half": (5, 0.88), "third": (4, 0.75), "seventh": (3, 0.6)}
+_TRAINING = FinetuneSettings(
+    epochs=30, lr=0.05, batch_size=64, warmup_epochs=1.0, crop_padding=1, val_interval=5, label_smoothing=0.05
+)
+_TUNING = FinetuneSettings(epochs=10, lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
+_LATENCY_BATCH = 16
+_LATENCY_ROUNDS = 31
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """The trained network.
+
+    Attributes:
+        accuracy: On the test images, in percent.
+        macs: Of one image.
+        parameters: Numbers in its parameters.
+        seconds: Training time.
+    """
+
+    accuracy: float
+    macs: int
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CompressedResult:
+    """One compressed network.
+
+    Attributes:
+        name: Of its artefact.
+        recipe: Rank and keep ratio in words.
+        accuracy_before: After re-estimation of BatchNorm statistics, before fine-tuning, in percent.
+        accuracy_after: After fine-tuning, in percent.
+        macs: Of one image.
+        parameters: Numbers in its parameters.
+        latency_ratio: The dense network's latency over its own.
+        seconds: Compression and fine-tuning time.
+    """
+
+    name: str
+    recipe: str
+    accuracy_before: float
+    accuracy_after: float
+    macs: int
+    parameters: int
+    latency_ratio: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """All numbers of the demonstration.
+
+    Attributes:
+        dense: The trained network.
+        compressed: The compressed ones, largest first.
+        train_images: Number of training images.
+        test_images: Number of test images.
+        latency_batch: Images per timed call.
+        seed: Of all random choices.
+        quick: Whether training was cut short.
+    """
+
+    dense: DenseResult
+    compressed: tuple[CompressedResult, ...]
+    train_images: int
+    test_images: int
+    latency_batch: int
+    seed: int
+    quick: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A compressed network on its way."""
+
+    name: str
+    recipe: Recipe
+    model: nn.Module
+    report: CompressionReport
+    before: float
+    after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Digits:
+    train: PackedImages
+    test: PackedImages
+    preprocessing: Preprocessing
+
+    def normalised(self, count: int, *, seed: int = 0) -> Tensor:
+        """Training images as the network sees them, (count, 1, H, W)."""
+        images = self.train.subset(count, seed=seed).images.float() / 255
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.preprocessing.mean, self.preprocessing.std))
+        return (images - mean) / std
+
+    def accuracy(self, model: nn.Module) -> float:
+        return evaluate(model, self.test, mean=self.preprocessing.mean, std=self.preprocessing.std, device="cpu").top1
+
+
+def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_note: Callable[[str], None]) -> DemoResult:
+    """Trains, compresses, fine-tunes, measures and writes everything into a directory.
+
+    Args:
+        directory: Gets one artefact per compressed network, ``demo.png`` and ``demo.json``.
+        quick: A few epochs only.
+        seed: Of all random choices.
+        on_step: Told what is going on, with the steps done and to do.
+        on_note: Told a result as it comes.
+
+    Raises:
+        MissingExtraError: scikit-learn, mmengine or matplotlib is not installed.
+        ArtifactError: The directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {directory}: {error}") from error
+    data = load_digits()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        source = load_source("demo:digits")
+    digits = _Digits(
+        PackedImages(data.train_images, data.train_labels),
+        PackedImages(data.test_images, data.test_labels),
+        source.preprocessing,
+    )
+    training = _TRAINING.replace(seed=seed, **({"epochs": 2} if quick else {}))
+    tuning = _TUNING.replace(seed=seed, **({"epochs": 1} if quick else {}))
+    seconds = _train(source.model, digits, training, "training the dense network", on_step)
+    accuracy = digits.accuracy(source.model)
+    on_note(f"dense: {accuracy:.2f} % after {training.epochs} epochs, {seconds:.0f} s")
+    candidates = []
+    for name, (rank, keep) in RECIPES.items():
+        recipe = Recipe(decomposition=Decomposition(rank=rank, seed=seed), pruning=Pruning(keep=keep, round_to=4))
+        made = _compress(name, source, recipe, digits, tuning, on_step)
+        share = 100 * made.report.macs_after / made.report.macs_before
+        on_note(
+            f"{name}: {share:.1f} % of the MACs, {made.before:.2f} % before and {made.after:.2f} % after fine-tuning"
+        )
+        candidates.append(made)
+    on_step("measuring latency", None, None)
+    ratios = _latency_ratios(source.model, candidates, digits.normalised(_LATENCY_BATCH, seed=seed))
+    compressed = tuple(_result(made, ratio) for made, ratio in zip(candidates, ratios, strict=True))
+    report = candidates[0].report
+    found = DemoResult(
+        DenseResult(accuracy, report.macs_before, report.parameters_before, seconds),
+        compressed,
+        len(digits.train),
+        len(digits.test),
+        _LATENCY_BATCH,
+        seed,
+        quick,
+    )
+    on_step("writing", None, None)
+    for made, result in zip(candidates, compressed, strict=True):
+        save(
+            directory / made.name,
+            made.model,
+            made.report.structure,
+            recipe=made.recipe.to_dict(),
+            report=made.report.to_dict(),
+            source=source.spec,
+            extra={"demo": asdict(result), "preprocessing": asdict(source.preprocessing), "inputs": 1},
+        )
+    _write(directory, found)
+    return found
+
+
+def _train(model: nn.Module, digits: _Digits, settings: FinetuneSettings, text: str, on_step: OnStep) -> float:
+    result = finetune(
+        model,
+        digits.train,
+        None,
+        settings=settings,
+        mean=digits.preprocessing.mean,
+        std=digits.preprocessing.std,
+        device="cpu",
+        on_step=lambda done, total: on_step(text, done, total),
+    )
+    return result.seconds
+
+
+def _compress(
+    name: str, source: ModelSource, recipe: Recipe, digits: _Digits, tuning: FinetuneSettings, on_step: OnStep
+) -> _Candidate:
+    start = time.perf_counter()
+    on_step(f"compressing to {name}", None, None)
+    images = digits.normalised(len(digits.train), seed=recipe.decomposition.seed)
+    model, report = compress(
+        source.model, source.example_inputs, recipe, calibration=[(batch,) for batch in images.split(128)]
+    )
+    before = digits.accuracy(model)
+    _train(model, digits, tuning, f"fine-tuning {name}", on_step)
+    return _Candidate(name, recipe, model, report, before, digits.accuracy(model), time.perf_counter() - start)
+
+
+def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tensor) -> tuple[float, ...]:
+    """The dense network's latency over each candidate's, all timed in turn on the same images."""
+    for made in candidates:
+        select_forms_(made.model, images)
+
+    def call(model: nn.Module) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.inference_mode():
+                return model(images)
+
+        return run
+
+    models = [dense, *(made.model for made in candidates)]
+    return compare_latency([call(model.eval()) for model in models], rounds=_LATENCY_ROUNDS).ratios[1:]
+
+
+def _result(made: _Candidate, ratio: float) -> CompressedResult:
+    return CompressedResult(
+        name=made.name,
+        recipe=f"rank {made.recipe.decomposition.rank}, keep {made.recipe.pruning.keep:g}",
+        accuracy_before=made.before,
+        accuracy_after=made.after,
+        macs=made.report.macs_after,
+        parameters=made.report.parameters_after,
+        latency_ratio=ratio,
+        seconds=made.seconds,
+    )
+
+
+def _write(directory: Path, found: DemoResult) -> None:
+    points = [
+        TradeOffPoint(each.recipe, each.macs / found.dense.macs, each.accuracy_before, each.accuracy_after)
+        for each in found.compressed
+    ]
+    title = "Handwritten digits: accuracy against cost"
+    try:
+        plot_trade_off(directory / "demo.png", points, dense=found.dense.accuracy, title=title)
+        text = json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n"
+        (directory / "demo.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {directory}: {error}") from error

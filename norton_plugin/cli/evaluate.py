@@ -1,0 +1,63 @@
+"""``norton evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from norton_plugin.cli import options
+from norton_plugin.cli.output import Output
+
+
+def evaluate(
+    out: Output,
+    source: options.SourceArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, one sub-folder per class.")],
+    batch_size: options.BatchSize = 256,
+    workers: options.Workers = 0,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    num_classes: options.NumClasses = None,
+    input_size: options.InputSize = None,
+) -> None:
+    """Measure top-1 and top-5 accuracy of a model on a folder of images.
+
+    Labels are the sub-folders in alphabetical order.
+
+    Example: norton evaluate resnet18-small --data imagenet/val
+    """
+    from norton_plugin.cli.images import open_images
+    from norton_plugin.cli.models import open_model
+    from norton_plugin.mm import evaluate as measure
+
+    with out.status(f"building {source}"):
+        opened = open_model(
+            source,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            num_classes=num_classes,
+            input_size=options.parse_input_size(input_size),
+        )
+        if opened.weights == "random":
+            out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
+        images = open_images(data, opened.preprocessing)
+    with out.progress() as progress:
+        task = progress.add_task("evaluating")
+        found = measure(
+            opened.model,
+            images,
+            mean=opened.preprocessing.mean,
+            std=opened.preprocessing.std,
+            batch_size=batch_size,
+            num_workers=workers,
+            on_step=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    classes = len(images.metainfo["classes"])
+    out.show(
+        f"{source} on {data}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} "
+        f"({found.n} images of {classes} classes, {found.seconds:.1f} s)"
+    )
+    out.result({"source": opened.spec, "data": str(data), "classes": classes, **asdict(found)})

@@ -1,0 +1,191 @@
+"""``norton finetune``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from norton_plugin.cli import options
+from norton_plugin.cli.output import Output
+from norton_plugin.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from norton_plugin.cli.models import Opened
+
+_TRAINING = "Training"
+_TEACHER = "Distillation"
+
+
+def finetune(
+    out: Output,
+    source: options.SourceArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Training images, one sub-folder per class.")],
+    output: options.OutputDirectory,
+    val: Annotated[
+        Path | None, typer.Option("--val", metavar="DIR", help="Images to measure accuracy on after each epoch.")
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", help="Passes over the images.", rich_help_panel=_TRAINING)
+    ] = 10,
+    lr: Annotated[
+        float, typer.Option("--lr", metavar="F", help="Learning rate, cosine to zero.", rich_help_panel=_TRAINING)
+    ] = 0.01,
+    batch_size: options.BatchSize = 128,
+    optimizer: Annotated[
+        str, typer.Option("--optimizer", metavar="NAME", help="SGD or AdamW.", rich_help_panel=_TRAINING)
+    ] = "SGD",
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", metavar="F", help="Weight decay.", rich_help_panel=_TRAINING)
+    ] = 5e-4,
+    warmup_epochs: Annotated[
+        float, typer.Option("--warmup-epochs", metavar="F", help="Epochs of rising rate.", rich_help_panel=_TRAINING)
+    ] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option("--label-smoothing", metavar="F", help="In [0, 1).", rich_help_panel=_TRAINING)
+    ] = 0.0,
+    ema: Annotated[
+        float,
+        typer.Option("--ema", metavar="F", help="Momentum of averaged weights; 0: none.", rich_help_panel=_TRAINING),
+    ] = 0.0,
+    clip_grad: Annotated[
+        float,
+        typer.Option("--clip-grad", metavar="F", help="Largest gradient norm; 0: any.", rich_help_panel=_TRAINING),
+    ] = 0.0,
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip/--no-flip", help="Mirror small images (large ones always are).", rich_help_panel=_TRAINING
+        ),
+    ] = True,
+    amp: Annotated[
+        bool, typer.Option("--amp", help="Half precision, on CUDA devices only.", rich_help_panel=_TRAINING)
+    ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="FILE|pretrained",
+            help="Weights of the dense original to learn from as well.",
+            rich_help_panel=_TEACHER,
+        ),
+    ] = None,
+    distill_weight: Annotated[
+        float, typer.Option("--distill-weight", metavar="F", help="Its share of the loss.", rich_help_panel=_TEACHER)
+    ] = 0.5,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option("--work-dir", metavar="DIR", help="Checkpoints and logs.  [default: the output's name + .work]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir.")] = False,
+    workers: options.Workers = 0,
+    pretrained: options.Pretrained = False,
+    checkpoint: options.Checkpoint = None,
+    num_classes: options.NumClasses = None,
+    input_size: options.InputSize = None,
+    seed: options.Seed = 0,
+) -> None:
+    """Fine-tune an artefact (or a dense source) on a folder of images, and write the result as an artefact.
+
+    An interrupted run goes on with the same command and --resume.
+
+    Example: norton finetune small --data train --val val --epochs 20 --teacher dense.pth -o small-tuned
+    """
+    from norton_plugin.cli.images import is_packed, open_images
+    from norton_plugin.cli.models import check_directory, open_model, save_model
+    from norton_plugin.mm import FinetuneSettings
+    from norton_plugin.mm import finetune as train
+
+    with out.status(f"building {source}"):
+        opened = open_model(
+            source,
+            pretrained=pretrained,
+            checkpoint=checkpoint,
+            num_classes=num_classes,
+            input_size=options.parse_input_size(input_size),
+            seed=seed,
+        )
+        packed = is_packed(opened.preprocessing)
+        settings = FinetuneSettings(
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            label_smoothing=label_smoothing,
+            ema=ema,
+            clip_grad=clip_grad,
+            amp=amp,
+            distill_weight=distill_weight,
+            flip=flip and packed,
+            crop_padding=max(opened.preprocessing.input_size[-2:]) // 8 if packed else 0,
+            num_workers=workers,
+            seed=seed,
+        )
+        check_directory(output)
+        images = open_images(data, opened.preprocessing, training=True)
+        held_out = open_images(val, opened.preprocessing) if val is not None else None
+        _check_classes(images, held_out)
+        dense = _teacher(teacher, opened)
+    folder = work_dir or output.with_name(output.name + ".work")
+    with out.progress() as progress:
+        task = progress.add_task("fine-tuning")
+        result = train(
+            opened.model,
+            images,
+            held_out,
+            settings=settings,
+            mean=opened.preprocessing.mean,
+            std=opened.preprocessing.std,
+            teacher=dense,
+            work_dir=folder,
+            resume=resume,
+            verbose=out.verbose,
+            on_epoch=lambda record, epochs: progress.console.print(_line(record, epochs)),
+            on_step=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    stored = opened.manifest
+    measured = {"top1": result.last_top1, "data": str(data), "val": str(val) if val else None}
+    save_model(
+        output,
+        opened.model,
+        opened,
+        recipe=stored.recipe if stored else None,
+        report=stored.report if stored else None,
+        extra={**(stored.extra if stored else {}), "finetune": {**asdict(settings), **measured}},
+    )
+    accuracy = "" if result.last_top1 is None else f", top-1 {result.last_top1:.2f} % (best {result.best_top1:.2f} %)"
+    out.show(f"written to {output} after {len(result.history)} epochs, {result.seconds:.1f} s{accuracy}")
+    out.result({"artifact": str(output), "work_dir": str(folder), "settings": asdict(settings), **asdict(result)})
+
+
+def _teacher(given: str | None, opened: Opened) -> nn.Module | None:
+    """The dense original with weights."""
+    if given is None:
+        return None
+    from norton_plugin.zoo import load_checkpoint_, load_source, rebuild
+
+    if given == "pretrained":
+        spec = opened.spec
+        return load_source(f"{spec['kind']}:{spec['name']}", pretrained=True, kwargs=spec.get("kwargs")).model
+    dense = rebuild(opened.spec)
+    load_checkpoint_(dense, given)
+    return dense
+
+
+def _check_classes(train: Any, val: Any) -> None:
+    if val is not None and train.metainfo["classes"] != val.metainfo["classes"]:
+        odd = sorted(set(train.metainfo["classes"]) ^ set(val.metainfo["classes"]))
+        raise SourceError(
+            f"the folders of --data and --val have different classes ({', '.join(odd[:4])}); labels would not agree"
+        )
+
+
+def _line(record: Any, epochs: int) -> str:
+    accuracy = "" if record.top1 is None else f", top-1 {record.top1:.2f} %"
+    return f"epoch {record.epoch}/{epochs}: loss {record.loss:.4f}{accuracy} ({record.seconds:.1f} s)"

@@ -1,0 +1,62 @@
+"""Images for calibration, evaluation and training, as the model at hand wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from norton_plugin.zoo import Preprocessing
+
+_SMALL = 64  # pixels up to which a whole data set is decoded once and kept in memory
+
+
+def is_packed(preprocessing: Preprocessing) -> bool:
+    """Whether images are small and uncropped, so that they are decoded once and augmented in batches."""
+    return max(preprocessing.input_size[-2:]) <= _SMALL and preprocessing.crop_pct == 1.0
+
+
+def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = False) -> Any:
+    """A data set of ``mm`` from a folder with one sub-folder per class.
+
+    Args:
+        folder: The folder.
+        preprocessing: What the model expects.
+        training: With random crops and the like; packed images are augmented later, by batches.
+
+    Raises:
+        SourceError: The folder is absent or holds no images.
+        MissingExtraError: mmengine is not installed.
+    """
+    from norton_plugin.mm import ImageFolder, pack_folder
+
+    if is_packed(preprocessing):
+        height, width = preprocessing.input_size[-2:]
+        return pack_folder(folder, size=(height, width), gray=preprocessing.input_size[0] == 1)
+    return ImageFolder(folder, preprocessing, training=training)
+
+
+def calibration_batches(
+    data: Any, preprocessing: Preprocessing, *, seed: int, batch_size: int = 64, workers: int = 0
+) -> Iterator[tuple[Tensor]]:
+    """Shuffled batches of normalised images, without labels.
+
+    Args:
+        data: A data set of ``mm``.
+        preprocessing: For mean and standard deviation.
+        seed: Of the order.
+        batch_size: Images per batch.
+        workers: Processes that load images.
+
+    Yields:
+        One-tuples of (B, C, H, W), as example inputs are given.
+    """
+    from norton_plugin.mm import ImagePreprocessor
+    from norton_plugin.mm.loading import make_loader
+
+    prepare = ImagePreprocessor(preprocessing.mean, preprocessing.std)
+    # a training loader for its shuffling: batches of one class each would give wrong statistics
+    for batch in make_loader(data, batch_size=batch_size, training=True, seed=seed, num_workers=workers):
+        yield (prepare(batch, False)["inputs"],)

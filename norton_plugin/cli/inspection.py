@@ -1,0 +1,127 @@
+"""What a model consists of, as far as compression is concerned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock, break_even_rank
+from norton_plugin.budget import count_cost
+from norton_plugin.pipeline import check_model
+from norton_plugin.recipe import Decomposition, Scope
+from norton_plugin.surgery.decompose import plan_decomposition
+from norton_plugin.surgery.graph import run_model
+from norton_plugin.surgery.swap import names_by_identity
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """One layer that multiplies.
+
+    Attributes:
+        name: Its first dotted name.
+        kind: Class of the module.
+        kernel: (Kh, Kw), None where it is no convolution.
+        stride: (vertical, horizontal), None where it is no convolution.
+        in_channels: Channels or features of its input.
+        out_channels: Channels or features of its output.
+        groups: Channel groups.
+        macs: Of one pass over the example.
+        parameters: Numbers in its own parameters.
+        break_even: Highest rank that saves MACs, None where it is no convolution.
+        rank: R where it is decomposed already.
+        eligible: Whether it can be decomposed.
+        reason: Why not, empty where it can.
+    """
+
+    name: str
+    kind: str
+    kernel: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    in_channels: int
+    out_channels: int
+    groups: int
+    macs: int
+    parameters: int
+    break_even: int | None
+    rank: int | None
+    eligible: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole model.
+
+    Attributes:
+        layers: Convolutions, Linear layers and CPDBlocks, in the model's order.
+        macs: Of one pass over the example, everything included.
+        parameters: Numbers in the model's parameters.
+    """
+
+    layers: tuple[InspectedLayer, ...]
+    macs: int
+    parameters: int
+
+
+def inspect_model(model: nn.Module, example_inputs: Any, *, scope: Scope | None = None) -> Inspection:
+    """Looks at every layer; the model is not changed.
+
+    Args:
+        model: Any model.
+        example_inputs: As of ``pipeline.compress``.
+        scope: Layers outside are listed as such.
+
+    Raises:
+        RecipeError: A pattern of the scope matches nothing.
+        SurgeryError: The model does not run on the example, or has values that are not finite.
+    """
+    check_model(model, example_inputs)
+    scope = scope or Scope()
+    scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
+    cost = count_cost(model, lambda: run_model(model, example_inputs))
+    targets, skipped = plan_decomposition(model, Decomposition(rank=1), scope=scope, map_sizes=cost.map_sizes)
+    eligible = {target.names[0] for target in targets}
+    reasons = {entry.name: entry.reason for entry in skipped}
+    layers = []
+    for module, names in names_by_identity(model).items():
+        if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock):
+            continue
+        name = names[0]
+        default = "decomposed already" if isinstance(module, CPDBlock) else "Linear: it is pruned only"
+        layers.append(
+            InspectedLayer(
+                name=name,
+                kind=type(module).__name__,
+                **_shape(module, cost.map_sizes.get(name)),
+                macs=cost.layer_macs.get(name, 0),
+                parameters=sum(p.numel() for p in module.parameters()),
+                eligible=name in eligible,
+                reason="" if name in eligible else reasons.get(name, default),
+            )
+        )
+    return Inspection(tuple(layers), cost.macs, cost.parameters)
+
+
+def _shape(module: Any, sizes: Any) -> dict[str, Any]:
+    if isinstance(module, nn.Linear):
+        shape: dict[str, Any] = dict.fromkeys(("kernel", "stride", "break_even", "rank"))
+        return {**shape, "in_channels": module.in_features, "out_channels": module.out_features, "groups": 1}
+    kernel, stride = tuple(module.kernel_size), tuple(module.stride)
+    limit = None
+    if len(kernel) == 2:
+        before, after = sizes or (None, None)
+        per_filter = module.in_channels // module.groups
+        limit = break_even_rank(per_filter, kernel, stride=stride, input_size=before, output_size=after)
+        limit = min(limit, kernel[0] * kernel[1])
+    return {
+        "kernel": kernel,
+        "stride": stride,
+        "break_even": limit,
+        "rank": getattr(module, "rank", None) if isinstance(module, CPDBlock) else None,
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "groups": module.groups,
+    }

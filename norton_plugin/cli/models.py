@@ -1,0 +1,143 @@
+"""The model a command works on: built from a source, or loaded from an artefact."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.artifact import MANIFEST, Manifest, load, read_manifest, save
+from norton_plugin.errors import ArtifactError, SourceError
+from norton_plugin.surgery.structure import diff, geometry
+from norton_plugin.zoo import Preprocessing, load_source, rebuild
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to work on.
+
+    Attributes:
+        model: In eval mode, on the CPU.
+        example_inputs: Random tensors of batch 1.
+        preprocessing: Size and normalisation of its images.
+        spec: How to build the dense original.
+        name: For people: the source, or the directory.
+        weights: ``"random"``, ``"pretrained"``, or the file or directory they came from.
+        manifest: Of the artefact, None for a source.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[Tensor, ...]
+    preprocessing: Preprocessing
+    spec: dict[str, Any]
+    name: str
+    weights: str
+    manifest: Manifest | None = None
+
+
+def open_model(
+    source: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: Path | None = None,
+    num_classes: int | None = None,
+    input_size: tuple[int, ...] | int | None = None,
+    seed: int = 0,
+) -> Opened:
+    """Builds a source, or loads an artefact.
+
+    Args:
+        source: As of ``zoo.load_source``, or a directory that holds an artefact.
+        pretrained: Load published weights.
+        checkpoint: Load weights from a file.
+        num_classes: Outputs of the classifier.
+        input_size: One side, (H, W) or (C, H, W) in pixels.
+        seed: Of weights that are not loaded.
+
+    Raises:
+        SourceError: The model cannot be had, or options are given that an artefact decides itself.
+        ArtifactError: The artefact is damaged.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if _is_directory(source):
+            settled = {"--pretrained": pretrained, "--checkpoint": checkpoint, "--num-classes": num_classes}
+            given = [option for option, value in {**settled, "--input-size": input_size}.items() if value]
+            if given:
+                raise SourceError(
+                    f"{', '.join(given)} cannot be changed: {source} is an artefact; give a source instead"
+                )
+            return _open_artefact(Path(source))
+        built = load_source(
+            source, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes, input_size=input_size
+        )
+    weights = "pretrained" if pretrained else "random" if checkpoint is None else str(checkpoint)
+    return Opened(built.model, built.example_inputs, built.preprocessing, built.spec, source, weights)
+
+
+def _is_directory(source: str) -> bool:
+    if Path(source, MANIFEST).is_file():
+        return True
+    if Path(source).is_dir():
+        raise ArtifactError(f"{source} is a directory without {MANIFEST}; expected one that 'norton compress' wrote")
+    if ":" not in source:
+        raise SourceError(
+            f"{source!r} is neither a directory nor a model source; expected KIND:NAME, such as timm:resnet18, or an "
+            "artefact that 'norton compress' wrote"
+        )
+    return False
+
+
+def _open_artefact(directory: Path) -> Opened:
+    manifest = read_manifest(directory)
+    if not manifest.source:
+        raise ArtifactError(f"{directory} does not say what built its model; load it in Python with norton_plugin.load")
+    stored = manifest.extra.get("preprocessing")
+    if not isinstance(stored, dict):
+        raise ArtifactError(f"{directory} does not say what its images look like; it was not written by this command")
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    preprocessing = Preprocessing(**fields)
+    generator = torch.Generator().manual_seed(0)
+    inputs = int(manifest.extra.get("inputs", 1))
+    example = tuple(torch.randn((1, *preprocessing.input_size), generator=generator) for _ in range(inputs))
+    model = load(directory, rebuild(manifest.source)).eval()
+    return Opened(model, example, preprocessing, manifest.source, str(directory), str(directory), manifest)
+
+
+def save_model(
+    directory: Path,
+    model: nn.Module,
+    opened: Opened,
+    *,
+    recipe: dict[str, Any] | None,
+    report: dict[str, Any] | None,
+    extra: dict[str, Any],
+) -> Path:
+    """Writes a model that came from ``open_model``, whatever was done to it since, as an artefact.
+
+    Args:
+        directory: As of ``artifact.save``.
+        model: What became of ``opened.model``.
+        opened: Where it came from.
+        recipe: As of ``artifact.save``.
+        report: As of ``artifact.save``.
+        extra: As of ``artifact.save``; what is needed to open the artefact again is added.
+    """
+    structure = diff(geometry(rebuild(opened.spec)), geometry(model))
+    facts = {"preprocessing": asdict(opened.preprocessing), "inputs": len(opened.example_inputs)}
+    return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
+
+
+def check_directory(directory: Path) -> None:
+    """Refuses an output directory before hours of work rather than after.
+
+    Raises:
+        ArtifactError: It exists and is no artefact.
+    """
+    if directory.exists() and not (
+        directory.is_dir() and ((directory / MANIFEST).exists() or not any(directory.iterdir()))
+    ):
+        raise ArtifactError(f"{directory} exists and is not an artefact; choose another directory")

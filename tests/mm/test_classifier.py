@@ -1,0 +1,104 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from norton_plugin.errors import RecipeError, SourceError
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from norton_plugin.mm import TimmClassifier
+from norton_plugin.mm.quiet import preserved_process
+
+
+@pytest.fixture
+def classifier():
+    return TimmClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+
+
+IMAGES, LABELS = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 2, 1])
+
+
+def test_modes(classifier):
+    logits = classifier(IMAGES)
+    assert torch.equal(logits, classifier.model(IMAGES))
+    loss = classifier(IMAGES, LABELS, mode="loss")
+    assert loss["loss_ce"].item() == pytest.approx(float(F.cross_entropy(logits, LABELS)), rel=1e-6)
+    predicted = classifier(IMAGES, LABELS, mode="predict")
+    assert [int(p["gt_label"]) for p in predicted] == [0, 1, 2, 1]
+    assert torch.equal(torch.stack([p["pred_score"] for p in predicted]), logits.softmax(1))
+    assert "gt_label" not in classifier(IMAGES, mode="predict")[0]
+
+
+def test_label_smoothing(classifier):
+    classifier.label_smoothing = 0.3
+    expected = F.cross_entropy(classifier(IMAGES), LABELS, label_smoothing=0.3)
+    assert torch.equal(classifier(IMAGES, LABELS, mode="loss")["loss_ce"], expected)
+
+
+def test_distillation_is_weighted_and_the_teacher_is_in_no_state_dict(classifier):
+    names, plain = list(classifier.state_dict()), classifier(IMAGES, LABELS, mode="loss")["loss_ce"]
+    classifier.set_teacher(classifier.model, weight=0.25)
+    losses = classifier(IMAGES, LABELS, mode="loss")
+    assert float(losses["loss_ce"]) == pytest.approx(0.75 * float(plain), rel=1e-6)
+    assert float(losses["loss_kd"]) == pytest.approx(0, abs=1e-6)
+    assert list(classifier.state_dict()) == names
+    classifier.set_teacher(None)
+    assert "loss_kd" not in classifier(IMAGES, LABELS, mode="loss")
+
+
+def test_a_source_brings_its_normalisation():
+    classifier = TimmClassifier({"spec": "timm:resnet10t", "num_classes": 3, "input_size": 32}, {"flip": True})
+    assert classifier.data_preprocessor.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert classifier.data_preprocessor.flip
+    assert classifier.logits(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 3)
+
+
+def test_bad_calls(classifier):
+    with pytest.raises(RecipeError, match="mode is 'fit'"):
+        classifier(IMAGES, mode="fit")
+    with pytest.raises(SourceError, match="training needs labels"):
+        classifier(IMAGES, mode="loss")
+    with pytest.raises(SourceError, match="a label is 3, but the model has 3 outputs"):
+        classifier(IMAGES, LABELS + 1, mode="loss")
+    with pytest.raises(RecipeError, match="label_smoothing is 1"):
+        TimmClassifier(nn.Identity(), label_smoothing=1)
+    with pytest.raises(RecipeError, match="temperature"):
+        classifier.set_teacher(nn.Identity(), temperature=0)
+
+
+def test_an_mmengine_config_trains_it(tmp_path):
+    for color in ("red", "blue"):
+        (tmp_path / "data" / color).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20 + i, 18), color).save(tmp_path / "data" / color / f"{i}.png")
+    data = {"type": "NortonImageFolder", "root": str(tmp_path / "data"), "preprocessing": {"input_size": (3, 16, 16)}}
+    loader = {"batch_size": 4, "num_workers": 0, "collate_fn": {"type": "collate_batch"}}
+    sampler = {"type": "DefaultSampler", "shuffle": True}
+    config = Config(
+        {
+            "custom_imports": {"imports": ["norton_plugin.mm"]},
+            "model": {
+                "type": "TimmClassifier",
+                "model": {"spec": "timm:resnet10t", "num_classes": 2, "input_size": 16},
+            },
+            "train_dataloader": {**loader, "dataset": {**data, "training": True}, "sampler": sampler},
+            "train_cfg": {"by_epoch": True, "max_epochs": 2},
+            "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.01}},
+            "val_dataloader": {**loader, "dataset": data, "sampler": {**sampler, "shuffle": False}},
+            "val_cfg": {},
+            "val_evaluator": {"type": "TopKAccuracy", "topk": 1},
+            "work_dir": str(tmp_path / "work"),
+            "default_scope": "mmengine",
+            "log_level": "ERROR",
+        }
+    )
+    with preserved_process():
+        runner = Runner.from_cfg(config)
+        runner.train()
+        assert runner.val()["accuracy/top1"] in (0.0, 12.5, 25.0, 37.5, 50.0, 62.5, 75.0, 87.5, 100.0)
+    assert (tmp_path / "work" / "epoch_2.pth").is_file()

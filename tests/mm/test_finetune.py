@@ -1,0 +1,229 @@
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.errors import RecipeError, SourceError
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+
+from norton_plugin.mm import FinetuneSettings, PackedImages, TimmClassifier, evaluate, finetune, parameter_groups
+
+SETTINGS = FinetuneSettings(
+    epochs=3, lr=0.05, batch_size=16, warmup_epochs=0.5, crop_padding=1, flip=True, weight_decay=1e-3
+)
+
+
+class Interrupted(Exception):
+    """Raised in the middle of a run, in place of a power cut."""
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        CPDBlock(8, 8, 3, 2, padding=1),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(32, 3),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Bright top, bright bottom, or grey: three classes of noisy 6x6 images."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(96) % 3
+    images = torch.randint(60, 190, (96, 1, 6, 6), generator=generator)
+    images[labels == 0, :, :3] += 60
+    images[labels == 1, :, 3:] += 60
+    return PackedImages(images.to(torch.uint8), labels)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def difference(a, b):
+    return max(float((x.double() - y.double()).abs().max()) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_it_learns_and_tells_each_epoch(data):
+    model, told = net(), []
+    before = evaluate(model, data, mean=(0.5,), std=(0.2,))
+    result = finetune(
+        model,
+        data,
+        data,
+        settings=SETTINGS,
+        mean=(0.5,),
+        std=(0.2,),
+        epochs=8,
+        on_epoch=lambda r, n: told.append((r, n)),
+    )
+    after = evaluate(model, data, mean=(0.5,), std=(0.2,))
+    assert before.top1 < 50 < 90 < after.top1
+    assert after.top1 == result.last_top1 == result.history[-1].top1
+    assert [record for record, _ in told] == list(result.history)
+    assert [(record.epoch, total) for record, total in told] == [(i, 8) for i in range(1, 9)]
+    assert result.history[-1].loss < result.history[0].loss
+
+
+def test_every_parameter_of_a_cpd_block_moves(data):
+    model = net()
+    before = state(model)
+    finetune(model, data, settings=SETTINGS, epochs=1)
+    for name in ("3.head", "3.vertical", "3.horizontal", "3.bias"):
+        assert not torch.equal(before[name], model.state_dict()[name])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, optimizer, ema):
+    settings = SETTINGS.replace(optimizer=optimizer, ema=ema, lr=0.01)
+    whole, broken, resumed = net(), net(), net()
+    expected = finetune(whole, data, data, settings=settings)
+
+    def interrupt(record, total):
+        if record.epoch == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        finetune(broken, data, data, settings=settings, work_dir=tmp_path, on_epoch=interrupt)
+    assert difference(state(resumed), state(whole)) > 0
+    got = finetune(resumed, data, data, settings=settings, work_dir=tmp_path, resume=True)
+    assert difference(state(resumed), state(whole)) == 0.0
+    assert [(r.epoch, r.loss, r.top1) for r in got.history] == [(r.epoch, r.loss, r.top1) for r in expected.history]
+
+
+def test_ema_ends_with_the_average_that_was_measured(data):
+    plain, averaged = net(), net()
+    finetune(plain, data, data, settings=SETTINGS)
+    result = finetune(averaged, data, data, settings=SETTINGS, ema=0.02)
+    assert difference(state(plain), state(averaged)) > 1e-3
+    assert evaluate(averaged, data).top1 == result.last_top1
+
+
+def test_same_seed_same_weights_other_seed_other_weights(data):
+    first, second, third = net(), net(), net()
+    finetune(first, data, settings=SETTINGS, epochs=1)
+    finetune(second, data, settings=SETTINGS, epochs=1)
+    finetune(third, data, settings=SETTINGS, epochs=1, seed=1)
+    assert difference(state(first), state(second)) == 0.0
+    assert difference(state(first), state(third)) > 0
+
+
+def test_distillation_pulls_towards_the_teacher(data):
+    teacher = net()
+    finetune(teacher, data, settings=SETTINGS, epochs=8)
+    torch.manual_seed(5)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    images = data.images.float() / 255
+
+    def gap():
+        with torch.no_grad():
+            return float((student.eval()(images).softmax(1) - teacher.eval()(images).softmax(1)).abs().mean())
+
+    before = gap()
+    finetune(student, data, settings=SETTINGS, teacher=teacher, distill_weight=1.0, epochs=20)
+    assert gap() < 0.7 * before
+
+
+def test_the_callers_process_is_as_before(data, tmp_path, capsys):
+    from mmengine.logging import MMLogger
+
+    model = net().train()
+    threads, level, loggers = torch.get_num_threads(), logging.getLogger().level, dict(MMLogger._instance_dict)
+    generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    finetune(model, data, data, settings=SETTINGS, epochs=1, work_dir=tmp_path)
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == generators[1:]
+    assert (torch.get_num_threads(), logging.getLogger().level) == (threads, level)
+    assert MMLogger._instance_dict == loggers
+    assert model[0].weight.is_contiguous()
+    assert not model.training
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+    assert list(tmp_path.rglob("*.log"))
+
+
+def test_evaluate_changes_nothing(data):
+    model = net().train()
+    model[1].eval()
+    before = state(model)
+    first, second = evaluate(model, data, batch_size=7), evaluate(TimmClassifier(model), data)
+    assert (first.top1, first.n) == (second.top1, 96)
+    assert first.loss == pytest.approx(second.loss, rel=1e-5)
+    assert first.top5 == 100.0
+    assert difference(before, state(model)) == 0.0
+    assert [m.training for m in model] == [True, False, True, True, True, True, True, True]
+
+
+def test_factors_decay_less():
+    model = net()
+    model[0].weight.requires_grad_(False)
+    plain, factors = parameter_groups(model, weight_decay=0.3)
+    assert (plain["weight_decay"], factors["weight_decay"]) == (0.3, pytest.approx(0.1))
+    assert [tuple(p.shape) for p in factors["params"]] == [(8, 2, 8), (8, 2, 3), (8, 2, 3)]
+    assert len(plain["params"]) == 6
+
+
+def test_a_third_of_the_decay_shrinks_the_product_as_the_weight():
+    block = CPDBlock(4, 4, 3, 2)
+    before, (_, group) = block.weight.detach().clone(), parameter_groups(block, weight_decay=0.01)
+    optimizer = torch.optim.SGD([group], lr=0.1)
+    for factor in group["params"]:
+        factor.grad = torch.zeros_like(factor)
+    optimizer.step()
+    shrinkage = 1 - float((block.weight / before).mean())
+    assert shrinkage == pytest.approx(0.1 * 0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected an integer of at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"lr": 0.0}, "lr is 0.0, expected a number above 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"learning_rat": 0.1}, "unknown fine-tuning setting 'learning_rat'"),
+        ({"batchsize": 8}, "did you mean batch_size"),
+        ({"momentum": 1.0}, "momentum is 1.0, expected at least 0 and below 1"),
+        ({"optimizer": "sgd"}, "expected one of SGD, AdamW"),
+        ({"warmup_epochs": 3}, r"below epochs \(3\)"),
+        ({"distill_weight": 2}, r"in \[0, 1\]"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+    ],
+)
+def test_impossible_settings(data, changes, message):
+    with pytest.raises(RecipeError, match=message):
+        finetune(net(), data, settings=SETTINGS, **changes)
+
+
+def test_bad_input(data):
+    with pytest.raises(RecipeError, match="resume needs the work_dir"):
+        finetune(net(), data, resume=True)
+    with pytest.raises(RecipeError, match="amp needs a CUDA device"):
+        finetune(net(), data, amp=True, device="cpu")
+    with pytest.raises(SourceError, match="images have 1 channels, but mean and std are given for 3"):
+        finetune(net(), data, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(SourceError, match="no parameter that requires a gradient"):
+        finetune(net().requires_grad_(False), data)
+    with pytest.raises(SourceError, match="a label is 12, but the model has 3 outputs"):
+        finetune(net(), PackedImages(data.images, data.labels + 10))
+    with pytest.raises(SourceError, match="a label is 12, but the model has 3 outputs"):
+        evaluate(net(), PackedImages(data.images, data.labels + 10))
+    with pytest.raises(SourceError, match="no images"):
+        finetune(net(), torch.utils.data.Subset(data, []))
+
+
+def test_a_loss_of_nan_ends_the_run(data):
+    with pytest.raises(RecipeError, match="became NaN or infinite in epoch 1; lower lr"):
+        finetune(net(), data, settings=SETTINGS, lr=1e30)
