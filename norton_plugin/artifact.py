@@ -35,6 +35,7 @@ class Manifest:
 
     Attributes:
         structure: How the model differs from the dense original.
+        weights_hash: SHA-256 of the file of weights.
         recipe: The recipe as a dict, or None.
         report: The compression report as a dict, or None.
         source: How to build the dense original (``zoo.rebuild`` reads it), or None.
@@ -42,6 +43,7 @@ class Manifest:
     """
 
     structure: Structure
+    weights_hash: str
     recipe: dict[str, Any] | None
     report: dict[str, Any] | None
     source: dict[str, Any] | None
@@ -75,52 +77,72 @@ def save(
     Raises:
         ArtifactError: The directory holds something else, or cannot be written; what was there is untouched.
     """
-    target = Path(directory)
-    if target.exists() and not (target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir()))):
-        raise ArtifactError(f"{target} exists and is not an artefact; choose another directory")
+    target = Path(directory).resolve()
+    work: Path | None = None
     try:
+        if not _replaceable(target):
+            raise ArtifactError(f"{directory} exists and is not an artefact; choose another directory")
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ArtifactError(f"cannot write to {target.parent}: {error}") from error
-    try:
-        # Shared tensors are stored once per name: safetensors refuses aliases.
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-        save_file(tensors, staging / WEIGHTS)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        (work / "new").mkdir()
         manifest = {
             "format": FORMAT,
             "version": VERSION,
             "structure": structure,
             "structure_hash": structure_hash(structure),
-            "weights_hash": _file_hash(staging / WEIGHTS),
+            "weights_hash": _write_weights(work / "new" / WEIGHTS, model),
             "recipe": recipe,
             "report": report,
             "source": source,
             "extra": dict(extra or {}),
         }
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        staging.chmod(0o755)
-        _replace(staging, target)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise ArtifactError(f"the artefact could not be written to {target}: {error}") from error
-    return target
+        text = json.dumps(manifest, indent=1, allow_nan=False) + "\n"
+        (work / "new" / MANIFEST).write_text(text, encoding="utf-8")
+        _replace(target, work / "new", work / "previous")
+    except (OSError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(
+            f"the artefact could not be written to {directory} ({type(error).__name__}: {error}); "
+            "what was there before is untouched"
+        ) from error
+    finally:
+        # Nothing is deleted before an artefact stands where one is expected.
+        if work is not None and (target.exists() or not (work / "previous").exists()):
+            shutil.rmtree(work, ignore_errors=True)
+    return Path(directory)
 
 
-def _replace(staging: Path, target: Path) -> None:
+def _replaceable(target: Path) -> bool:
+    """Whether nothing is lost by writing an artefact there."""
+    if not target.exists():
+        return True
+    return target.is_dir() and ((target / MANIFEST).exists() or not any(target.iterdir()))
+
+
+def _write_weights(path: Path, model: nn.Module) -> str:
+    """Writes all tensors of the state dict and returns the file's hash."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"{name} is a {type(tensor).__name__}; only tensors can be stored in an artefact")
+        # A copy each: safetensors refuses names that share memory.
+        tensors[name] = tensor.detach().cpu().contiguous().clone()
+    save_file(tensors, path)
+    return _file_hash(path)
+
+
+def _replace(target: Path, new: Path, aside: Path) -> None:
     """Moves a complete artefact into place; the previous one steps aside first and comes back if the move fails."""
     if not target.exists():
-        staging.rename(target)
+        new.rename(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent)) / "previous"
     target.rename(aside)
     try:
-        staging.rename(target)
-    except OSError:
+        new.rename(target)
+    except BaseException:
         aside.rename(target)
         raise
-    finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def read_manifest(directory: str | Path) -> Manifest:
@@ -137,7 +159,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}); save the artefact again") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ArtifactError(f"{path} was not written by this package")
+        raise ArtifactError(f"{path} is not the manifest of an artefact; expected a file that norton_plugin.save wrote")
     if data.get("version") != VERSION:
         raise ArtifactError(
             f"{path} has version {data.get('version')!r}, this package reads version {VERSION}; "
@@ -145,8 +167,15 @@ def read_manifest(directory: str | Path) -> Manifest:
         )
     structure = data.get("structure")
     if not isinstance(structure, dict) or structure_hash(structure) != data.get("structure_hash"):
-        raise ArtifactError(f"the structure in {path} does not match its hash: it was edited or damaged")
-    return Manifest(structure, data.get("recipe"), data.get("report"), data.get("source"), data.get("extra") or {})
+        raise ArtifactError(f"the structure in {path} does not match its hash: it was edited or damaged; save again")
+    return Manifest(
+        structure=structure,
+        weights_hash=str(data.get("weights_hash")),
+        recipe=data.get("recipe"),
+        report=data.get("report"),
+        source=data.get("source"),
+        extra=data.get("extra") or {},
+    )
 
 
 def load(directory: str | Path, model: nn.Module) -> nn.Module:
@@ -164,7 +193,7 @@ def load(directory: str | Path, model: nn.Module) -> nn.Module:
             named).
     """
     manifest = read_manifest(directory)
-    tensors = _read_weights(Path(directory))
+    tensors = _read_weights(Path(directory) / WEIGHTS, manifest.weights_hash)
     rebuilt = copy.deepcopy(model)
     apply_structure_(rebuilt, manifest.structure)
     load_weights_(rebuilt, tensors)
@@ -178,6 +207,9 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ArtifactError: A tensor is missing, unexpected or of another shape; nothing is changed then.
     """
     own = model.state_dict()
+    unreal = next((name for name, tensor in own.items() if tensor.is_meta), None)
+    if unreal is not None:
+        raise ArtifactError(f"{unreal} is on the meta device and cannot hold weights; build the model on a real one")
     for name in sorted(set(own) | set(tensors)):
         if name not in tensors:
             raise ArtifactError(f"the weights lack {name}, which the rebuilt model has")
@@ -187,24 +219,29 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             raise ArtifactError(
                 f"{name} has shape {tuple(tensors[name].shape)} in the weights, {tuple(own[name].shape)} in the model"
             )
-    for parameter_name, tensor in own.items():
-        if tensor.dtype != tensors[parameter_name].dtype and tensor.is_floating_point():
-            model.to(tensors[parameter_name].dtype)
-            break
+    _cast_(model, tensors)
     model.load_state_dict(dict(tensors), strict=True)
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    path = directory / WEIGHTS
-    expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("weights_hash")
+def _cast_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Gives the model the data types of the stored tensors, so that copying them rounds nothing."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) == 1:
+        model.to(kinds.pop())  # with the buffers that no state dict holds
+        return
+    for name, own in model.state_dict(keep_vars=True).items():
+        own.data = own.data.to(tensors[name].dtype)
+
+
+def _read_weights(path: Path, expected: str) -> dict[str, Tensor]:
     try:
         if _file_hash(path) != expected:
             raise ArtifactError(f"{path} does not match the hash in {MANIFEST}: it is truncated or was replaced")
         return load_file(path)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); an artefact needs it") from error
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is damaged ({error})") from error
+        raise ArtifactError(f"{path} is damaged ({error}); save the artefact again") from error
 
 
 def _file_hash(path: Path) -> str:

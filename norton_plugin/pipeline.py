@@ -119,18 +119,20 @@ def compress(
         The compressed model and the report.
 
     Raises:
-        RecipeError: The recipe asks for nothing, or a pattern matches nothing.
-        SurgeryError: The model cannot be run, copied or traced, or no layer is eligible.
-        DecompositionError: A weight holds NaN or infinity.
+        RecipeError: No recipe, one that asks for nothing, or a pattern that matches nothing.
+        SurgeryError: The model cannot be run, copied or traced, holds NaN or infinity, or no layer is eligible.
     """
     start = time.perf_counter()
     step = on_step or (lambda name: None)
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
     if not (recipe.decomposition.active or recipe.pruning.active):
         raise RecipeError("the recipe asks for nothing: set decomposition.rank, or pruning.keep below 1, or both")
     check_model(model, example_inputs)
-    step("measure")
-    before = count_cost(model, lambda: run_model(model, example_inputs, forward_fn))
+    dense = geometry(model)  # before any run: models may keep something of it
     compressed = _copy(model)
+    step("measure")
+    before = count_cost(compressed, lambda: run_model(compressed, example_inputs, forward_fn))
     ignored = _counterparts(model, compressed, ignored)
 
     decomposition, pruning, images = NO_DECOMPOSITION, NO_PRUNING, 0
@@ -175,7 +177,7 @@ def compress(
         pruning=pruning,
         calibration_images=images,
         seconds=time.perf_counter() - start,
-        structure=diff(geometry(model), geometry(compressed)),
+        structure=diff(dense, geometry(compressed)),
     )
     return compressed, report
 
@@ -196,6 +198,10 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
             raise SurgeryError(f"{name} is on the meta device; load weights before compressing")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise SurgeryError(f"{name} holds NaN or infinite values; load a sound checkpoint first")
+    for name, buffer in model.named_buffers():
+        # Infinity is fine here: attention masks hold it.
+        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
+            raise SurgeryError(f"the buffer {name} holds NaN; load a sound checkpoint first")
     floating = [p for p in parameters.values() if p.is_floating_point()]
     for example in output_tensors(example_inputs):
         if floating and example.device != floating[0].device:

@@ -131,7 +131,7 @@ class Decomposition(_Section):
         allow_dearer: Also decompose where the block needs more MACs than the convolution.
         restarts: Starts per filter; the best is kept.
         sweeps: Most ALS sweeps per start.
-        tolerance: Relative change of the error at which a filter counts as converged.
+        tolerance: A filter is done when its error fell by less than this share of itself over ten sweeps.
         seed: Of the random starts.
     """
 
@@ -141,7 +141,7 @@ class Decomposition(_Section):
     allow_dearer: bool = False
     restarts: int = 3
     sweeps: int = 300
-    tolerance: float = 1e-8
+    tolerance: float = 1e-5
     seed: int = 0
 
     def __post_init__(self) -> None:

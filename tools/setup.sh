@@ -105,7 +105,6 @@ build_mmcv() {  # $1: folder of the finished wheel. Built beside it and moved: a
     local began=$SECONDS cores jobs
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
     jobs=${MAX_JOBS:-$((cores < 8 ? cores : 8))}
-    mkdir -p "$1"
     work=$(mktemp -d "$1/.build.XXXXXX")
     mkdir "$work/tmp" "$work/out"
     : >"$work/log"
@@ -126,7 +125,8 @@ mmcv_wheel() {  # sets $wheel
 import sys, sysconfig, torch
 print(f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-mmcv$mmcv-{sysconfig.get_platform()}')")
     folder=${XDG_CACHE_HOME:-$HOME/.cache}/norton_plugin/wheels/$key
-    wheel=$(find "$folder" -maxdepth 1 -name "mmcv-$mmcv-*.whl" 2>/dev/null | head -n 1)
+    mkdir -p "$folder"
+    wheel=$(find "$folder" -maxdepth 1 -name "mmcv-$mmcv-*.whl" | head -n 1)
     if [ -z "$wheel" ]; then
         build_mmcv "$folder"
         wheel=$(find "$folder" -maxdepth 1 -name "mmcv-$mmcv-*.whl" | head -n 1)

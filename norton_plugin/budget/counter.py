@@ -6,7 +6,7 @@ repeated calls of a shared layer count as often as they run. It counts two opera
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ class ModelCost:
     Attributes:
         macs: Multiply-accumulates of the whole pass (of the whole batch that was given).
         parameters: Numbers in the parameters, shared ones once.
-        layer_macs: MACs per leaf module (and per CPDBlock), by its first dotted name; calls add up.
+        layer_macs: MACs per module by its first dotted name, those of modules inside it left out; calls add up.
+            They sum to ``macs``, unless ``call`` computes something outside the model's own call.
         map_sizes: (input (H, W), output (H, W)) of every module that maps 4-D to 4-D, of its largest call.
     """
 
@@ -66,18 +67,22 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
         SurgeryError: The call fails.
     """
     modes = [(module, module.training) for module in model.modules()]
-    layer_macs: dict[str, int] = defaultdict(int)
+    layer_macs: Counter[str] = Counter()
     map_sizes: dict[str, tuple[MapSize, MapSize]] = {}
     counter = FlopCounterMode(display=False)
     handles = []
-    starts: dict[nn.Module, int] = {}
+    # Of every module now running: the count when it began, and what modules inside it have used.
+    running: list[list[int]] = [[0, 0]]
 
     def before(module: nn.Module, _: Any) -> None:
-        starts[module] = counter.get_total_flops()
+        running.append([counter.get_total_flops(), 0])
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            layer_macs[name] += (counter.get_total_flops() - starts[module]) // 2
+            start, inside = running.pop()
+            total = counter.get_total_flops() - start
+            running[-1][1] += total
+            layer_macs[name] += (total - inside) // 2
             first = inputs[0] if inputs else None
             if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == 4:
                 size = (tuple(first.shape[2:]), tuple(output.shape[2:]))
@@ -89,14 +94,14 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
     try:
         model.eval()
         for name, module in model.named_modules():
-            if isinstance(module, CPDBlock) or not any(module.children()):
-                handles.append(module.register_forward_pre_hook(before))
-                handles.append(module.register_forward_hook(after(name)))
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after(name)))
         with torch.no_grad(), _forms(model, "separable"), counter:
             call()
     except Exception as error:
+        first_line, _, _ = str(error).partition("\n")
         raise SurgeryError(
-            f"the model does not run on the example inputs ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"the model does not run on the example inputs ({type(error).__name__}: {first_line}); "
             "give an example of the shape, dtype and device it expects"
         ) from error
     finally:

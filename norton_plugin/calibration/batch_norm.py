@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.errors import NortonError
+from norton_plugin.errors import SurgeryError
 
 # SyncBatchNorm runs only where processes are joined; its statistics are re-estimated alike.
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -19,8 +19,9 @@ def reestimate_batch_norm_(
 ) -> int:
     """Replaces the running statistics of every BatchNorm by those of the given images, in place.
 
-    The statistics are plain averages over the batches. Layers that are kept in evaluation mode by the training
-    configuration (``norm_eval``) are re-estimated too. All other modules run in evaluation mode.
+    Mean and unbiased variance are plain averages over the batches. Layers that are kept in evaluation mode by the
+    training configuration (``norm_eval``) are re-estimated too; layers that the images do not reach keep what they
+    have. All other modules run in evaluation mode.
 
     Args:
         model: Changed in place: buffers only.
@@ -32,7 +33,8 @@ def reestimate_batch_norm_(
         The number of images used; 0 where the model has no BatchNorm with running statistics.
 
     Raises:
-        NortonError: No batch came, or statistics are not finite; the old ones are kept then.
+        SurgeryError: No batch came, the model does not run on one, or statistics are not finite; the old ones are
+            kept then.
     """
     norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     if not norms:
@@ -45,18 +47,21 @@ def reestimate_batch_norm_(
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
-            norm.train()
+            norm.training = True  # of the norm alone: timm's hold an activation and a dropout too
         with torch.no_grad():
             for batch in batches:
-                call(model, batch)
+                _run(model, batch, call)
                 seen += _batch_size(batch)
                 if seen >= images:
                     break
         if seen == 0:
-            raise NortonError("BatchNorm statistics cannot be re-estimated: the calibration data holds no batch")
+            raise SurgeryError(
+                "BatchNorm statistics cannot be re-estimated: the calibration data holds no batch; give some images, "
+                "or no calibration data"
+            )
         used = [m for m in norms if int(m.num_batches_tracked) > 0]  # type: ignore[arg-type]
         if any(not torch.isfinite(b).all() for m in used for b in (m.running_mean, m.running_var)):  # type: ignore[arg-type]
-            raise NortonError("re-estimated BatchNorm statistics are not finite; check the calibration images")
+            raise SurgeryError("re-estimated BatchNorm statistics are not finite; check the calibration images")
         # Layers the images did not reach (auxiliary heads) keep what they had.
         _restore([entry for entry in old if entry[0] not in used])
     except BaseException:
@@ -69,6 +74,16 @@ def reestimate_batch_norm_(
         for module, mode in modes:
             module.training = mode
     return seen
+
+
+def _run(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], Any]) -> None:
+    try:
+        call(model, batch)
+    except Exception as error:
+        raise SurgeryError(
+            f"the model does not run on a calibration batch ({type(error).__name__}: {error}); give batches like the "
+            "example inputs, of two images or more where a BatchNorm sees maps of one pixel"
+        ) from error
 
 
 def _restore(entries: list[tuple[Any, Any, dict[str, Tensor]]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -20,7 +20,7 @@ from norton_plugin.errors import NortonError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 # typer >= 0.17 brings its own copy of click, older ones import click; BadParameter's ancestor is right for both.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: type[Exception] = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     add_completion=False,

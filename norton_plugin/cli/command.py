@@ -44,7 +44,8 @@ def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -
     def run(context: typer.Context, **arguments: Any) -> None:
         shared = {key: arguments.pop(key) for key in _SHARED}
         given_before = context.obj or {}  # norton --json inspect ... is the same as norton inspect ... --json
-        with session(**{key: value or given_before.get(key) for key, value in shared.items()}) as out:
+        settings: dict[str, Any] = {key: value or given_before.get(key) for key, value in shared.items()}
+        with session(**settings) as out:
             function(out=out, **arguments)
 
     keyword = inspect.Parameter.KEYWORD_ONLY

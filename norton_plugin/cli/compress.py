@@ -10,11 +10,10 @@ import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
-from norton_plugin.cli.recipes import merge, read_recipe, write_recipe
+from norton_plugin.cli.recipes import RECIPE, merge, read_recipe, write_recipe
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Recipe
 
-RECIPE = "recipe.yaml"
 _RECIPE = "What to do (over the recipe file)"
 _DATA = "Data"
 _STEPS = {
@@ -43,11 +42,11 @@ def compress(
         ),
     ] = None,
     target_nmse: Annotated[
-        float | None,
+        str | None,
         typer.Option("--target-nmse", metavar="F", help="Error that --rank auto aims at.", rich_help_panel=_RECIPE),
     ] = None,
     keep: Annotated[
-        float | None,
+        str | None,
         typer.Option("--keep", metavar="F", help="Share of the filters to keep, in (0, 1].", rich_help_panel=_RECIPE),
     ] = None,
     keep_for: Annotated[
@@ -110,11 +109,14 @@ def compress(
     changes = {
         "scope": _given(include=include, exclude=exclude),
         "decomposition": _given(
-            rank=rank, ranks=_table("--rank-for", rank_for, options.parse_rank), target_nmse=target_nmse, seed=seed
+            rank=rank,
+            ranks=_table("--rank-for", rank_for, options.parse_rank),
+            target_nmse=None if target_nmse is None else options.parse_number(target_nmse),
+            seed=seed,
         ),
         "pruning": _given(
-            keep=keep,
-            keeps=_table("--keep-for", keep_for, options.parse_keep),
+            keep=None if keep is None else options.parse_number(keep),
+            keeps=_table("--keep-for", keep_for, options.parse_number),
             round_to=round_to,
             criterion=criterion,
         ),

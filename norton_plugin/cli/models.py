@@ -98,7 +98,7 @@ def _open_artefact(directory: Path) -> Opened:
     stored = manifest.extra.get("preprocessing")
     if not isinstance(stored, dict):
         raise ArtifactError(f"{directory} does not say what its images look like; it was not written by this command")
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     preprocessing = Preprocessing(**fields)
     generator = torch.Generator().manual_seed(0)
     inputs = int(manifest.extra.get("inputs", 1))

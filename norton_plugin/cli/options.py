@@ -74,8 +74,8 @@ def parse_rank(text: str) -> int | str | None:
         return text
 
 
-def parse_keep(text: str) -> float | str:
-    """Reads a keep ratio; what is no number is left for the recipe to refuse."""
+def parse_number(text: str) -> float | str:
+    """Reads a number; what is no number is left for the recipe to refuse."""
     try:
         return float(text)
     except ValueError:

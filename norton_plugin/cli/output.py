@@ -34,13 +34,15 @@ class Output:
     Args:
         as_json: Results go to stdout as one JSON object, tables nowhere.
         verbose: Log and show tracebacks.
+        threads: Of torch on the CPU, None where not asked for.
         stdout: Where results go.
         stderr: Where notes and progress go.
     """
 
-    def __init__(self, *, as_json: bool, verbose: bool, stdout: TextIO, stderr: TextIO) -> None:
+    def __init__(self, *, as_json: bool, verbose: bool, threads: int | None, stdout: TextIO, stderr: TextIO) -> None:
         self.as_json = as_json
         self.verbose = verbose
+        self.threads = threads
         self._stdout = stdout
         self.out = console(stdout)
         self.err = console(stderr)
@@ -83,7 +85,7 @@ def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Ou
         threads: Of torch on the CPU; None leaves torch's choice.
         verbose: Log at level INFO on stderr, show warnings of libraries, and tracebacks.
     """
-    output = Output(as_json=as_json, verbose=verbose, stdout=sys.stdout, stderr=sys.stderr)
+    output = Output(as_json=as_json, verbose=verbose, threads=threads, stdout=sys.stdout, stderr=sys.stderr)
     with contextlib.ExitStack() as stack:
         if as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -93,7 +95,7 @@ def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Ou
         else:
             stack.enter_context(_logging(output))
         if threads is not None:
-            stack.enter_context(_threads(threads))
+            stack.enter_context(torch_threads(threads))
         try:
             yield output
         except Exception:
@@ -118,7 +120,8 @@ def _logging(output: Output) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Sets torch's CPU threads and puts them back."""
     import torch
 
     before = torch.get_num_threads()

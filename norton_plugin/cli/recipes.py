@@ -12,6 +12,7 @@ import yaml
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.recipe import Recipe
 
+RECIPE = "recipe.yaml"  # its name beside an artefact
 Changes = Mapping[str, Mapping[str, Any]]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from norton_plugin.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class LatencyRatio:
@@ -35,8 +37,15 @@ def compare_latency(
         calls: Two or more; the first is the reference.
         rounds: Calls of each that count.
         warmup: Calls of each before.
-        budget: Seconds after which no further round begins (at least three are run).
+        budget: Seconds after which no further round begins (three are run in any case, if asked for).
+
+    Raises:
+        RecipeError: Fewer than two calls, no round, or a negative warm-up.
     """
+    if len(calls) < 2 or rounds < 1 or warmup < 0:
+        raise RecipeError(
+            f"{len(calls)} calls, {rounds} rounds, {warmup} to warm up; expected at least 2 calls, 1 round and 0"
+        )
 
     def timed(call: Callable[[], Any]) -> float:
         _synchronise()

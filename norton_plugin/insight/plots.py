@@ -44,7 +44,7 @@ def plot_trade_off(path: str | Path, points: Sequence[TradeOffPoint], *, dense: 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _figure()
+    figure = new_figure()
     axes = figure.add_subplot()
     ordered = sorted(points, key=lambda point: point.macs)
     macs = [100 * point.macs for point in ordered]
@@ -64,7 +64,8 @@ def plot_trade_off(path: str | Path, points: Sequence[TradeOffPoint], *, dense: 
     values = [dense, *(p.before for p in ordered), *(p.after for p in ordered)]
     low, high = min(values), max(values)
     margin = max(high - low, 1.0)
-    axes.set_ylim(max(low - 0.12 * margin, -2.0), high + 0.25 * margin)
+    axes.set_ylim(max(low - 0.12 * margin, -2.0), high + 0.3 * margin)
+    axes.set_yticks([tick for tick in axes.get_yticks() if low - margin < tick <= 100])
     axes.set_xlim(0, 108)
     axes.set_xlabel("MACs, % of the dense model")
     axes.set_ylabel("test accuracy, %")
@@ -77,7 +78,12 @@ def plot_trade_off(path: str | Path, points: Sequence[TradeOffPoint], *, dense: 
     return target
 
 
-def _figure() -> Any:
+def new_figure() -> Any:
+    """An empty ``matplotlib.figure.Figure`` that needs no display.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

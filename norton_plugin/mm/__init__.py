@@ -9,7 +9,7 @@ from ..errors import MissingExtraError
 try:
     import mmengine as _mmengine  # noqa: F401
 except ImportError as _error:  # pragma: no cover - needs an environment without mmengine
-    raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[mmdet]'") from _error
+    raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[timm]'") from _error
 
 from .augment import crop_and_flip
 from .classifier import TimmClassifier

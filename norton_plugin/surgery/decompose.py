@@ -16,7 +16,7 @@ from norton_plugin.patterns import lookup, require_matches
 from norton_plugin.recipe import Decomposition, Rank, Scope
 from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
-from norton_plugin.surgery.swap import names_by_identity, swap_
+from norton_plugin.surgery.swap import names_by_identity, swap_, take_over_flags_
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,7 @@ def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | 
         dtype=weight.dtype,
     )
     if like is not None:
-        block.train(like.training)
-        weight_grad = any(p.requires_grad for name, p in like.named_parameters() if name != "bias")
-        bias_grad = any(p.requires_grad for name, p in like.named_parameters() if name == "bias")
-        for name, parameter in block.named_parameters():
-            parameter.requires_grad_(bias_grad if name == "bias" else weight_grad)
+        take_over_flags_(block, like)
     return block
 
 

@@ -24,6 +24,8 @@ Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
 
 def filter_rows(module: nn.Module) -> Tensor:
     """The filters of a layer as vectors: (N, D), float64, detached."""
+    if isinstance(module, CPDBlock):
+        return module.weight.detach().flatten(1).double()
     contract = read_contract(module)
     weight: Tensor = contract.weight if not isinstance(contract, str) else module.get_parameter("weight").detach()
     if getattr(module, "transposed", False):

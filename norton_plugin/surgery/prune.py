@@ -31,7 +31,10 @@ from norton_plugin.surgery.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
+# Largest relative difference between a pruned and a masked model: one of single precision, and a few units in the
+# last place where parameters are coarser.
 TOLERANCE = 1e-4
+_UNITS = 4
 
 
 @dataclass(frozen=True)
@@ -239,11 +242,15 @@ class _Surgeon:
             self._check_counts(plans)
         except Exception as problem:
             snapshot.restore_()
-            return f"pruning it breaks the model ({type(problem).__name__}: {str(problem).splitlines()[0][:200]})"
-        if error > TOLERANCE:
+            return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
+        if error > (tolerance := self._tolerance()):
             snapshot.restore_()
-            return f"the pruned model differs from the masked one by {error:.1e} (at most {TOLERANCE:g} is accepted)"
+            return f"the pruned model differs from the masked one by {error:.1e} (at most {tolerance:.1g} is accepted)"
         return error
+
+    def _tolerance(self) -> float:
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        return max([TOLERANCE, *(_UNITS * torch.finfo(kind).eps for kind in kinds)])
 
     def _check_counts(self, plans: Sequence[_Plan]) -> None:
         """The channels asked for are really gone: Torch-Pruning skips types it does not know without a word."""

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
-from norton_plugin.surgery.swap import names_by_identity, swap_
+from norton_plugin.surgery.swap import names_by_identity, swap_, take_over_flags_
 
 VERSION = 1
 Geometry = dict[str, dict[str, Any]]
 Structure = dict[str, Any]
 _PLAIN = (bool, int, float, str, type(None))
 _IGNORED = {"training", "_is_full_backward_hook", "_version", "is_init", "_is_init"}
+# Attributes that decide what a layer computes but no shape of its tensors: two networks may differ in these alone.
+_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "eps", "num_groups")
 
 
 def _is_plain(value: Any) -> bool:
@@ -84,8 +86,9 @@ def geometry(model: nn.Module) -> Geometry:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    tensors = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    """Parameters and those buffers that belong to the state dict (the others may come and go as the model runs)."""
+    buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+    return {name: tensor for name, tensor in {**module._parameters, **buffers}.items() if tensor is not None}
 
 
 def diff(dense: Geometry, compressed: Geometry) -> Structure:
@@ -94,35 +97,47 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
     Args:
         dense: Geometry of the original.
         compressed: Geometry after surgery; its modules bear names of the original.
+
+    Raises:
+        ArtifactError: A module has no counterpart in the original, or none of its kind.
     """
     entries = []
     for name, entry in compressed.items():
         old = dense.get(name)
-        if old is None or entry == old:
-            # Names the original does not have lie inside replaced modules.
+        if old is None:
+            raise ArtifactError(f"the compressed model has a module {name!r} which the original does not have")
+        if entry == old:
             continue
         if "block" in entry:
             entries.append({"names": entry["names"], "block": entry["block"]})
             continue
-        shapes = {k: v for k, v in entry["shapes"].items() if old.get("shapes", {}).get(k) != v}
-        attributes = {k: v for k, v in entry["attributes"].items() if old.get("attributes", {}).get(k, _MISSING) != v}
-        if shapes or attributes:
-            entries.append({"names": entry["names"], "resize": shapes, "attributes": attributes})
+        if "block" in old:
+            raise ArtifactError(f"{name!r} is a CPDBlock in the original and none in the compressed model")
+        changes = {kind: _changes(entry[kind], old[kind]) for kind in ("shapes", "attributes")}
+        # Tensors and attributes that only one of the two has were made by running the model, not by surgery.
+        if any(changes.values()):
+            entries.append({"names": entry["names"], "resize": changes["shapes"], "attributes": changes["attributes"]})
     return {"version": VERSION, "source": _fingerprint(dense), "modules": entries}
 
 
-_MISSING = object()
+def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in new.items() if key in old and old[key] != value}
 
 
-def _fingerprint(dense: Geometry) -> dict[str, list[int]]:
-    """Names and shapes of all tensors of the original: what a foreign model is told by."""
-    shapes: dict[str, list[int]] = {}
+def _fingerprint(dense: Geometry) -> dict[str, Any]:
+    """Shapes of all tensors of the original and settings of its layers: what a foreign model is told by."""
+    facts: dict[str, Any] = {}
     for name, entry in dense.items():
-        for tensor, shape in entry.get("shapes", {}).items():
-            shapes[f"{name}.{tensor}" if name else tensor] = shape
+        prefix = f"{name}." if name else ""
         if "block" in entry:
-            shapes[f"{name}.<block>"] = [entry["block"][k] for k in ("out_channels", "in_channels", "rank")]
-    return shapes
+            facts[f"{prefix}<block>"] = {k: v for k, v in entry["block"].items() if k not in ("form", "training_form")}
+            continue
+        for tensor, shape in entry["shapes"].items():
+            facts[prefix + tensor] = shape
+        for setting in _SETTINGS:
+            if setting in entry["attributes"]:
+                facts[prefix + setting] = entry["attributes"][setting]
+    return facts
 
 
 def structure_hash(structure: Structure) -> str:
@@ -143,14 +158,20 @@ def check_source(model: nn.Module, structure: Structure) -> None:
             f"the structure has version {version!r}, this package reads version {VERSION}; "
             "install the norton-plugin release that wrote it"
         )
-    expected, found = structure["source"], _fingerprint(geometry(model))
-    for name in sorted(set(expected) | set(found)):
+    expected, found = structure.get("source"), _fingerprint(geometry(model))
+    if not isinstance(expected, Mapping):
+        raise ArtifactError("the structure does not say which model it was made from; it is damaged")
+    for name in [*found, *(name for name in expected if name not in found)]:
         if expected.get(name) != found.get(name):
             raise ArtifactError(
-                f"the model is not the one that was compressed: {name} has shape "
-                f"{found.get(name, '(absent)')}, the structure was made from {expected.get(name, '(absent)')}; build "
-                " the original dense model with the same constructor and arguments"
+                f"the model is not the one that was compressed: {name} is {_shown(found, name)}, the structure was "
+                f"made from {_shown(expected, name)}; build the original dense model with the same constructor and "
+                "arguments"
             )
+
+
+def _shown(facts: Mapping[str, Any], name: str) -> str:
+    return str(_thaw(facts[name])) if name in facts else "absent"
 
 
 def apply_structure_(model: nn.Module, structure: Structure) -> None:
@@ -168,21 +189,29 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
     check_source(model, structure)
     modules = dict(model.named_modules(remove_duplicate=False))
     replacements: dict[nn.Module, nn.Module] = {}
-    for entry in structure["modules"]:
-        missing = [name for name in entry["names"] if name not in modules]
-        if missing:
-            raise ArtifactError(f"the structure changes {missing[0]!r}, which the model does not have")
-        if "block" in entry:
-            old = modules[entry["names"][0]]
-            replacements[old] = _build_block(entry["block"], old)
-    for entry in structure["modules"]:
-        if "resize" in entry:
-            _resize_(modules[entry["names"][0]], entry)
-    swap_(model, replacements)
+    resized: list[tuple[nn.Module, dict[str, Tensor], dict[str, Any]]] = []
+    try:
+        for entry in structure["modules"]:
+            [old] = {modules[name] for name in entry["names"]}
+            if "block" in entry:
+                replacements[old] = _build_block(entry["block"], old)
+            else:
+                attributes = {name: _thaw(value) for name, value in entry["attributes"].items()}
+                resized.append((old, _resized(old, entry["resize"]), attributes))
+        swap_(model, replacements)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
+        raise ArtifactError(
+            f"the structure cannot be applied ({type(error).__name__}: {error}); it was edited or damaged"
+        ) from error
+    for module, tensors, attributes in resized:
+        for name, tensor in tensors.items():
+            (module._parameters if name in module._parameters else module._buffers)[name] = tensor  # type: ignore[assignment]
+        for name, value in attributes.items():
+            setattr(module, name, value)
 
 
 def _build_block(arguments: Mapping[str, Any], old: nn.Module) -> CPDBlock:
-    reference = next(iter(old.parameters()))
+    reference = next(p for p in old.parameters())
     options = dict(arguments)
     padding = options.pop("padding")
     block = CPDBlock(
@@ -191,18 +220,16 @@ def _build_block(arguments: Mapping[str, Any], old: nn.Module) -> CPDBlock:
         device=reference.device,
         dtype=reference.dtype,
     )
-    block.train(old.training)
-    block.requires_grad_(reference.requires_grad)
+    take_over_flags_(block, old)
     return block
 
 
-def _resize_(module: nn.Module, entry: Mapping[str, Any]) -> None:
-    for name, shape in entry["resize"].items():
-        old = _own_tensors(module)[name]
+def _resized(module: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """New tensors of these shapes, of the kind that the module has now."""
+    own = _own_tensors(module)
+    tensors: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        old = own[name]
         new = torch.zeros(shape, dtype=old.dtype, device=old.device)
-        if isinstance(old, nn.Parameter):
-            setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        else:
-            module._buffers[name] = new
-    for name, value in entry["attributes"].items():
-        setattr(module, name, _thaw(value))
+        tensors[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return tensors

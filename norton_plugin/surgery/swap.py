@@ -43,3 +43,12 @@ def swap_(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
         raise SurgeryError(f"not part of the model: {', '.join(missing)}")
     for parent, attribute, child in places:
         parent._modules[attribute] = replacements[child]
+
+
+def take_over_flags_(new: nn.Module, old: nn.Module) -> None:
+    """Gives a replacement the training flag and ``requires_grad`` of what it replaces, the bias on its own."""
+    new.train(old.training)
+    flags = {name: p.requires_grad for name, p in old.named_parameters()}
+    weights = any(flag for name, flag in flags.items() if name != "bias")
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(flags.get("bias", weights) if name == "bias" else weights)

@@ -1,0 +1,145 @@
+"""``norton compress``: what it writes, and that a fresh process loads the very same model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from norton_plugin import Recipe, compress
+from norton_plugin.artifact import read_manifest
+from norton_plugin.recipe import Decomposition, Pruning
+from norton_plugin.zoo import load_source
+
+FRESH = """
+import sys, torch
+from norton_plugin import load
+from norton_plugin.artifact import read_manifest
+from norton_plugin.zoo import rebuild
+torch.set_num_threads(int(sys.argv[3]))
+model = load(sys.argv[1], rebuild(read_manifest(sys.argv[1]).source))
+x = torch.linspace(-2, 2, 2 * 256).reshape(2, 1, 16, 16)
+with torch.no_grad():
+    torch.save(model(x), sys.argv[2])
+"""
+
+
+def test_artefact_gives_bit_equal_outputs_in_a_fresh_process(norton, tmp_path):
+    torch.manual_seed(5)
+    source = load_source("demo:digits")
+    torch.save(source.model.state_dict(), tmp_path / "weights.pth")
+    where = tmp_path / "small"
+    answer = norton(
+        "compress", "demo:digits", "--checkpoint", tmp_path / "weights.pth", "--rank", 2, "--keep", 0.75, "-o", where
+    )
+    assert (answer.code, answer.err) == (0, "")
+
+    recipe = Recipe(decomposition=Decomposition(rank=2), pruning=Pruning(keep=0.75))
+    model, _ = compress(source.model, source.example_inputs, recipe)
+    x = torch.linspace(-2, 2, 2 * 256).reshape(2, 1, 16, 16)
+    with torch.no_grad():
+        dense, expected = source.model(x), model(x)
+    assert not torch.allclose(dense, expected, atol=1e-3)
+
+    arguments = [str(where), str(tmp_path / "out.pt"), str(torch.get_num_threads())]
+    subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+
+
+def test_json_is_all_there_is_on_stdout(norton, tmp_path):
+    answer = norton("compress", "demo:digits", "--rank", 1, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    assert sorted(found) == ["artifact", "recipe", "report", "source", "weights"]
+    assert found["weights"] == "random"
+    assert answer.err == (
+        "warning: demo:digits has random weights; give --pretrained or --checkpoint FILE for trained ones\n"
+    )
+    block = next(layer for layer in found["report"]["layers"] if layer["name"] == "layer1.conv1")
+    # R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)
+    assert (block["rank"], block["macs_after"]) == (1, 32 * (32 + 3 + 3) * 256)
+
+
+def test_tables_name_layers_reasons_and_totals(norton, tmp_path):
+    answer = norton("compress", "demo:digits", "--rank", 2, "--keep", 0.5, "-o", tmp_path / "a")
+    assert answer.code == 0
+    assert "CPDBlock" in answer.out
+    assert "its channels are outputs of the model" in answer.out
+    assert "-92.3 %" in answer.out  # MACs
+    assert f"the recipe is {tmp_path / 'a' / 'recipe.yaml'}" in answer.out.replace("\n", "")
+
+
+def test_written_recipe_gives_the_same_model_again(norton, tmp_path):
+    options = ["--rank", 3, "--rank-for", "layer1=none", "--rank-for", "layer1.conv2=1", "--keep", 0.75]
+    options += ["--keep-for", "re:layer3.*=0.5", "--round-to", 4, "--criterion", "vbd", "--exclude", "layer2"]
+    assert norton("compress", "demo:digits", *options, "-o", tmp_path / "a", "--no-verify").code == 0
+    written = tmp_path / "a" / "recipe.yaml"
+    plain = yaml.safe_load(written.read_text())
+    assert plain["decomposition"]["ranks"] == {"layer1": None, "layer1.conv2": 1}
+    assert plain["pruning"]["keeps"] == {"re:layer3.*": 0.5}
+    assert plain["pruning"]["criterion"] == "vbd"
+    assert plain["scope"]["exclude"] == ["layer2"]
+    assert plain["verify"] is False
+
+    assert norton("compress", "demo:digits", "--recipe", written, "-o", tmp_path / "b").code == 0
+    first, second = (read_manifest(tmp_path / name) for name in "ab")
+    assert first.recipe == second.recipe == plain
+    assert first.structure == second.structure
+    ranks = {layer["names"][0]: layer["rank"] for layer in first.report["decomposition"]["layers"]}
+    assert ranks == {"layer1.conv2": 1, "layer3.conv1": 3, "layer3.conv2": 3}
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_options_override_the_recipe_file(norton, tmp_path, suffix):
+    file = tmp_path / f"recipe.{suffix}"
+    data = {"decomposition": {"rank": 4, "ranks": {"layer1": 2}, "restarts": 1}, "pruning": {"keep": 0.5}}
+    file.write_text(json.dumps(data) if suffix == "json" else yaml.safe_dump(data))
+    options = ["--recipe", file, "--rank", 1, "--rank-for", "layer1.conv1=3", "--seed", 7, "--json"]
+    found = json.loads(norton("compress", "demo:digits", *options, "-o", tmp_path / "a").out)["recipe"]
+    assert found["decomposition"]["rank"] == 1
+    assert list(found["decomposition"]["ranks"].items()) == [("layer1", 2), ("layer1.conv1", 3)]
+    assert (found["decomposition"]["restarts"], found["decomposition"]["seed"]) == (1, 7)
+    assert found["pruning"]["keep"] == 0.5
+
+
+def test_rank_auto_aims_at_the_error(norton, tmp_path):
+    options = ["--rank", "auto", "--target-nmse", 0.5, "--include", "layer3.conv2", "--json"]
+    report = json.loads(norton("compress", "demo:digits", *options, "-o", tmp_path / "a").out)["report"]
+    (layer,) = report["decomposition"]["layers"]
+    assert layer["names"] == ["layer3.conv2"]
+    assert 0 < layer["nmse_mean"] <= 0.5
+
+
+def test_an_artefact_can_be_compressed_further(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--rank", 3, "-o", tmp_path / "a").code == 0
+    answer = norton("compress", tmp_path / "a", "--keep", 0.5, "-o", tmp_path / "b", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    assert json.loads(answer.out)["report"]["decomposition"]["layers"] == []
+    inspected = json.loads(norton("inspect", tmp_path / "b", "--json").out)
+    block = next(layer for layer in inspected["layers"] if layer["name"] == "layer3.conv2")
+    assert (block["rank"], block["in_channels"], block["out_channels"]) == (3, 64, 64)
+    assert inspected["macs"] == json.loads(answer.out)["report"]["macs_after"]
+
+
+def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
+    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+    from norton_plugin.cli.models import open_model
+
+    options = ["--rank", 1, "--calibration-data", digit_folder / "train", "-o", tmp_path / "a", "--json"]
+    answer = norton("compress", "demo:digits", *options)
+    assert json.loads(answer.out)["report"]["calibration_images"] == 40
+    mean = open_model(str(tmp_path / "a")).model.bn1.running_mean
+    assert mean.shape == (32,)
+    assert float(mean.abs().min()) > 0  # zeros in a network that was never trained
+
+
+def test_timm_model(norton, tmp_path):
+    pytest.importorskip("timm", reason="needs timm: pip install 'norton-plugin[timm]'")
+    options = ["--input-size", 32, "--num-classes", 5, "--rank", 2, "--keep", 0.5]
+    answer = norton("compress", "timm:test_resnet", *options, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    report = json.loads(answer.out)["report"]
+    assert report["macs_after"] < 0.5 * report["macs_before"]
+    assert json.loads(norton("inspect", tmp_path / "a", "--json").out)["macs"] == report["macs_after"]

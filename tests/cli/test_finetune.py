@@ -1,0 +1,112 @@
+"""``norton evaluate`` and ``norton finetune`` on a folder of images."""
+
+import json
+
+import pytest
+import torch
+
+from norton_plugin.artifact import read_manifest
+from norton_plugin.cli.models import open_model
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+
+
+@pytest.fixture
+def small(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--rank", 1, "--keep", 0.5, "-o", tmp_path / "small").code == 0
+    return tmp_path / "small"
+
+
+def test_evaluate_counts_right_answers(norton, small, digit_folder):
+    answer = norton("evaluate", small, "--data", digit_folder / "test", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(answer.out)
+    assert (found["n"], found["classes"]) == (20, 10)
+
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    opened, right = open_model(str(small)), 0
+    for path in (digit_folder / "test").rglob("*.png"):
+        image = (pil_to_tensor(Image.open(path))[None] / 255 - opened.preprocessing.mean[0]) / opened.preprocessing.std[
+            0
+        ]
+        with torch.no_grad():
+            right += int(opened.model(image).argmax()) == int(path.parent.name)
+    assert found["top1"] == pytest.approx(100 * right / 20)
+
+
+def test_finetune_writes_an_artefact_that_learned(norton, small, digit_folder, tmp_path):
+    options = ["--data", digit_folder / "train", "--val", digit_folder / "test", "--epochs", 2, "--batch-size", 20]
+    answer = norton("finetune", small, *options, "--no-flip", "-o", tmp_path / "tuned", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    assert [record["epoch"] for record in found["history"]] == [1, 2]
+    assert (tmp_path / "tuned" / "recipe.yaml").read_text() == (small / "recipe.yaml").read_text()
+
+    before, after = read_manifest(small), read_manifest(tmp_path / "tuned")
+    assert after.structure == before.structure
+    assert after.report == before.report
+    old, new = open_model(str(small)).model, open_model(str(tmp_path / "tuned")).model
+    assert not torch.equal(old.layer1.conv1.head, new.layer1.conv1.head)
+    again = json.loads(norton("evaluate", tmp_path / "tuned", "--data", digit_folder / "test", "--json").out)
+    assert again["top1"] == found["last_top1"]
+
+
+def test_resume_ends_where_one_run_ends(norton, small, digit_folder, tmp_path, monkeypatch):
+    options = ["--data", digit_folder / "train", "--epochs", 2, "--batch-size", 20]
+    assert norton("finetune", small, *options, "-o", tmp_path / "whole").code == 0
+
+    def stop(record, epochs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("norton_plugin.cli.finetune._line", stop)
+    assert norton("finetune", small, *options, "-o", tmp_path / "parts").code == 130
+    assert not (tmp_path / "parts").exists()
+    monkeypatch.undo()
+    assert norton("finetune", small, *options, "-o", tmp_path / "parts", "--resume").code == 0
+    whole, parts = (open_model(str(tmp_path / name)).model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_dense_source_with_a_teacher(norton, digit_folder, tmp_path):
+    torch.save(open_model("demo:digits", seed=3).model.state_dict(), tmp_path / "teacher.pth")
+    options = [
+        "--data",
+        digit_folder / "train",
+        "--epochs",
+        1,
+        "--batch-size",
+        20,
+        "--teacher",
+        tmp_path / "teacher.pth",
+    ]
+    assert norton("finetune", "demo:digits", *options, "-o", tmp_path / "dense").code == 0
+    assert read_manifest(tmp_path / "dense").structure["modules"] == []
+    assert norton("compress", tmp_path / "dense", "--rank", 1, "-o", tmp_path / "small").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "quoted"),
+    [
+        (["--epochs", 0], "epochs is 0"),
+        (["--lr", 0], "lr is 0"),
+        (["--optimizer", "Adagrad"], "optimizer is 'Adagrad'"),
+        (["--teacher", "nowhere.pth"], "checkpoint 'nowhere.pth' is not a file"),
+        (["--val", "nowhere"], "'nowhere' is not a folder"),
+    ],
+)
+def test_bad_input(norton, digit_folder, tmp_path, options, quoted):
+    answer = norton("finetune", "demo:digits", "--data", digit_folder / "train", "-o", tmp_path / "out", *options)
+    assert (answer.code, answer.out) == (2, "")
+    assert quoted in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_different_classes(norton, digit_folder, tmp_path):
+    odd = tmp_path / "val"
+    odd.mkdir()
+    (odd / "seven").symlink_to(digit_folder / "test" / "7")
+    answer = norton("finetune", "demo:digits", "--data", digit_folder / "train", "--val", odd, "-o", tmp_path / "out")
+    assert answer.code == 2
+    assert "have different classes" in answer.err
