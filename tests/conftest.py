@@ -22,9 +22,8 @@ def _missing_for(marker: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores between the workers of pytest-xdist; more threads than cores make every test slower."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    """One thread: the tests' tensors are small, and on a busy machine threads wait for each other (40 times slower)."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

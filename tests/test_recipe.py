@@ -21,7 +21,7 @@ def test_round_trip_through_json():
     text = json.dumps(FULL.to_dict())
     assert Recipe.from_dict(json.loads(text)) == FULL
     assert Recipe.from_dict({}) == Recipe()
-    assert FULL != Recipe()
+    assert Recipe() != FULL
 
 
 def test_a_single_pattern_may_be_a_string():

@@ -25,7 +25,8 @@ def reestimate_batch_norm_(
 
     Args:
         model: Changed in place: buffers only.
-        batches: Batches as ``call`` takes them; tensors of shape (B, ...) are counted by B.
+        batches: Batches as ``call`` takes them; tensors of shape (B, ...) are counted by B, lists of single images
+            by their length.
         call: ``(model, batch)``, one forward pass.
         images: Most images to use.
 
@@ -94,9 +95,11 @@ def _restore(entries: list[tuple[Any, Any, dict[str, Tensor]]]) -> None:
 
 def _batch_size(batch: Any) -> int:
     if isinstance(batch, Tensor):
-        return batch.shape[0]
+        return batch.shape[0] if batch.dim() else 1
     if isinstance(batch, dict):
         return next((_batch_size(v) for v in batch.values()), 1)
     if isinstance(batch, tuple | list) and batch:
-        return _batch_size(batch[0]) if isinstance(batch[0], Tensor) else len(batch)
+        # Positional arguments hold a batch each; a list of single images (C, H, W) is the batch itself.
+        first = batch[0]
+        return _batch_size(first) if isinstance(first, Tensor) and first.dim() != 3 else len(batch)
     return 1

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="norton", standalone_mode=False)
     except typer.Exit as stop:
-        return stop.exit_code
+        code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print_error("interrupted")
         return INTERRUPTED
@@ -88,4 +88,6 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # the last line of defence: whatever happens, users get one line
         print_error(f"{type(error).__name__}: {error} (-v shows where)")
         return FAILURE
+    if code == INTERRUPTED:  # newer typers turn an interrupt into this code themselves
+        print_error("interrupted")
     return code if isinstance(code, int) else 0

@@ -73,7 +73,7 @@ class Output:
     def progress(self) -> Progress:
         """Bars on stderr, gone when they are done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self.err, transient=True)
+        return Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
 
 
 @contextlib.contextmanager

@@ -179,7 +179,7 @@ def _consider(
     if contract.kernel_size == (1, 1):
         return "1x1 kernel: a decomposition saves nothing, it is pruned only"
     if channels == 1:
-        return "depthwise: one input channel per filter, a decomposition saves nothing"
+        return "one input channel per filter (depthwise, or a grey image): a decomposition saves nothing"
     sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
     useful = contract.kernel_size[0] * contract.kernel_size[1]
     limit = break_even_rank(

@@ -91,7 +91,7 @@ def refused(norton, tmp_path, monkeypatch):
 )
 def test_option(refused, options, quoted):
     if "--calibration-data" in options:
-        pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+        pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     assert quoted in refused(*COMPRESS, *options)
 
 
@@ -184,12 +184,12 @@ def test_artefact_decides_its_own_shape(refused, norton, tmp_path):
     [
         ("sklearn", ["demo", "-o", "out"], "pip install 'norton-plugin[demo]'"),
         ("timm", ["inspect", "timm:test_resnet"], "pip install 'norton-plugin[timm]'"),
-        ("mmengine", ["evaluate", "demo:digits", "--data", "."], "pip install 'norton-plugin[mmdet]'"),
+        ("mmengine", ["evaluate", "demo:digits", "--data", "."], "pip install 'norton-plugin[timm]'"),
     ],
 )
 def test_missing_extra_names_the_pip_command(tmp_path, module, arguments, command):
     if module != "mmengine":
-        pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+        pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     code = (
         f"import sys; sys.modules[{module!r}] = None; from norton_plugin.cli.app import run; sys.exit(run({arguments}))"
     )

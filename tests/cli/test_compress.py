@@ -124,7 +124,7 @@ def test_an_artefact_can_be_compressed_further(norton, tmp_path):
 
 
 def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
-    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     from norton_plugin.cli.models import open_model
 
     options = ["--rank", 1, "--calibration-data", digit_folder / "train", "-o", tmp_path / "a", "--json"]

@@ -9,7 +9,7 @@ from norton_plugin.artifact import read_manifest
 
 @pytest.mark.slow
 def test_quick_demo(norton, tmp_path):
-    for module, extra in (("sklearn", "demo"), ("mmengine", "mmdet"), ("matplotlib", "insight")):
+    for module, extra in (("sklearn", "demo"), ("mmengine", "timm"), ("matplotlib", "insight")):
         pytest.importorskip(module, reason=f"needs {module}: pip install 'norton-plugin[{extra}]'")
     answer = norton("demo", "--quick", "-o", tmp_path / "demo", "--json")
     assert answer.code == 0

@@ -8,7 +8,7 @@ import torch
 from norton_plugin.artifact import read_manifest
 from norton_plugin.cli.models import open_model
 
-pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_without_verification_a_wrong_group_goes_through(image):
 
 def test_snapshot_brings_back_the_very_same_objects(residual, image):
     graph = DependencyGraph(residual, image)
-    before = {name: p for name, p in residual.named_parameters()}
+    before = dict(residual.named_parameters())
     expected, text = residual(image), repr(residual)
     snapshot = Snapshot(residual.modules(), graph.bookkeeping())
     graph.prune_("layers.0.conv1", [0, 1])

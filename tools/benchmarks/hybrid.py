@@ -1,7 +1,8 @@
 """The paper's Figure 2 on ResNet-20: decomposition and pruning together against either alone, at equal MACs.
 
 Every variant gets the MACs of decomposition alone at rank 2 (about 30 % of the dense model's), its BatchNorm
-statistics are re-estimated on training images, and it is fine-tuned like the others and like the dense model. Variants can be run one by one, on one or several machines: each adds its row to ``hybrid_resnet20.json``.
+statistics are re-estimated on training images, and it is fine-tuned like the others and like the dense model.
+Variants can be run one by one, on one or several machines: each adds its row to ``hybrid_resnet20.json``.
 
     python tools/benchmarks/hybrid.py --weights WEIGHTS --epochs 8
 """
