@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.artifact import save
-from norton_plugin.deploy import compare_latency, select_forms_
+from norton_plugin.deploy import compare_latency, lower_, select_forms_
 from norton_plugin.errors import ArtifactError
 from norton_plugin.insight import TradeOffPoint, plot_trade_off
 from norton_plugin.insight.plots import new_figure
@@ -231,9 +232,11 @@ def _compress(
 
 
 def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tensor) -> tuple[float, ...]:
-    """The dense network's latency over each candidate's, all timed in turn on the same images."""
-    for made in candidates:
-        select_forms_(made.model, images)
+    """The dense network's latency over each lowered candidate's, all timed in turn on the same images."""
+    lowered = [copy.deepcopy(made.model) for made in candidates]
+    for model in lowered:
+        select_forms_(model, images)
+        lower_(model)
 
     def call(model: nn.Module) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -242,7 +245,7 @@ def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tens
 
         return run
 
-    models = [dense, *(made.model for made in candidates)]
+    models = [dense, *lowered]
     return compare_latency([call(model.eval()) for model in models], rounds=_LATENCY_ROUNDS).ratios[1:]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import FORMS, CPDBlock, Form
 from norton_plugin.deploy.latency import compare_latency
+from norton_plugin.deploy.lowering import lower_block
 from norton_plugin.errors import SurgeryError
 
 
@@ -31,8 +33,8 @@ class FormChoice:
 def select_forms_(model: nn.Module, example_inputs: Any, *, rounds: int = 5) -> tuple[FormChoice, ...]:
     """Measures every form of every CPDBlock on the inputs it really gets, and keeps the fastest, in place.
 
-    The dense form is among them: it costs what the replaced convolution did and the making of its weight. Weights,
-    state dict and outputs (up to rounding) stay as they are.
+    The forms are measured as ``lower_`` would build them, the dense convolution among them: a lowered block is not
+    slower than the convolution it replaced. Weights, state dict and outputs (up to rounding) stay as they are.
 
     Args:
         model: Run in evaluation mode; flags are restored.
@@ -94,14 +96,12 @@ def _run(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _select_(name: str, block: CPDBlock, x: Tensor, rounds: int) -> FormChoice:
-    def runner(form: Form) -> Any:
-        def run() -> Tensor:
-            block.form = form
-            return block(x)
+    candidates = [lower_block(block, form).eval() for form in FORMS]
 
-        return run
+    def runner(candidate: nn.Module) -> Callable[[], Tensor]:
+        return lambda: candidate(x)
 
-    timing = compare_latency([runner(form) for form in FORMS], rounds=rounds, warmup=1)
+    timing = compare_latency([runner(candidate) for candidate in candidates], rounds=rounds, warmup=1)
     milliseconds: dict[str, float] = {form: 1e3 * s for form, s in zip(FORMS, timing.seconds, strict=True)}
     block.form = min(FORMS, key=lambda form: milliseconds[form])
     return FormChoice(name, block.form, milliseconds)

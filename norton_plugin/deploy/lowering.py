@@ -1,0 +1,135 @@
+"""Lowering: CPDBlocks become ordinary convolutions, for export, for speed, and for tools that want plain modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock, Form
+from norton_plugin.blocks.padding import PaddingRule, pad, sides
+from norton_plugin.errors import SurgeryError
+
+
+class Pad2d(nn.Module):
+    """Pads a map as the first layer of a lowered block whose convolutions cannot do it themselves.
+
+    Args:
+        padding: As in ``blocks.padding``.
+        padding_mode: As of ``nn.Conv2d``.
+        kernel_size: Of the convolution that follows.
+        stride: Of the convolution that follows.
+        dilation: Of the convolution that follows.
+    """
+
+    def __init__(
+        self,
+        padding: PaddingRule,
+        padding_mode: str,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.padding = padding
+        self.padding_mode = padding_mode
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pads (B, C, H, W)."""
+        amounts = sides(
+            self.padding,
+            size=(x.shape[-2], x.shape[-1]),
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+        )
+        return pad(x, amounts, self.padding_mode)
+
+
+def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple[int, int]) -> nn.Conv2d:
+    """A convolution that owns a copy of the weight (N, C, Kh, Kw)."""
+    filters, channels, kh, kw = weight.shape
+    conv = nn.Conv2d(
+        channels * groups,
+        filters,
+        (kh, kw),
+        groups=groups,
+        bias=bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+        **geometry,  # type: ignore[arg-type]
+    )
+    conv.weight.data.copy_(weight)
+    if bias is not None and conv.bias is not None:
+        conv.bias.data.copy_(bias)
+    return conv
+
+
+def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
+    """The convolutions that compute what a block computes.
+
+    Args:
+        block: Left as it is.
+        form: Which equivalent form; the block's own by default. ``"depthwise"`` ends in a 1x1 convolution of ones
+            that sums over R.
+
+    Returns:
+        An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` where one is needed; same training flag.
+    """
+    form = form or block.form
+    head, vertical, horizontal = (factor.detach() for factor in block.factors)
+    bias = None if block.bias is None else block.bias.detach()
+    n, r, c = head.shape
+    (sh, sw), (dh, dw) = block.stride, block.dilation
+    layers: list[nn.Module] = []
+    ph, pw = 0, 0
+    if isinstance(block.padding, tuple) and block.padding_mode == "zeros":
+        ph, pw = block.padding
+    else:
+        layers.append(Pad2d(block.padding, block.padding_mode, block.kernel_size, block.stride, block.dilation))
+    whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}
+    if form == "dense":
+        layers.append(_conv(block.weight.detach(), bias, groups=block.groups, **whole))
+    else:
+        layers.append(_conv(head.reshape(n * r, c, 1, 1), None, groups=block.groups))
+        kernels = vertical.unsqueeze(-1) * horizontal.unsqueeze(-2)
+        if form == "separable":
+            rows = {"stride": (sh, 1), "padding": (ph, 0), "dilation": (dh, 1)}
+            columns = {"stride": (1, sw), "padding": (0, pw), "dilation": (1, dw)}
+            layers.append(_conv(vertical.reshape(n * r, 1, -1, 1), None, groups=n * r, **rows))
+            layers.append(_conv(horizontal.unsqueeze(-2), bias, groups=n, **columns))
+        elif form == "grouped":
+            layers.append(_conv(kernels, bias, groups=n, **whole))
+        else:
+            layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=n * r, **whole))
+            layers.append(_conv(torch.ones_like(head[:, :, :1]).unsqueeze(-1), bias, groups=n))
+    lowered = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    return lowered.train(block.training)
+
+
+def lower_(model: nn.Module) -> int:
+    """Replaces every CPDBlock by the convolutions of its form, in place and in every parent.
+
+    The result has other parameter names: it is for inference and export. Keep the artefact for training.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        How many blocks were lowered.
+
+    Raises:
+        SurgeryError: The model has no CPDBlock, or is one.
+    """
+    if isinstance(model, CPDBlock):
+        raise SurgeryError("the model is itself a CPDBlock; use lower_block(model)")
+    lowered: dict[nn.Module, nn.Module] = {}
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, CPDBlock):
+                setattr(parent, name, lowered.setdefault(child, lower_block(child)))
+    if not lowered:
+        raise SurgeryError("the model has no CPDBlock to lower")
+    return len(lowered)

@@ -1,0 +1,55 @@
+"""Lowered blocks are ordinary convolutions and compute the same."""
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin.blocks import FORMS, CPDBlock
+from norton_plugin.deploy import lower_, lower_block
+from norton_plugin.deploy.lowering import Pad2d
+from norton_plugin.errors import SurgeryError
+
+GEOMETRIES = {
+    "3x3": dict(kernel_size=3, padding=1),
+    "strided, rectangular": dict(kernel_size=(3, 5), stride=(2, 1), padding=(0, 2), dilation=(2, 1)),
+    "grouped, no bias": dict(kernel_size=3, padding=1, groups=3, bias=False),
+    "reflect": dict(kernel_size=3, padding=1, padding_mode="reflect"),
+    "same": dict(kernel_size=(4, 3), padding="same"),
+    "dynamic same": dict(kernel_size=3, stride=2, padding="dynamic_same"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_form_lowers_to_convolutions_of_equal_output(name, form):
+    torch.manual_seed(0)
+    block = CPDBlock(6, 9, rank=2, **GEOMETRIES[name], dtype=torch.float64).eval()
+    lowered = lower_block(block, form)
+    x = torch.randn(2, 6, 12, 15, dtype=torch.float64)
+    torch.testing.assert_close(lowered(x), block(x), rtol=1e-12, atol=1e-12)
+    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad2d) for m in lowered.modules())
+    assert not lowered.training
+
+
+def test_the_own_form_is_the_default_and_weights_are_copies():
+    block = CPDBlock(4, 4, 3, 2, form="dense")
+    lowered = lower_block(block)
+    assert isinstance(lowered, nn.Conv2d) and lowered.training
+    torch.testing.assert_close(lowered.weight, block.weight)
+    lowered.weight.data.zero_()
+    assert block.weight.abs().sum() > 0
+
+
+def test_models_are_lowered_once_per_shared_block():
+    shared = CPDBlock(4, 4, 3, 2, padding=1, form="grouped")
+    net = nn.Sequential(nn.Sequential(shared, nn.ReLU()), shared, CPDBlock(4, 2, 3, 1, form="separable")).eval()
+    x = torch.randn(1, 4, 8, 8)
+    expected = net(x)
+    assert lower_(net) == 2
+    assert net[0][0] is net[1] and not any(isinstance(m, CPDBlock) for m in net.modules())
+    assert [len(net[1]), len(net[2])] == [2, 3]
+    torch.testing.assert_close(net(x), expected)
+    with pytest.raises(SurgeryError, match="no CPDBlock to lower"):
+        lower_(net)
+    with pytest.raises(SurgeryError, match="is itself a CPDBlock"):
+        lower_(shared)
