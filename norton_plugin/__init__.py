@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cpd import decompose_filters as decompose_filters
     from .cpd import decompose_layers as decompose_layers
     from .errors import NortonError as NortonError
+    from .mm import NortonHook as NortonHook
     from .pabs import pabs_distance as pabs_distance
     from .pabs import removal_order as removal_order
     from .pipeline import CompressionReport as CompressionReport
@@ -35,6 +36,7 @@ _HOME = {
     "CPDResult": "cpd",
     "CompressionReport": "pipeline",
     "NortonError": "errors",
+    "NortonHook": "mm",
     "PABSImportance": "surgery",
     "Recipe": "recipe",
     "compress": "pipeline",

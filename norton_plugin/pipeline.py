@@ -245,8 +245,8 @@ def _layer_reports(
     reports = []
     for name, macs in before.layer_macs.items():
         old, new = old_modules[name], new_modules.get(name)
-        if macs == 0 or new is None:
-            continue
+        if new is None:
+            continue  # it computed the weight of a layer that was replaced
         layer = ranks.get(name)
         reports.append(
             LayerReport(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.errors import MissingExtraError, NortonError, RecipeError, SurgeryError
 from norton_plugin.pipeline import compress
 from norton_plugin.recipe import Decomposition, Pruning, Recipe, Scope
+from norton_plugin.zoo.cifar import resnet20
 
 QUICK = dict(restarts=1, sweeps=5)
 BOTH = Recipe(decomposition=Decomposition(rank=2, **QUICK), pruning=Pruning(keep=0.5, round_to=1))
@@ -158,6 +159,14 @@ def test_a_model_in_half_precision(dtype):
     assert torch.isfinite(compressed(IMAGE.to(dtype))).all()
 
 
+def test_rounding_of_half_precision_is_not_taken_for_a_wrong_group():
+    model, image = resnet20().half().eval(), torch.randn(2, 3, 32, 32).half()
+    _, report = compress(model, image, BOTH)
+    assert len(report.pruning.groups) == 9
+    # The shortcuts that pad channels are wrong in any precision.
+    assert [s.name for s in report.pruning.skipped if "differs" in s.reason] == ["conv1"]
+
+
 @pytest.mark.parametrize("recipe", [BOTH, Recipe(pruning=BOTH.pruning), Recipe(decomposition=BOTH.decomposition)])
 def test_a_frozen_model(recipe):
     model = network().requires_grad_(False)
@@ -222,7 +231,7 @@ def test_a_model_that_cannot_be_copied():
 
 
 class Untraceable(nn.Module):
-    """Runs, but the traced graph ends at a detached tensor."""
+    """Runs, but its output does not show how it was made."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +244,7 @@ class Untraceable(nn.Module):
 
 def test_a_model_that_cannot_be_traced():
     message = refused(Untraceable(), IMAGE, Recipe(pruning=BOTH.pruning))
-    assert "leave pruning out of the recipe" in message or "no layer is eligible" in message
+    assert "no output has a gradient" in message and "leave pruning out of the recipe" in message
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ class ModelCost:
     Attributes:
         macs: Multiply-accumulates of the whole pass (of the whole batch that was given).
         parameters: Numbers in the parameters, shared ones once.
-        layer_macs: MACs per module by its first dotted name, those of modules inside it left out; calls add up.
-            They sum to ``macs``, unless ``call`` computes something outside the model's own call.
+        layer_macs: MACs per module by its first dotted name, those of modules inside it left out; calls add up,
+            modules without any are absent. Their sum is ``macs``, unless ``call`` computes something outside the
+            model's own call.
         map_sizes: (input (H, W), output (H, W)) of every module that maps 4-D to 4-D, of its largest call.
     """
 
@@ -110,4 +111,5 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
         for module, mode in modes:
             module.training = mode
     parameters = sum(p.numel() for p in model.parameters())
-    return ModelCost(counter.get_total_flops() // 2, parameters, dict(layer_macs), map_sizes)
+    own_macs = {name: macs for name, macs in layer_macs.items() if macs}
+    return ModelCost(counter.get_total_flops() // 2, parameters, own_macs, map_sizes)

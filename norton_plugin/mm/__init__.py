@@ -1,7 +1,8 @@
 """Training, fine-tuning and evaluation on mmengine's Runner; the only package that imports mmengine.
 
 Importing it registers the classes below in mmengine's registries, and lets ``torch.load`` read mmengine's own
-checkpoints with ``weights_only=True`` (see :mod:`norton_plugin.mm.safe_globals`).
+checkpoints with ``weights_only=True`` (see :mod:`norton_plugin.mm.safe_globals`), and makes loading compressed weights
+into a model of another structure an error (see :mod:`norton_plugin.mm.guard`).
 """
 
 from ..errors import MissingExtraError
@@ -11,11 +12,15 @@ try:
 except ImportError as _error:  # pragma: no cover - needs an environment without mmengine
     raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[timm]'") from _error
 
+from . import guard as _guard
 from .augment import crop_and_flip
+from .builder import compressed_model
 from .classifier import TimmClassifier
 from .datasets import ImageFolder, collate_batch
 from .evaluate import Evaluation, evaluate
+from .export_config import export_config
 from .finetune import FinetuneResult, finetune
+from .hook import NortonHook
 from .metrics import TopKAccuracy
 from .optimizer import parameter_groups
 from .packed import PackedImages, pack_folder
@@ -25,20 +30,26 @@ from .safe_globals import allow_own_checkpoints
 from .settings import FinetuneSettings
 
 allow_own_checkpoints()
+_guard.install()
+CompressedModel = compressed_model  # the name that exported configs give as type
 
 __all__ = [
+    "CompressedModel",
     "EpochRecord",
     "Evaluation",
     "FinetuneResult",
     "FinetuneSettings",
     "ImageFolder",
     "ImagePreprocessor",
+    "NortonHook",
     "PackedImages",
     "TimmClassifier",
     "TopKAccuracy",
     "collate_batch",
     "crop_and_flip",
+    "compressed_model",
     "evaluate",
+    "export_config",
     "finetune",
     "pack_folder",
     "parameter_groups",

@@ -99,33 +99,30 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None]) -> Migration:
     moved = sum(_move_(optimizer, successors, model) for optimizer in _optimizers(runner))
     replaced = {name for name, (old, _) in before.items() if name and model.get_submodule(name) is not old}
     _checkpoint_activations_again_(runner, model, replaced)
+    compiled = vars(runner.model).pop("train_step", None) is not None
     wrapped = isinstance(runner.model, DistributedDataParallel)
-    with plain_instances(runner.model, keep=("forward",)) as compiled:
-        if wrapped:
-            _wrap_again_(runner, model)
+    if wrapped:
+        _wrap_again_(runner, model)
+    with plain_instances(model):
         averages = _average_again_(runner)
-    if compiled or (wrapped and runner.cfg.get("compile")):
-        _compile_again_(runner)
+    if compiled:
+        torch.compiler.reset()  # code compiled for the old parameters
+        runner._maybe_compile("train_step")
     return Migration(len(successors), moved, wrapped, averages)
 
 
 @contextmanager
-def plain_instances(model: nn.Module, *, keep: tuple[str, ...] = ()) -> Iterator[bool]:
+def plain_instances(model: nn.Module) -> Iterator[None]:
     """Takes methods that were replaced on single objects away for a while.
 
     A copy of a model would otherwise go on calling the original through them.
 
     Args:
         model: With everything below it.
-        keep: Names to leave alone.
-
-    Yields:
-        Whether a compiled step was among them; compiled steps are not put back if the model was wrapped anew.
     """
-    names = [name for name in _OVERRIDES if name not in keep]
-    found = [(m, name, vars(m).pop(name)) for m in model.modules() for name in names if name in vars(m)]
+    found = [(m, name, vars(m).pop(name)) for m in model.modules() for name in _OVERRIDES if name in vars(m)]
     try:
-        yield any(name != "forward" for _, name, _ in found)
+        yield
     finally:
         for module, name, method in found:
             vars(module)[name] = method
@@ -189,16 +186,8 @@ def _average_again_(runner: Runner) -> int:
 
 
 def _checkpoint_activations_again_(runner: Runner, model: nn.Module, replaced: set[str]) -> None:
+    """Activation checkpointing wraps single modules; a replaced one has to be wrapped again."""
     names = runner.cfg.get("activation_checkpointing") or []
-    names = [names] if isinstance(names, str) else list(names)
-    # Before load_or_resume the option is already on; in a test it never is.
-    wanted = [name for name in names if name in replaced and getattr(runner, "_norton_checkpointing", True)]
+    wanted = [name for name in ([names] if isinstance(names, str) else names) if name in replaced]
     if wanted and _optimizers(runner):
         turn_on_activation_checkpointing(model, wanted)
-
-
-def _compile_again_(runner: Runner) -> None:
-    """Code compiled for the old parameters is thrown away."""
-    torch.compiler.reset()
-    vars(runner.model).pop("train_step", None)
-    runner._maybe_compile("train_step")

@@ -143,7 +143,10 @@ class DependencyGraph:
         def mark_outputs(output: Any) -> list[Tensor]:
             # An extra operation per output: where a layer itself is last, the graph would otherwise not know that
             # its channels are the model's outputs.
-            return [tensor * 1 for tensor in output_tensors(output) if tensor.grad_fn is not None]
+            marked = [tensor * 1 for tensor in output_tensors(output) if tensor.grad_fn is not None]
+            if not marked:
+                raise ValueError("no output has a gradient: it is detached, or computed under torch.no_grad")
+            return marked
 
         with traceable(model):
             try:

@@ -278,6 +278,7 @@ def test_what_a_run_leaves_behind_is_no_part_of_the_structure(image):
     assert hasattr(changed, "size") and changed.grid.shape == (8, 8)
     assert {entry["names"][0] for entry in structure["modules"]} == {"conv", "head"}
     fresh = Caching().eval()
+    fresh(torch.zeros(1, 3, 5, 5))
     apply_structure_(fresh, structure)
     fresh.load_state_dict(changed.state_dict())
     assert torch.equal(fresh(image), changed(image))

@@ -1,0 +1,92 @@
+"""Labels, which of them are one and the same channel, and which must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def connected(size: int, first: Tensor, second: Tensor) -> Tensor:
+    """Smallest member of the connected component of every node of an undirected graph.
+
+    Every component hooks onto its smallest neighbour, then paths are halved by pointer jumping; the number of
+    components with an edge left at least halves in each round, so there are O(log n) rounds of vector operations.
+
+    Args:
+        size: Nodes 0 ... size - 1.
+        first: One end of every edge, (E,) int64.
+        second: The other end, (E,).
+
+    Returns:
+        (size,) int64; equal values mean the same component.
+    """
+    roots = torch.arange(size)
+    while True:
+        a, b = roots[first], roots[second]
+        low = torch.minimum(a, b)
+        hooked = roots.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
+        while not torch.equal(jumped := hooked[hooked], hooked):
+            hooked = jumped
+        if torch.equal(hooked, roots):
+            return roots
+        roots = hooked
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The outcome of a trace.
+
+    Attributes:
+        roots: (L,) the class of every label, named by its smallest one.
+        pinned: (L,) 0 where the label's class is free, otherwise 1 + the position of the reason.
+        reasons: Why classes are pinned.
+    """
+
+    roots: Tensor
+    pinned: Tensor
+    reasons: tuple[str, ...]
+
+
+class LabelTable:
+    """Collects labels, unions and pins while a model is traced. Label 0 means: belongs to no channel."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self._first: list[Tensor] = []
+        self._second: list[Tensor] = []
+        self._pins: list[tuple[Tensor, str]] = []
+
+    def allocate(self, count: int) -> int:
+        """The first of so many new labels, numbered in sequence."""
+        base, self.size = self.size, self.size + count
+        return base
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Says that a[i] and b[i] are the same channel, for all i after broadcasting; label 0 joins nothing."""
+        a, b = torch.broadcast_tensors(a, b)
+        a, b = a.reshape(-1), b.reshape(-1)
+        wanted = (a != b) & (a != 0) & (b != 0)
+        if bool(wanted.any()):
+            pairs = torch.unique(torch.stack([a[wanted], b[wanted]]), dim=1)
+            self._first.append(pairs[0])
+            self._second.append(pairs[1])
+
+    def pin(self, labels: Tensor, reason: str) -> None:
+        """Says that these channels must stay."""
+        labels = torch.unique(labels)
+        labels = labels[labels != 0]
+        if labels.numel():
+            self._pins.append((labels, reason))
+
+    def resolve(self) -> Classes:
+        """The classes; the first reason given for a class is the one that is kept."""
+        empty = torch.zeros(0, dtype=torch.long)
+        roots = connected(self.size, torch.cat([empty, *self._first]), torch.cat([empty, *self._second]))
+        reasons = tuple(dict.fromkeys(reason for _, reason in self._pins))
+        position = {reason: index for index, reason in enumerate(reasons)}
+        of_root = torch.zeros(self.size, dtype=torch.long)
+        for labels, reason in reversed(self._pins):
+            of_root[roots[labels]] = 1 + position[reason]
+        return Classes(roots, of_root[roots], reasons)

@@ -1,0 +1,75 @@
+"""Integers that remember whose width they are, so that ``reshape(B, N, C)`` says what C was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+
+class Width(int):
+    """A size read off a labelled dimension of some tensor: ratio * (number of its channels) + offset.
+
+    Attributes:
+        labels: (n,) channels along the dimension.
+        ratio: Factor applied to it since.
+        offset: Number added to it since.
+        on_value: Called where the size becomes part of a computed value, not of a shape.
+    """
+
+    labels: Tensor
+    ratio: Fraction
+    offset: int
+    on_value: Callable[[Tensor], None]
+
+    @classmethod
+    def of(
+        cls, value: int, labels: Tensor, on_value: Callable[[Tensor], None], ratio: Fraction = Fraction(1), offset: int = 0
+    ) -> Width:
+        """A width of this value."""
+        width = cls(value)
+        width.labels, width.on_value, width.ratio, width.offset = labels, on_value, ratio, offset
+        return width
+
+    def _derived(self, value: int, ratio: Fraction, offset: int) -> Width:
+        return Width.of(value, self.labels, self.on_value, ratio, offset)
+
+    def __mul__(self, other: Any) -> Any:
+        value = int(self) * (int(other) if isinstance(other, int) else other)
+        if type(other) is int:
+            return self._derived(value, self.ratio * other, self.offset * other)
+        return value
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        if type(other) is int and other and int(self) % other == 0 and self.offset == 0:
+            return self._derived(int(self) // other, self.ratio / other, 0)
+        return int(self) // (int(other) if isinstance(other, int) else other)
+
+    def __add__(self, other: Any) -> Any:
+        if type(other) is int:
+            return self._derived(int(self) + other, self.ratio, self.offset + other)
+        return int(self) + other
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        if type(other) is int:
+            return self._derived(int(self) - other, self.ratio, self.offset - other)
+        return int(self) - other
+
+    def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        self.on_value(self.labels)
+        return pow(int(self), other, modulus)
+
+    def __float__(self) -> float:
+        self.on_value(self.labels)
+        return float(int(self))
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+    __hash__ = int.__hash__

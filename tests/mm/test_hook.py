@@ -1,0 +1,388 @@
+"""NortonHook on mmengine's stock Runner. T1 ... are the traps of the design notes."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.errors import ArtifactError, RecipeError
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import ToyData, ToyNet, toy_config
+
+from norton_plugin.mm import NortonHook, export_config
+from norton_plugin.mm.quiet import preserved_process
+
+NORTON = {"rank": 2, "keep": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _clean_process():
+    with preserved_process():
+        yield
+
+
+def run(work_dir, **changes):
+    runner = Runner.from_cfg(toy_config(work_dir, norton=changes.pop("norton", NORTON), **changes))
+    runner.train()
+    return runner
+
+
+def hook_of(runner, kind=NortonHook):
+    return next(hook for hook in runner.hooks if isinstance(hook, kind))
+
+
+def average(runner):
+    return next(hook for hook in runner.hooks if hasattr(hook, "ema_model")).ema_model
+
+
+def optimized(runner):
+    return [p for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]]
+
+
+def difference(first, second):
+    assert list(first) == list(second)
+    return max(
+        float((a.double() - b.double()).abs().max()) for a, b in zip(first.values(), second.values(), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Four epochs in one go: the runner, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    with preserved_process():
+        runner = run(folder, epochs=4)
+    return runner, folder
+
+
+@pytest.fixture(scope="module")
+def logits(whole):
+    """Sum of all logits of the moving average, which is what checkpoints hold for testing."""
+    model = copy.deepcopy(average(whole[0]).module).eval()
+    with torch.no_grad():
+        return float(model(ToyData().images).double().sum())
+
+
+def test_the_model_is_compressed_and_frozen_layers_are_left_dense(whole):
+    """T4."""
+    model = whole[0].model
+    assert isinstance(model.stem, nn.Conv2d) and model.stem.out_channels == 8
+    assert isinstance(model.stage["conv1"], CPDBlock) and model.stage["conv1"].rank == 2
+    assert model.stage["conv1"].out_channels == 8 and model.stage["norm1"].num_features == 8
+    assert model.shared is model.alias and isinstance(model.shared, CPDBlock)  # T15
+    assert not any(p.requires_grad for p in model.stem.parameters())  # T3
+    assert all(p.requires_grad for p in model.stage["conv1"].parameters())
+
+
+def test_the_optimizer_holds_the_models_parameters_and_no_other(whole):
+    """T1."""
+    runner = whole[0]
+    names = {p: name for name, p in runner.model.named_parameters()}
+    assert [tuple(p.shape) for p in optimized(runner) if p not in names] == []
+    assert {names[p] for p in optimized(runner)} == {names[p] for p in names if p.requires_grad}
+    assert len(optimized(runner)) == len({id(p) for p in optimized(runner)})
+    state = runner.optim_wrapper.optimizer.state
+    assert {id(p) for p in state} == {id(p) for p in runner.model.parameters() if p.requires_grad}
+
+
+def test_slots_keep_their_group_and_its_settings(tmp_path):
+    """T1: multipliers per layer stay with the factors of their layer."""
+    runner = run(tmp_path, epochs=1, param_scheduler=None)
+    by_parameter = {id(p): group for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]}
+    model = runner.model
+    for name in ("head", "vertical", "horizontal"):
+        assert by_parameter[id(getattr(model.shared, name))]["lr"] == pytest.approx(0.025)
+        assert by_parameter[id(getattr(model.stage["conv1"], name))]["lr"] == pytest.approx(0.05)
+    assert by_parameter[id(model.stage["conv2"].bias)]["lr"] == pytest.approx(0.1)
+    assert by_parameter[id(model.stage["norm1"].weight)]["weight_decay"] == 0.0
+
+
+def test_training_changes_the_factors(tmp_path):
+    """T1: the new factors really train, and with them the moving average (T5)."""
+    seen = {}
+
+    class Look(Hook):
+        priority = "LOWEST"
+
+        def before_train(self, runner):
+            seen.update({name: value.clone() for name, value in runner.model.state_dict().items()})
+
+    runner = Runner.from_cfg(toy_config(tmp_path, norton=NORTON, epochs=1))
+    runner.register_hook(Look())
+    runner.train()
+    now, ema = runner.model.state_dict(), average(runner).module.state_dict()
+    trained = [name for name, p in runner.model.named_parameters() if p.requires_grad]
+    assert any(name.endswith(".head") for name in trained)
+    for name in trained:
+        assert not torch.equal(now[name], seen[name]), name
+        assert ema[name].shape == now[name].shape
+        assert not torch.equal(ema[name], seen[name]) and not torch.equal(ema[name], now[name]), name
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, epoch):
+    first, folder = whole
+    checkpoint = folder / f"epoch_{epoch}.pth"
+    runner = run(tmp_path, epochs=4, load_from=str(checkpoint), resume=True)
+    assert difference(runner.model.state_dict(), first.model.state_dict()) == 0.0
+    assert difference(average(runner).state_dict(), average(first).state_dict()) == 0.0
+    assert runner.optim_wrapper.get_lr() == first.optim_wrapper.get_lr()
+    for mine, theirs in zip(optimized(runner), optimized(first), strict=True):
+        a, b = (r.optim_wrapper.optimizer.state[p] for r, p in ((runner, mine), (first, theirs)))
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+
+
+def test_compression_after_some_epochs_resumes_on_both_sides_of_it(tmp_path):
+    late = {**NORTON, "at_epoch": 2}
+    first = run(tmp_path / "a", epochs=4, norton=late)
+    assert isinstance(first.model.shared, CPDBlock)
+    for epoch, dense in ((1, True), (2, True), (3, False)):
+        path = tmp_path / "a" / f"epoch_{epoch}.pth"
+        entry = torch.load(path, weights_only=True)["meta"]["norton"]  # T8
+        assert (entry["structure"] is None) == dense
+        again = run(tmp_path / str(epoch), epochs=4, norton=late, load_from=str(path), resume=True)
+        assert difference(again.model.state_dict(), first.model.state_dict()) == 0.0
+
+
+def test_the_checkpoint_carries_json_only(whole):
+    meta = torch.load(whole[1] / "epoch_1.pth", weights_only=True)["meta"]["norton"]
+    assert json.loads(json.dumps(meta)) == meta
+    assert meta["recipe"]["pruning"]["keep"] == 0.5 and len(meta["structure_hash"]) == 64
+    report = json.loads((whole[1] / "norton_report.json").read_text())
+    assert report["macs_after"] < report["macs_before"]
+
+
+@pytest.mark.parametrize("how", ["test", "val"])
+def test_a_compressed_checkpoint_is_tested_with_the_hook(whole, logits, tmp_path, how):
+    """T5: with a moving average in the config, too."""
+    path = str(whole[1] / "epoch_4.pth")
+    runner = Runner.from_cfg(toy_config(tmp_path, norton=NORTON, load_from=path))
+    assert getattr(runner, how)()["sum"] == pytest.approx(logits, rel=1e-5)
+    assert isinstance(runner.model.shared, CPDBlock)
+
+
+def test_a_dense_config_without_the_hook_is_refused(whole, tmp_path):
+    """T6: mmengine itself would warn and evaluate random weights."""
+    runner = Runner.from_cfg(toy_config(tmp_path, custom_hooks=[], load_from=str(whole[1] / "epoch_4.pth")))
+    with pytest.raises(ArtifactError, match=r"another one: .*stage.*norton_config.py"):
+        runner.test()
+
+
+def test_without_the_package_mmengine_only_warns(whole, tmp_path):
+    """T6: the reason for the check."""
+    from mmengine.runner import checkpoint as module
+
+    checkpoint = torch.load(whole[1] / "epoch_4.pth", weights_only=True)
+    module._load_checkpoint_to_model.__wrapped__(ToyNet(), copy.deepcopy(checkpoint))
+    with pytest.raises(ArtifactError):
+        module._load_checkpoint_to_model(ToyNet(), checkpoint)
+
+
+def test_another_recipe_is_refused(whole, tmp_path):
+    config = toy_config(tmp_path, norton={"rank": 3, "keep": 0.5}, load_from=str(whole[1] / "epoch_1.pth"))
+    with pytest.raises(RecipeError, match=r"decomposition.rank 2 there, 3 here"):
+        Runner.from_cfg(config).test()
+
+
+def test_resuming_from_a_dense_checkpoint_is_refused_and_starting_from_one_is_not(tmp_path):
+    dense = Runner.from_cfg(toy_config(tmp_path / "dense", epochs=1))
+    dense.train()
+    path = str(tmp_path / "dense" / "epoch_1.pth")
+    with pytest.raises(ArtifactError, match="load_from"):
+        run(tmp_path / "a", load_from=path, resume=True)
+    with pytest.raises(ArtifactError, match="not compressed"):
+        Runner.from_cfg(toy_config(tmp_path / "b", norton=NORTON, load_from=path)).test()
+    runner = run(tmp_path / "c", load_from=path, epochs=1)
+    assert torch.equal(runner.model.stem.weight, dense.model.stem.weight)
+    assert isinstance(runner.model.shared, CPDBlock)
+
+
+def test_a_damaged_or_foreign_structure_is_refused(whole, tmp_path):
+    checkpoint = torch.load(whole[1] / "epoch_1.pth", weights_only=True)
+    checkpoint["meta"]["norton"]["structure"]["modules"][0]["names"] = ["nothing"]
+    torch.save(checkpoint, tmp_path / "damaged.pth")
+    config = toy_config(tmp_path, norton=NORTON, load_from=str(tmp_path / "damaged.pth"))
+    with pytest.raises(ArtifactError, match="hash"):
+        Runner.from_cfg(config).test()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rnak": 2}, "did you mean 'rank'"),
+        ({"rank": 2, "prunning": {}}, "did you mean 'pruning'"),
+        ({"rank": 2, "at_epok": 1}, "did you mean 'at_epoch'"),
+        ({"rank": 2, "pruning": {"kep": 0.5}}, "did you mean 'keep'"),
+        ({"keep": 0.5, "pruning": {"keep": 0.6}}, "given both"),
+        ({}, "asked for nothing"),
+        ({"rank": 2, "at_epoch": -1}, "at least 0"),
+        ({"rank": 2, "input_size": (3,)}, "input_size"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(RecipeError, match=message):
+        NortonHook(**options)
+
+
+def test_flat_keys_and_sections_are_the_same():
+    flat = NortonHook(rank=3, keep=0.7, scope=["stage"], criterion="vbd", verify=False).recipe
+    sections = NortonHook(
+        decomposition={"rank": 3},
+        pruning={"keep": 0.7, "criterion": "vbd"},
+        scope={"include": ["stage"]},
+        verify=False,
+    ).recipe
+    assert flat == sections
+    assert flat.scope.include == ("stage",)
+
+
+def test_scope_that_matches_nothing(tmp_path):
+    with pytest.raises(RecipeError, match="backbone"):
+        run(tmp_path, norton={"rank": 2, "scope": ["backbone"]})
+
+
+def test_frozen_layers_on_request_keep_their_flags(tmp_path):
+    """T3, T4."""
+    runner = run(tmp_path, epochs=1, norton={**NORTON, "frozen": True})
+    assert runner.model.stage["conv1"].in_channels == runner.model.stem.out_channels == 8
+    assert not any(p.requires_grad for p in runner.model.stem.parameters())
+    assert isinstance(runner.model.stem, CPDBlock)
+
+
+def test_norm_eval_and_sync_bn(tmp_path):
+    """T3, T12: statistics stay as surgery left them; mmengine's private BatchNorm is pruned like any."""
+    model = {"type": "ToyNet", "norm": "SyncBN", "norm_eval": True}
+    runner = run(tmp_path, epochs=1, model=model)
+    norm = runner.model.stage["norm1"]
+    assert type(norm) is not nn.BatchNorm2d and norm.num_features == 8
+    runner.model.train()
+    assert not norm.training and torch.equal(norm.running_mean, torch.zeros(8))
+
+
+def test_efficient_conv_bn_eval_is_refused(tmp_path):
+    """T9."""
+    with pytest.raises(RecipeError, match="efficient_conv_bn_eval"):
+        run(tmp_path, efficient_conv_bn_eval=["stage"])
+
+
+def test_a_mean_teacher_is_refused(tmp_path):
+    """T23."""
+    runner = Runner.from_cfg(toy_config(tmp_path, norton=NORTON))
+    runner.register_hook(type("MeanTeacherHook", (Hook,), {})())
+    with pytest.raises(RecipeError, match="MeanTeacherHook"):
+        runner.train()
+
+
+def test_at_epoch_that_never_comes(tmp_path):
+    with pytest.raises(RecipeError, match="ends after 2 epochs"):
+        run(tmp_path, norton={**NORTON, "at_epoch": 2})
+
+
+def test_activation_checkpointing(tmp_path):
+    """T16: compression does not run on the original through a wrapped forward, and the result is the same."""
+    plain = run(tmp_path / "a", epochs=1)
+    checked = run(tmp_path / "b", epochs=1, activation_checkpointing=["shared"])
+    assert "forward" in vars(checked.model.shared)  # put on the block as well
+    assert difference(plain.model.state_dict(), checked.model.state_dict()) == 0.0
+
+
+def test_several_optimizers(tmp_path):
+    """T1 with an OptimWrapperDict."""
+    from norton_plugin.mm.migration import migrate_
+    from norton_plugin.pipeline import compress
+    from norton_plugin.recipe import Recipe
+    from norton_plugin.surgery import apply_structure_
+
+    runner = Runner.from_cfg(toy_config(tmp_path, epochs=1))
+    runner.train()
+    from mmengine.optim import OptimWrapper, OptimWrapperDict
+
+    model = runner.model
+    body = torch.optim.Adam(model.stage.parameters(), lr=0.1)
+    rest = torch.optim.SGD([*model.shared.parameters(), *model.fc.parameters()], lr=0.1)
+    runner.optim_wrapper = OptimWrapperDict(body=OptimWrapper(body), rest=OptimWrapper(rest))
+    recipe = Recipe.from_dict({"decomposition": {"rank": 2}, "pruning": {"keep": 0.5}})
+    _, report = compress(model, torch.randn(1, 3, 12, 12), recipe)
+    done = migrate_(runner, lambda live: apply_structure_(live, report.structure))
+    assert {id(p) for p in body.param_groups[0]["params"]} == {id(p) for p in model.stage.parameters()}
+    expected = {id(p) for m in (model.shared, model.fc) for p in m.parameters()}
+    assert {id(p) for p in rest.param_groups[0]["params"]} == expected
+    assert done.averages == 1 and not done.rewrapped
+
+
+def test_pretrained_weights_are_what_is_compressed(tmp_path):
+    """Weights of init_cfg arrive after before_run; compression comes later. T11: init_weights leaves blocks alone."""
+    source = ToyNet()
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "dense.pth")
+    model = {"type": "ToyNet", "init_cfg": {"type": "Pretrained", "checkpoint": str(tmp_path / "dense.pth")}}
+    runner = run(tmp_path, epochs=1, model=model, norton={"rank": 9, "allow_dearer": True, "sweeps": 1000})
+    assert torch.equal(runner.model.stem.weight, source.stem.weight)
+    before = copy.deepcopy(runner.model.state_dict())
+    for module in runner.model.modules():
+        if isinstance(module, CPDBlock):
+            module.init_weights()
+    assert difference(runner.model.state_dict(), before) == 0.0
+
+
+def test_the_exported_config_builds_the_model_without_the_hook(whole, logits, tmp_path):
+    folder = whole[1]
+    from mmengine.config import Config
+
+    config = Config.fromfile(folder / "norton_config.py")
+    assert "norton" not in config.default_hooks and config.model.type == "norton_plugin.mm.CompressedModel"
+    config.merge_from_dict({"work_dir": str(tmp_path), "load_from": str(folder / "epoch_4.pth")})
+    config.experiment_name = "exported"
+    assert Runner.from_cfg(config).test()["sum"] == pytest.approx(logits, rel=1e-5)
+    code = (
+        "import sys; from mmengine.config import Config; from mmengine.registry import MODELS; "
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); import toy; "
+        f"print(type(MODELS.build(Config.fromfile({str(folder / 'norton_config.py')!r}).model).shared).__name__)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split()[-1] == "CPDBlock"
+
+
+def test_export_clears_initial_weights_everywhere(whole):
+    structure = hook_of(whole[0]).structure
+    config = toy_config("x", norton=NORTON, model={"type": "ToyNet", "a": [{"init_cfg": 1, "pretrained": "y"}]})
+    exported = export_config(config, structure)
+    assert exported.model.a[0] == {"init_cfg": None, "pretrained": None}
+    assert config.model.a[0].init_cfg == 1 and "norton" in config.default_hooks
+    with pytest.raises(RecipeError, match="already"):
+        export_config(exported, structure)
+
+
+def test_the_hook_notices_a_model_that_was_rebuilt(tmp_path):
+    runner = run(tmp_path, epochs=1)
+    runner.model = MODELS.build({"type": "ToyNet"})
+    with pytest.raises(ArtifactError, match="lost its compressed structure"):
+        runner.save_checkpoint(str(tmp_path), "x.pth")
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """T2, T21, T22: after the wrapper is made anew both ranks train the same parameters."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
+    script = str(Path(__file__).parent / "toy.py")
+    done = subprocess.run([*command, script, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
+    assert all(rank["same"] and rank["reduced"] for rank in ranks)
+    heads = [name for name in ranks[0]["state"] if name.endswith(".head")]
+    assert heads
+    for part in ("state", "ema"):
+        names = [n for n in ranks[0][part] if "running" not in n]  # BatchNorm statistics are each rank's own
+        assert max(float((ranks[0][part][n] - ranks[1][part][n]).abs().max()) for n in names) == 0.0

@@ -1,0 +1,186 @@
+"""Writes docs/results/README.md from the JSON files beside it, so that every printed figure is a measured one.
+
+python tools/benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Facts = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def ranks(facts: Facts) -> str:
+    """Accuracy without fine-tuning by rank."""
+    parts = [facts["data"] + "."]
+    for name, title in (("resnet20", "ResNet-20"), ("resnet56", "ResNet-56")):
+        if name not in facts:
+            continue
+        dense = facts[name]["dense"]
+        rows = [
+            [
+                row["rank"],
+                f"{row['macs_down_percent']:.2f}",
+                f"{row['parameters_down_percent']:.2f}",
+                f"{row['nmse']:.4f}",
+                f"{row['top1_plain']:.2f}",
+                f"{row['top1_batch_norm_reestimated']:.2f}",
+            ]
+            for row in facts[name]["ranks"]
+        ]
+        parts.append(
+            f"**{title}**: dense {dense['top1']:.2f} % ({dense['top1_batch_norm_reestimated']:.2f} % with BatchNorm "
+            f"statistics re-estimated), {dense['macs'] / 1e6:.2f} M MACs, {dense['parameters']:,} parameters."
+        )
+        header = ["rank", "MACs down %", "parameters down %", "NMSE", "top-1 %", "top-1 %, BatchNorm re-estimated"]
+        parts.append(table(header, rows))
+    return "\n\n".join(parts)
+
+
+def hybrid(facts: Facts) -> str:
+    """Hybrid against decomposition and pruning alone."""
+    rows = []
+    for name, row in facts["variants"].items():
+        after = row["top1_after_finetuning"]
+        rows.append(
+            [
+                name,
+                f"{row['macs'] / 1e6:.2f} M" if "macs" in row else "dense",
+                f"{100 * row['parameters_share']:.1f}" if "macs" in row else "100",
+                f"{row['top1_before_finetuning']:.2f}",
+                f"{after:.2f}",
+            ]
+        )
+    settings = facts["settings"]
+    header = ["variant", "MACs", "parameters, % of dense", "top-1 % before", "top-1 % after fine-tuning"]
+    return (
+        f"{facts['model']}; {facts['data']}. {settings['epochs']} epochs of fine-tuning for every variant, the dense "
+        f"one too (SGD, learning rate {settings['lr']}, batch {settings['batch_size']}, cosine). Accuracy before "
+        "fine-tuning is with BatchNorm statistics re-estimated.\n\n" + table(header, rows)
+    )
+
+
+def complexity(facts: Facts) -> str:
+    """The paper's complexity, reproduced."""
+    points = [
+        [
+            row["point"],
+            f"{row['macs'] / 1e6:.2f} M",
+            f"{row['paper_macs'] / 1e6:.2f} M",
+            f"{row['parameters']:,}",
+            f"{row['paper_parameters']:,}",
+            f"{row['macs_down_percent']:.1f} / {row['parameters_down_percent']:.1f}",
+        ]
+        for row in facts["pruned_points"]
+    ]
+    by_rank = [
+        [
+            row["rank"],
+            row["macs_down_percent"],
+            row["paper_macs_down_percent"],
+            row["parameters_down_percent"],
+            row["paper_parameters_down_percent"],
+        ]
+        for row in facts["vgg16_bn_by_rank"]
+    ]
+    return (
+        "The paper's counter adds about three operations per element that a BatchNorm sees; ours counts convolutions "
+        "and matrix products alone. Parameters agree.\n\n"
+        + table(["point", "MACs", "paper", "parameters", "paper", "down %, MACs / parameters"], points)
+        + "\n\nVGG-16-BN, all 13 convolutions decomposed:\n\n"
+        + table(["rank", "MACs down %", "paper", "parameters down %", "paper"], by_rank)
+    )
+
+
+def cpd_speed(facts: Facts) -> str:
+    """Batched CPD against a loop."""
+    rows = [
+        [
+            name.replace("_", " "),
+            entry["filters"],
+            f"{entry['batched_processor_seconds']:.2f}",
+            f"{entry['loop_processor_seconds_extrapolated']:.0f}",
+            f"{entry['ratio_of_processor_seconds']:.0f} x",
+            f"{entry['batched_nmse_on_sample']:.4f} / {entry['loop_nmse_on_sample']:.4f}",
+        ]
+        for name, entry in facts["comparison"].items()
+    ]
+    header = ["weights", "filters", "batched, s", "loop, s (extrapolated)", "ratio", "NMSE batched / loop"]
+    return f"{facts['method']}\n\n{table(header, rows)}\n\n![cost of the batched CPD](cpd_speed.png)"
+
+
+def pabs_speed(facts: Facts) -> str:
+    """PABS against loops over pairs."""
+    speed, memory = facts["speed"], facts["memory"]
+    rows = [[name.removeprefix("loop: "), f"{ratio:.1f} x"] for name, ratio in speed["ratios"].items()]
+    return (
+        f"{speed['filters']} filters of {speed['channels']}x3x3 at rank {speed['rank']}: matrix and order in "
+        f"{speed['ours_total_processor_seconds']:.2f} s of processor time on {facts['machine']['threads']} thread(s). "
+        f"{facts['note'].capitalize()}.\n\n"
+        + table(["Python loop over pairs", "our speed-up"], rows)
+        + f"\n\n{memory['filters']} filters: peak {memory['peak_bytes'] / 2**30:.2f} GiB of memory, "
+        f"{memory['before_bytes'] / 2**30:.2f} GiB of it before the work.\n\n![cost of PABS](pabs_speed.png)"
+    )
+
+
+def figure1(facts: Facts) -> str:
+    """Decompositions at equal parameters."""
+    budgets = sorted({row["budget_rank"] for row in facts["summary"]})
+    names = {
+        "als": "filter-wise CPD",
+        "layer_cp": "layer-wise CPD",
+        "tucker2": "Tucker-2",
+        "svd_channels": "SVD N x (C Kh Kw)",
+        "svd_spatial": "SVD (C Kh) x (N Kw)",
+    }
+    nmse = {(row["budget_rank"], row["method"]): row["mean_nmse"] for row in facts["summary"]}
+    rows = [[title, *(f"{nmse[b, method]:.3f}" for b in budgets)] for method, title in names.items()]
+    return (
+        f"{facts['method']} {facts['layers']} layers of ResNet-56 (trained). At equal parameters, layer-wise CPD has "
+        "the lower weight error on these layers; filter-wise CPD is below both SVDs and below Tucker-2 from rank 2 on. "
+        "What filter-wise factors give in return is a filter axis that can be pruned.\n\n"
+        + table(["NMSE at the budget of", *(f"R={b}" for b in budgets)], rows)
+        + "\n\n![NMSE at equal parameters](figure1.png)"
+    )
+
+
+SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
+    ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
+    ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
+    ("complexity.json", "The paper's complexity, reproduced", complexity),
+    ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
+    ("pabs_speed.json", "Speed of PABS", pabs_speed),
+    ("figure1.json", "Layer-wise, reshaped and filter-wise decomposition at equal parameters (Figure 1)", figure1),
+]
+
+
+def main() -> None:
+    """Reads what is there and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the JSON files")
+    folder = parser.parse_args().results
+    parts = [
+        "# Results\n\nWritten by `tools/benchmarks/report.py` from the JSON files in this folder; each section names "
+        "the command that makes its figures. `WEIGHTS` is a folder with the public CIFAR weights as safetensors."
+    ]
+    for file, title, render in SECTIONS:
+        if not (folder / file).exists():
+            continue
+        facts = json.loads((folder / file).read_text())
+        parts.append(f"## {title}\n\n`{facts['command']}`\n\n{render(facts)}")
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
