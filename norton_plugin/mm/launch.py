@@ -89,7 +89,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     build_runner(config).train()
 
 
-def test(argv: Sequence[str] | None = None) -> dict[str, float]:
+def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Tests a checkpoint as a config says.
 
     Args:

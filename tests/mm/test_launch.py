@@ -76,4 +76,4 @@ def test_bad_arguments_are_named(images):
     broken = images / "broken.py"
     broken.write_text("model = dict(")
     with pytest.raises(RecipeError, match=r"broken.py' cannot be read"):
-        launch.test([str(broken), "x.pth"])
+        launch.evaluate([str(broken), "x.pth"])

@@ -1,0 +1,176 @@
+"""Takes positions out of tensors, and tells modules their new sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.errors import SurgeryError
+from norton_plugin.surgery.labels.registry import Family, Place
+from norton_plugin.surgery.labels.tracer import StaleSize, Tracer
+
+# Words in the names of attributes that hold widths; num_heads, kernel_size, groups and the like are never touched.
+_WIDTH_WORDS = ("dim", "chan", "chs", "width", "planes", "feature", "size", "hidden", "split", "embed", "inner", "ch", "c")
+_NOT_WIDTHS = ("num_heads", "kernel", "stride", "padding", "dilation", "groups", "window", "img", "patch", "grid", "shift",
+               "input_size", "resolution", "depth", "num_classes", "scale", "feat_size", "rank")  # fmt: skip
+
+
+def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tuple[nn.Module, int, int]]:
+    """Selects the positions that stay in every tensor concerned.
+
+    Args:
+        families: All families with a label among ``removed``.
+        alive: (L,) bool, labels still in the model.
+        removed: (L,) bool, labels that go now.
+
+    Returns:
+        (module, old size, new size) of every dimension cut.
+
+    Raises:
+        SurgeryError: A tensor would lose all its positions, or has not the size it should have; nothing is changed then.
+    """
+    planned: list[tuple[Place, Tensor]] = []
+    for family in families:
+        own = slice(family.base, family.base + family.size)
+        before = alive[own]
+        keep = torch.nonzero(~removed[own][before]).reshape(-1)
+        if keep.numel() == 0:
+            raise SurgeryError(f"{family.name}.{family.tensor} would lose all {int(before.sum())} of its channels")
+        for place in family.places:
+            tensor = getattr(place.module, place.tensor)
+            if tensor.shape[place.axis] != int(before.sum()):
+                raise SurgeryError(
+                    f"{family.name}.{family.tensor} has {tensor.shape[place.axis]} positions along dimension "
+                    f"{place.axis}, expected {int(before.sum())}; it was changed since the trace: trace the model again"
+                )
+            planned.append((place, keep))
+    changed = []
+    shared: dict[tuple[Any, ...], Tensor] = {}
+    for place, keep in planned:
+        old = getattr(place.module, place.tensor)
+        key = (id(old), place.axis, tuple(keep.tolist()))
+        new = shared.get(key)
+        if new is None:
+            new = shared[key] = _selected(old, keep.to(old.device), place.axis)
+        registry = place.module._parameters if place.tensor in place.module._parameters else place.module._buffers
+        changed.append((place.module, old.shape[place.axis], new.shape[place.axis]))
+        registry[place.tensor] = new  # type: ignore[assignment]
+    return changed
+
+
+def _selected(old: Tensor, keep: Tensor, axis: int) -> Tensor:
+    new = old.detach().index_select(axis, keep)
+    if not isinstance(old, nn.Parameter):
+        return new
+    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+    if old.grad is not None:
+        parameter.grad = old.grad.index_select(axis, keep)
+    return parameter
+
+
+def refresh_(module: nn.Module, tracer: Tracer, alive: Tensor) -> None:
+    """Sets the sizes that known layers keep beside their tensors.
+
+    Args:
+        module: A layer whose tensors were cut (or a norm without any).
+        tracer: Knows what grouped layers read.
+        alive: (L,) bool, labels in the model now.
+    """
+    if isinstance(module, CPDBlock):
+        module.out_channels = module.head.shape[0]
+        _refresh_groups_(module, tracer, alive, module.head.shape[2])
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        rows, columns = module.weight.shape[:2]
+        if module.transposed:
+            if module.groups > 1:
+                module.groups = module.groups * rows // module.in_channels
+            module.in_channels, module.out_channels = rows, columns * module.groups
+        else:
+            module.out_channels = rows
+            _refresh_groups_(module, tracer, alive, columns)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.GroupNorm):
+        channels = module.num_channels if module.weight is None else len(module.weight)
+        if tracer.whole_groups.get(module):
+            module.num_groups = module.num_groups * channels // module.num_channels
+        module.num_channels = channels
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        tensor = module.running_mean if module.weight is None else module.weight
+        if tensor is not None:
+            module.num_features = len(tensor)
+    elif isinstance(module, nn.LayerNorm) or hasattr(module, "normalized_shape"):
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            module.normalized_shape = tuple(weight.shape)
+        elif module in tracer.norm_inputs:
+            module.normalized_shape = (int(alive[tracer.norm_inputs[module]].sum()),)
+    elif isinstance(module, nn.MultiheadAttention):
+        module.embed_dim = module.out_proj.weight.shape[0]
+        module.head_dim = module.embed_dim // module.num_heads
+        if module.in_proj_weight is not None:
+            module.kdim = module.vdim = module.embed_dim
+        else:
+            module.kdim, module.vdim = module.k_proj_weight.shape[1], module.v_proj_weight.shape[1]
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+
+
+def _refresh_groups_(module: Any, tracer: Tracer, alive: Tensor, width: int) -> None:
+    if module.groups == 1:
+        module.in_channels = width
+        return
+    inputs = tracer.group_inputs.get(module)
+    if inputs is not None:
+        module.in_channels = int(alive[inputs].sum())
+        module.groups = module.in_channels // width
+
+
+def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
+    """Replaces literal sizes in the modules that used them.
+
+    The trace saw an integer of the code size a dimension that lost channels. It is looked for among the attributes of
+    the modules that were running, the innermost first; whole numbers and entries of lists are replaced.
+
+    Args:
+        stale: As the trace noted them.
+        alive: (L,) bool, labels in the model now.
+        before: (L,) bool, labels in it before.
+    """
+    changes: dict[nn.Module, dict[int, int]] = {}
+    for entry in stale:
+        old, new = int(before[entry.labels].sum()), int(alive[entry.labels].sum())
+        if old == new:
+            continue
+        for module in reversed(entry.stack[-3:]):
+            found = [name for name in vars(module) if _holds(module, name, old)]
+            if found:
+                changes.setdefault(module, {})[old] = new
+                break
+    for module, sizes in changes.items():
+        for name, value in list(vars(module).items()):
+            if not _is_width(name):
+                continue
+            if type(value) is int and value in sizes:
+                setattr(module, name, sizes[value])
+            elif type(value) in (list, tuple) and value and all(type(v) is int for v in value):
+                setattr(module, name, type(value)(sizes.get(v, v) for v in value))
+
+
+def _is_width(name: str) -> bool:
+    return not any(word in name for word in _NOT_WIDTHS) and not name.startswith("_")
+
+
+def _holds(module: nn.Module, name: str, size: int) -> bool:
+    value = vars(module)[name]
+    if not _is_width(name):
+        return False
+    if type(value) in (list, tuple):
+        return size in value and all(type(v) is int for v in value)
+    return type(value) is int and value == size

@@ -1,0 +1,164 @@
+"""The dependency graph of a model, made by following labels instead of guessing from shapes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from norton_plugin.errors import SurgeryError
+from norton_plugin.surgery.graph import ChannelGroup, ForwardFunction, Member, output_tensors, run_model, traceable
+from norton_plugin.surgery.labels import rules_contract, rules_element, rules_move
+from norton_plugin.surgery.labels.cutting import cut_, refresh_, repair_
+from norton_plugin.surgery.labels.grouping import LabelGroup, label_groups
+from norton_plugin.surgery.labels.planes import Shadow
+from norton_plugin.surgery.labels.registry import Registry
+from norton_plugin.surgery.labels.replay import MaskedReplay
+from norton_plugin.surgery.labels.table import LabelTable
+from norton_plugin.surgery.labels.tracer import (
+    SizeProvenance,
+    Tracer,
+    dense_blocks,
+    module_stack,
+    plain_kernels,
+)
+
+RULE_MODULES = (rules_move, rules_element, rules_contract)
+
+
+class LabelGraph:
+    """Groups of coupled channels by label propagation; takes the place of ``DependencyGraph``.
+
+    Args:
+        model: Traced in evaluation mode; its flags are restored.
+        example_inputs: See ``run_model``.
+        forward_fn: Replaces the plain call of the model.
+        time_limit: Seconds the trace may take.
+
+    Raises:
+        SurgeryError: The model cannot be run on the example, or not within the time.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        forward_fn: ForwardFunction | None = None,
+        time_limit: float = 60.0,
+    ) -> None:
+        self.model = model
+        table = LabelTable()
+        self._registry = Registry(model, table)
+        self._tracer = Tracer(self._registry, table, deadline=time.monotonic() + time_limit)
+        for leaf in tree_leaves(example_inputs):
+            if isinstance(leaf, Tensor):
+                self._tracer.assign(leaf, Shadow((), False))
+        try:
+            with self._conditions(), module_stack(self._tracer), SizeProvenance(self._tracer), self._tracer:
+                output = run_model(model, example_inputs, forward_fn)
+        except SurgeryError:
+            raise
+        except Exception as error:
+            raise SurgeryError(
+                f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
+                "example_inputs, or leave pruning out of the recipe"
+            ) from error
+        for tensor in output_tensors(output):
+            for plane in self._tracer.shadow(tensor).planes:
+                self._tracer.pin(plane, "its channels are outputs of the model")
+        classes = table.resolve()
+        self._roots = classes.roots
+        self._groups = {entry.group.root: entry for entry in label_groups(self._registry, classes)}
+        self._state: dict[str, Any] = {"alive": torch.ones(table.size, dtype=torch.bool)}
+
+    @contextmanager
+    def _conditions(self) -> Iterator[None]:
+        with traceable(self.model), plain_kernels(), dense_blocks(self._registry):
+            yield
+
+    def groups(self) -> list[ChannelGroup]:
+        """All groups of coupled output channels, in the order of the model's layers."""
+        return [entry.group for entry in self._groups.values()]
+
+    def width(self, root: str) -> int:
+        """Channels of a group that are in the model now."""
+        entry = self._entry(root)
+        return int(self._state["alive"][entry.classes].sum()) * entry.group.channel_groups
+
+    def _entry(self, root: str) -> LabelGroup:
+        if root not in self._groups:
+            raise SurgeryError(f"the model has no channel group {root!r}; expected one of {list(self._groups)[:10]}")
+        return self._groups[root]
+
+    def _labels(self, root: str, removed: Sequence[int]) -> Tensor:
+        """(L,) bool: labels that go with these root channels.
+
+        Raises:
+            SurgeryError: An index is out of range, or only some of the parts of a channel are listed.
+        """
+        entry = self._entry(root)
+        size, parts, count = entry.group.size, entry.group.channel_groups, len(entry.classes)
+        index = torch.tensor([int(i) for i in removed], dtype=torch.long)
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise SurgeryError(
+                f"{root} has {size} channels; asked to remove {index.numel()} of them, from {int(index.min())} to "
+                f"{int(index.max())}"
+            )
+        times = torch.bincount(torch.unique(index) % count, minlength=count)
+        if bool(((times != 0) & (times != parts)).any()):
+            raise SurgeryError(f"{root} has {parts} equal parts, and the same channels of each must be removed")
+        gone = torch.zeros(len(self._roots), dtype=torch.bool)
+        gone[entry.classes[times != 0]] = True
+        return gone[self._roots]
+
+    def members_of(self, root: str, removed: Sequence[int]) -> tuple[Member, ...]:
+        """The members concerned when these root channels go, each with its own indices."""
+        wanted = {int(i) for i in removed}
+        members = []
+        for member in self._entry(root).group.members:
+            pairs = [(i, r) for i, r in zip(member.indices, member.roots, strict=True) if r in wanted]
+            if pairs:
+                own, roots = zip(*pairs, strict=True)
+                members.append(Member(member.module, member.name, member.role, own, roots))
+        return tuple(members)
+
+    def prune_(self, root: str, removed: Sequence[int]) -> None:
+        """Removes root channels and all that is coupled to them, in place.
+
+        Raises:
+            SurgeryError: An index is out of range, or a tensor would be emptied; nothing is changed then.
+        """
+        gone = self._labels(root, removed)
+        before = self._state["alive"]
+        gone &= before
+        families = [f for f in self._registry.families if bool(gone[f.base : f.base + f.size].any())]
+        changed = cut_(families, before, gone)
+        alive = before & ~gone
+        for module in {module: None for module, _, _ in changed} | dict.fromkeys(self._tracer.norm_inputs):
+            refresh_(module, self._tracer, alive)
+        repair_(self._tracer.stale, alive, before)
+        self._state["alive"] = alive
+
+    @contextmanager
+    def masked(self, selection: Sequence[tuple[str, Sequence[int]]]) -> Iterator[None]:
+        """While entered, the model (not yet pruned) computes as if these channels were removed.
+
+        Args:
+            selection: (root, removed root channels) of every group.
+        """
+        gone = torch.zeros(len(self._roots), dtype=torch.bool)
+        for root, removed in selection:
+            gone |= self._labels(root, removed)
+        gone[0] = False
+        with self._conditions(), MaskedReplay(self._tracer.steps, gone):
+            yield
+
+    def bookkeeping(self) -> list[dict[str, Any]]:
+        """The mutable state of the graph itself, for an exact rollback: dicts whose values may be replaced."""
+        return [self._state]

@@ -1,0 +1,136 @@
+"""The stock scripts of mmdet, from its wheel, on compressed detectors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.mm, pytest.mark.slow]
+pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+
+import mmdet
+
+sys.path.insert(0, str(Path(__file__).parent))
+from detectors import faster_rcnn, retinanet, write_coco, write_config
+
+import norton_plugin.mm  # noqa: F401  lets torch read mmengine's checkpoints
+from norton_plugin.blocks import CPDBlock
+
+TOOLS = Path(mmdet.__file__).parent / ".mim" / "tools"
+NORTON = ["default_hooks.norton.type=norton_plugin.NortonHook", "default_hooks.norton.rank=2"]
+NORTON += ["default_hooks.norton.keep=0.5", "default_hooks.norton.input_size=(64, 64)"]
+MODELS = {"retinanet": retinanet, "faster_rcnn": faster_rcnn, "mask_rcnn": lambda: faster_rcnn(mask=True)}
+
+
+def tool(name, *arguments, check=True):
+    """Runs a stock script unmodified, with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-W", "ignore", str(TOOLS / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert not check or done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco")
+    write_coco(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def trained(request, data, tmp_path_factory):
+    """A config that knows nothing of this package, and the work dir of a compressed run of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = write_config(folder / "config.py", MODELS[request.param](), data)
+    tool("train.py", config, "--work-dir", folder / "work", "--cfg-options", *NORTON)
+    return config, folder / "work"
+
+
+def score(done):
+    """The last bbox mAP that a script printed."""
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "coco/bbox_mAP:" in line]
+    return lines[-1].split("coco/bbox_mAP: ")[1].split()[0]
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_two_options_compress_and_the_scripts_agree(trained):
+    config, work = trained
+    state = weights(work / "epoch_2.pth")
+    assert any(name.endswith(".head") for name in state)
+    with_hook = tool("test.py", config, work / "epoch_2.pth", "--work-dir", work / "t", "--cfg-options", *NORTON)
+    exported = tool("test.py", work / "norton_config.py", work / "epoch_2.pth", "--work-dir", work / "t")
+    assert score(with_hook) == score(exported)
+    refused = tool(
+        "test.py",
+        config,
+        work / "epoch_2.pth",
+        "--work-dir",
+        work / "t",
+        "--cfg-options",
+        "custom_imports.imports=['norton_plugin.mm']",
+        check=False,
+    )
+    assert refused.returncode != 0 and "ArtifactError" in refused.stderr  # T6
+
+
+def test_resume_after_the_first_epoch(trained):
+    config, work = trained
+    if "retinanet" not in str(config):
+        pytest.skip("the roi heads sample at random, and mmengine's checkpoints hold no random state")
+    again = work.parent / "again"
+    options = ["--cfg-options", *NORTON, f"load_from={work / 'epoch_1.pth'}"]
+    tool("train.py", config, "--work-dir", again, "--resume", *options)
+    first, second = weights(work / "epoch_2.pth"), weights(again / "epoch_2.pth")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) == 0.0
+
+
+def test_init_detector_and_the_inferencer(trained):
+    from mmdet.apis import DetInferencer, inference_detector, init_detector
+
+    _, work = trained
+    config, checkpoint = str(work / "norton_config.py"), str(work / "epoch_2.pth")
+    model = init_detector(config, checkpoint, device="cpu")
+    blocks = [name for name, module in model.named_modules() if isinstance(module, CPDBlock)]
+    assert blocks and not any(torch.equal(p, torch.zeros_like(p)) for p in model.get_submodule(blocks[0]).parameters())
+    image = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
+    assert len(inference_detector(model, image).pred_instances) == 10
+    inferencer = DetInferencer(model=config, weights=checkpoint, device="cpu")
+    assert len(inferencer(image)["predictions"][0]["scores"]) == 10
+
+
+def test_get_flops(trained):
+    config, work = trained
+    dense = tool("analysis_tools/get_flops.py", config, "--num-images", 1)
+    small = tool("analysis_tools/get_flops.py", work / "norton_config.py", "--num-images", 1)
+
+    def number(done, what):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(what))
+        return float(line.split(":")[1].strip().rstrip("GMK").strip())
+
+    assert number(small, "Params") < number(dense, "Params")
+
+
+def test_killed_in_an_epoch_and_resumed(data, tmp_path):
+    """kill -9 in the second epoch, then --resume, ends in the same weights."""
+    config = write_config(tmp_path / "config.py", retinanet(), data, epochs=3)
+    tool("train.py", config, "--work-dir", tmp_path / "whole", "--cfg-options", *NORTON)
+    command = [sys.executable, "-W", "ignore", str(TOOLS / "train.py"), str(config), "--work-dir", str(tmp_path / "cut")]
+    process = subprocess.Popen([*command, "--cfg-options", *NORTON], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = time.monotonic()
+    while not (tmp_path / "cut" / "last_checkpoint").exists() and time.monotonic() - started < 300:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "epoch_3.pth").exists()
+    tool("train.py", config, "--work-dir", tmp_path / "cut", "--resume", "--cfg-options", *NORTON)
+    first, second = weights(tmp_path / "whole" / "epoch_3.pth"), weights(tmp_path / "cut" / "epoch_3.pth")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) == 0.0

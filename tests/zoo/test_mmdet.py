@@ -1,0 +1,102 @@
+"""Tracing detectors of mmdet, cut where it has to be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytestmark = pytest.mark.mm
+pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
+from detectors import faster_rcnn, retinanet
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+from mmengine.config import ConfigDict
+
+from norton_plugin import CPDBlock, Recipe, compress
+from norton_plugin.zoo import mmdet as zoo
+
+RECIPE = Recipe.from_dict({"decomposition": {"rank": 2}, "pruning": {"keep": 0.5}})
+EXAMPLE = torch.randn(1, 3, 64, 64)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered():
+    register_all_modules()
+
+
+def build(config):
+    torch.manual_seed(0)
+    return MODELS.build(ConfigDict(config))
+
+
+@pytest.fixture(scope="module")
+def mask_rcnn(_registered):
+    model = build(faster_rcnn(mask=True))
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    return model, *compress(model, EXAMPLE, RECIPE, forward_fn=trace), covered
+
+
+def test_single_stage_is_traced_whole():
+    model = build(retinanet())
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    assert covered == "backbone, neck and bbox_head"
+    compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert [s.name for s in report.pruning.skipped if "outputs of the model" in s.reason] == [
+        "bbox_head.retina_cls",
+        "bbox_head.retina_reg",
+    ]
+    assert {group.after for group in report.pruning.groups if group.root.startswith("bbox_head")} == {8}
+    # One head for five levels (T15): its parts stand in the structure once, and calls add up.
+    assert isinstance(compressed.bbox_head.cls_convs[0].conv, CPDBlock)
+    shapes = [tuple(t.shape) for level in model(EXAMPLE) for t in level]
+    assert [tuple(t.shape) for level in compressed(EXAMPLE) for t in level] == shapes
+
+
+def test_two_stage_is_cut_at_roi_pooling(mask_rcnn):
+    """Every part is decomposed and pruned; the pyramid, on both sides of the cut, keeps its width (T14)."""
+    model, compressed, report, covered = mask_rcnn
+    assert covered == "backbone and neck, rpn_head, roi_head.bbox_head, roi_head.mask_head"
+    pruned = {group.root.split(".")[0] for group in report.pruning.groups}
+    assert pruned == {"backbone", "neck", "rpn_head", "roi_head"}
+    decomposed = {layer.names[0].split(".")[0] for layer in report.decomposition.layers}
+    assert {"backbone", "neck", "roi_head"} <= decomposed
+    for conv in compressed.neck.fpn_convs:
+        assert conv.conv.out_channels == compressed.roi_head.bbox_roi_extractor.out_channels == 16
+    assert compressed.neck.lateral_convs[0].conv.out_channels == 8
+    fcs = compressed.roi_head.bbox_head.shared_fcs
+    assert (fcs[0].in_features, fcs[0].out_features, fcs[1].in_features) == (16 * 49, 16, 16)
+    assert compressed.roi_head.bbox_head.fc_cls.out_features == 3
+    assert compressed.roi_head.mask_head.convs[0].conv.in_channels == 16
+    assert compressed.roi_head.mask_head.convs[0].conv.out_channels == 8
+    assert all(isinstance(m, nn.Module) for m in model.modules()) and model.neck.lateral_convs[0].conv.out_channels == 16
+
+
+def test_a_compressed_two_stage_detector_detects(mask_rcnn):
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
+    [result] = mask_rcnn[1].eval().predict(EXAMPLE, [sample])
+    assert len(result.pred_instances) == 10 and result.pred_instances.masks.shape[1:] == (64, 64)
+
+
+def test_a_part_that_does_not_run_is_left_out():
+    model = build(faster_rcnn())
+
+    def broken(x):
+        raise RuntimeError("needs proposals")
+
+    model.roi_head.bbox_head.forward = broken
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    assert covered == "backbone and neck, rpn_head"
+    assert len(trace(model, EXAMPLE)) == 2
+
+
+def test_flags_come_back():
+    model = build(faster_rcnn()).train()
+    modes = [module.training for module in model.modules()]
+    zoo.trace_of(model, EXAMPLE)
+    assert [module.training for module in model.modules()] == modes and not all(modes)

@@ -1,0 +1,194 @@
+"""Compress many models, each in a process of its own, and write what became of them.
+
+    python tools/coverage.py --list timm-families --keep 0.7 --rank auto
+    python tools/coverage.py --source torchvision --all
+    python tools/coverage.py timm:resnet18 torchvision:swin_t
+
+Every model is built without a download, decomposed, pruned and verified. Results are appended to a JSONL file as
+they come; a run that was stopped goes on where it was. At the end the table in docs/coverage.md is written.
+
+Status: ``full`` every group of channels was pruned but the model's outputs and those too small to round; ``partial``
+some groups were left, ``decompose-only`` no channel went, ``none`` nothing could be done, ``error`` an exception that
+is not one of ours, ``timeout`` and ``memory`` the limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+LISTS = Path(__file__).with_name("coverage_models.json")
+HARMLESS = ("outputs of the model", "(round_to)", "asked to be kept")
+COLUMNS = {
+    "model": "model",
+    "status": "status",
+    "decomposed": "convs decomposed",
+    "pruned": "groups pruned",
+    "macs_before": "MACs",
+    "macs_down": "MACs down %",
+    "narrowest": "narrowest layer %",
+    "error": "largest error",
+    "seconds": "seconds",
+    "peak_gib": "GiB",
+    "reason": "reason",
+}
+
+
+def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str, Any]:
+    """Compresses one model in this process and describes the outcome."""
+    import torch
+
+    from norton_plugin import NortonError, compress
+    from norton_plugin.recipe import Decomposition, Pruning, Recipe
+    from norton_plugin.zoo import load_source
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    row: dict[str, Any] = {"model": source}
+    start = time.perf_counter()
+    try:
+        loaded = load_source(source)
+        # At random weights no useful rank reaches an error target, so "auto" is the rank that saves MACs in most layers.
+        chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
+        recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))
+        start = time.perf_counter()
+        _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe)
+        blocking = [s for s in report.pruning.skipped if not any(mark in s.reason for mark in HARMLESS)]
+        if report.pruning.groups:
+            row["status"] = "partial" if blocking else "full"
+        else:
+            row["status"] = "decompose-only"
+        convs = len(report.decomposition.layers) + len(report.decomposition.skipped)
+        row |= {
+            "decomposed": f"{len(report.decomposition.layers)}/{convs}",
+            "pruned": f"{len(report.pruning.groups)}/{len(report.pruning.groups) + len(blocking)}",
+            "macs_before": report.macs_before,
+            "macs_after": report.macs_after,
+            "macs_down": round(100 * (1 - report.macs_after / report.macs_before), 1),
+            "narrowest": round(100 * min((g.after / g.before for g in report.pruning.groups), default=1.0), 1),
+            "error": max((g.error or 0.0 for g in report.pruning.groups), default=None),
+            "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in blocking).most_common(3)),
+        }
+    except NortonError as error:
+        row |= {"status": "none", "reason": str(error)[:300]}
+    except Exception as error:  # an exception of another kind is what this tool looks for
+        row |= {"status": "error", "reason": f"{type(error).__name__}: {error}"[:300]}
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return row
+
+
+def in_subprocess(source: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same in a fresh process under limits of time and memory."""
+
+    def limit() -> None:
+        size = int(arguments.memory * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+    command = [sys.executable, __file__, source, "--worker", "--keep", str(arguments.keep), "--rank", arguments.rank]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=arguments.time, preexec_fn=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"model": source, "status": "timeout", "reason": f"over {arguments.time:g} s", "seconds": arguments.time}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
+    memory = done.returncode < 0 or "memory" in reason.lower()
+    return {"model": source, "status": "memory" if memory else "error", "reason": reason}
+
+
+def sources(arguments: argparse.Namespace) -> list[str]:
+    """The models asked for."""
+    lists: dict[str, list[str]] = json.loads(LISTS.read_text())
+    names = list(arguments.models)
+    for name in arguments.list:
+        names += lists[name]
+    if arguments.source:
+        from norton_plugin.zoo import list_models
+
+        known = [f"{arguments.source}:{name}" for name in list_models(arguments.source)]
+        names += known if arguments.all else lists.get(f"{arguments.source}-families", known)
+    return list(dict.fromkeys(names))
+
+
+def markdown(rows: Iterable[dict[str, Any]], command: str) -> str:
+    """The table, most complete first."""
+    order = ["full", "partial", "decompose-only", "none", "error", "timeout", "memory"]
+    rows = sorted(rows, key=lambda row: (order.index(row["status"]), row["model"]))
+    counts = Counter(row["status"] for row in rows)
+    lines = [
+        "# Coverage",
+        "",
+        f"`{command}`",
+        "",
+        f"{len(rows)} models: " + ", ".join(f"{counts[status]} {status}" for status in order if counts[status]) + ".",
+        "",
+        "| " + " | ".join(COLUMNS.values()) + " |",
+        "|" + " --- |" * len(COLUMNS),
+    ]
+    for row in rows:
+        cells = dict(row)
+        if "macs_before" in row:
+            cells["macs_before"] = f"{row['macs_before'] / 1e6:.0f} M"
+        if row.get("error") is not None:
+            cells["error"] = f"{row['error']:.0e}"
+        text = [str(cells.get(key, "") if cells.get(key) is not None else "").replace("|", "/") for key in COLUMNS]
+        lines.append("| " + " | ".join(text) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parses the arguments and runs the sweep, or one model of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="sources such as timm:resnet18")
+    parser.add_argument("--list", nargs="+", default=[], choices=json.loads(LISTS.read_text()), help="named lists")
+    parser.add_argument("--source", choices=["timm", "torchvision", "mmdet"], help="a whole ecosystem")
+    parser.add_argument("--all", action="store_true", help="with --source: every model, not one of each family")
+    parser.add_argument("--keep", type=float, default=0.7, help="share of the channels to keep")
+    parser.add_argument("--rank", default="auto", help="rank, or auto: 2, where it saves MACs")
+    parser.add_argument("--time", type=float, default=120.0, help="seconds per model, its building included")
+    parser.add_argument("--memory", type=float, default=12.0, help="GiB of address space per model")
+    parser.add_argument(
+        "--results", type=Path, default=Path("docs/results/coverage.jsonl"), help="where rows are added"
+    )
+    parser.add_argument("--table", type=Path, default=Path("docs/coverage.md"), help="the page to write")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(examine(arguments.models[0], arguments.keep, arguments.rank, arguments.time)))
+        return
+
+    from rich.progress import Progress
+
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    known: dict[str, dict[str, Any]] = {}
+    if arguments.results.exists():
+        known = {row["model"]: row for row in map(json.loads, arguments.results.read_text().splitlines())}
+    wanted = sources(arguments)
+    with Progress() as progress, arguments.results.open("a") as file:
+        task = progress.add_task("models", total=len(wanted))
+        for source in wanted:
+            progress.update(task, description=source)
+            if source not in known:
+                known[source] = in_subprocess(source, arguments)
+                file.write(json.dumps(known[source]) + "\n")
+                file.flush()
+            progress.advance(task)
+    command = "python tools/coverage.py " + " ".join(sys.argv[1:])
+    arguments.table.write_text(markdown(known.values(), command))
+    print(f"{len(wanted)} models; {arguments.table} written")
+
+
+if __name__ == "__main__":
+    main()
