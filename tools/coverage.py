@@ -56,7 +56,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
     start = time.perf_counter()
     try:
         loaded = load_source(source)
-        # At random weights no useful rank reaches an error target, so "auto" is the rank that saves MACs in most layers.
+        # At random weights no useful rank reaches an error target, so "auto" is one that saves MACs mostly.
         chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
         recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))
         start = time.perf_counter()
