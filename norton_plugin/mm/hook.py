@@ -23,7 +23,7 @@ from .export_config import write_config
 from .hook_report import tell
 from .migration import check_wrapper, migrate_, plain_instances, unwrap
 from .options import recipe_from_options
-from .tracing import example_image, preserved_random_state, trace_of
+from .tracing import example_image, preserved_random_state, traces_of
 
 _OPTIONS = ("at_epoch", "frozen", "input_size", "export")
 
@@ -237,15 +237,20 @@ class NortonHook(Hook):
         example = example_image(runner, model, self.input_size)
         recipe = self.recipe if self.frozen else without_frozen(self.recipe, model)
         with preserved_random_state(), plain_instances(model):
-            trace, covered = trace_of(model, example)
-            try:
-                compressed, report = compress(model, example, recipe, forward_fn=trace)
-            except SurgeryError as error:
-                if recipe is self.recipe:
-                    raise
-                note = "layers without gradient were left out; frozen=True takes them in"
-                raise SurgeryError(f"{error} ({note})") from error
-        return compressed, report, covered
+            traces = traces_of(model, example)
+            for position, (trace, covered) in enumerate(traces, 1):
+                try:
+                    compressed, report = compress(model, example, recipe, forward_fn=trace)
+                    return compressed, report, covered
+                except SurgeryError as error:
+                    if position < len(traces) and "cannot be traced" in str(error):
+                        runner.logger.warning("NORTON: %s; tracing less", error)
+                        continue
+                    if recipe is self.recipe:
+                        raise
+                    note = "layers without gradient were left out; frozen=True takes them in"
+                    raise SurgeryError(f"{error} ({note})") from error
+        raise SurgeryError("nothing of the model can be traced")
 
 
 def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:

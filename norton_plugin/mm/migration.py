@@ -47,7 +47,7 @@ class Migration:
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside distributed wrappers and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
+        model = model.get_submodule("module")
     return model
 
 

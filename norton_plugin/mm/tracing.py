@@ -18,8 +18,8 @@ Trace = Callable[[nn.Module, Any], Any]
 _MULTIPLE = 32
 
 
-def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
-    """The function that runs the model on the example, and what it covers in words.
+def traces_of(model: nn.Module, example: Tensor) -> list[tuple[Trace, str]]:
+    """Functions that run the model on the example, and what they cover in words; the first that can be traced counts.
 
     Detectors of mmdet are run part by part (``zoo/mmdet.py``); any other model by its mode ``tensor``.
 
@@ -31,8 +31,8 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         from ..zoo import mmdet
 
         if mmdet.is_detector(model):
-            return mmdet.trace_of(model, example)
-    return _run_tensor_mode, "the whole model"
+            return [mmdet.trace_of(model, example), (mmdet.features, "backbone and neck")]
+    return [(_run_tensor_mode, "the whole model")]
 
 
 def _run_tensor_mode(model: nn.Module, example: Tensor) -> Any:

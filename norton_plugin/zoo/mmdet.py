@@ -41,12 +41,14 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
     if isinstance(model, TwoStageDetector):
         parts = [part for part, run in _two_stage_parts(model) if _runs(model, part, run, example)]
         return _TwoStage(tuple(parts)), ", ".join(["backbone and neck", *parts])
-    if isinstance(model, SingleStageDetector) and _runs(model, "bbox_head", _single_stage, example):
+    has_head = isinstance(model, SingleStageDetector) and getattr(model, "bbox_head", None) is not None
+    if has_head and _runs(model, "bbox_head", _single_stage, example):
         return _single_stage, "backbone, neck and bbox_head"
-    return _features, "backbone and neck"
+    return features, "backbone and neck"
 
 
-def _features(model: nn.Module, example: Tensor) -> Any:
+def features(model: nn.Module, example: Tensor) -> Any:
+    """Runs backbone and neck alone: what is left where the dependencies of a head cannot be traced."""
     return model.extract_feat(example)  # type: ignore[operator]
 
 
@@ -61,15 +63,15 @@ class _TwoStage:
         self.parts = parts
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
-        features = model.extract_feat(example)  # type: ignore[operator]
+        pyramid = features(model, example)
         runs = dict(_two_stage_parts(model))
-        return [features, *(runs[part](model, features) for part in self.parts)]
+        return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
 
 
 def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     """Parts that follow the neck, each a function of the model and its features."""
     if getattr(model, "with_rpn", False):
-        yield "rpn_head", lambda detector, features: detector.rpn_head(features)
+        yield "rpn_head", _run_rpn
     roi_head = getattr(model, "roi_head", None)
     for kind, count in (("bbox", BOXES), ("mask", MASKS)):
         heads = _as_list(getattr(roi_head, f"{kind}_head", None))
@@ -81,13 +83,17 @@ def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
             yield name, _RoIPart(kind, index, count)
 
 
+def _run_rpn(model: nn.Module, pyramid: Any) -> Any:
+    return model.rpn_head(pyramid)  # type: ignore[operator]
+
+
 class _RoIPart:
     """One head on constant pooled features: no gradient leads from its input to the pyramid."""
 
     def __init__(self, kind: str, index: int, count: int) -> None:
         self.kind, self.index, self.count = kind, index, count
 
-    def __call__(self, model: nn.Module, features: Any) -> Any:
+    def __call__(self, model: nn.Module, pyramid: Any) -> Any:
         roi_head: Any = model.roi_head
         heads = _as_list(getattr(roi_head, f"{self.kind}_head"))
         extractors = _as_list(getattr(roi_head, f"{self.kind}_roi_extractor", None))

@@ -230,7 +230,11 @@ def write_config(path, model, data, *, epochs=2):
         "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}, "logger": {"type": "LoggerHook"}},
         "env_cfg": {"cudnn_benchmark": False},
         "vis_backends": [{"type": "LocalVisBackend"}],
-        "visualizer": {"type": "DetLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}], "name": "visualizer"},
+        "visualizer": {
+            "type": "DetLocalVisualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}],
+            "name": "visualizer",
+        },
         "randomness": {"seed": 0},
         "load_from": None,
         "resume": False,

@@ -299,6 +299,46 @@ def test_activation_checkpointing(tmp_path):
     assert difference(plain.model.state_dict(), checked.model.state_dict()) == 0.0
 
 
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_compiled_step_is_compiled_again(tmp_path, epoch):
+    """T10: the result is that of a run without compilation, also where compiled code had run before."""
+    norton = {**NORTON, "at_epoch": epoch}
+    plain = run(tmp_path / "a", norton=norton)
+    compiled = run(tmp_path / "b", norton=norton, compile={"backend": "eager"})
+    assert "train_step" in vars(compiled.model)
+    assert difference(plain.model.state_dict(), compiled.model.state_dict()) < 1e-6
+
+
+def test_scaled_rates_and_accumulation_stay(tmp_path):
+    wrapper = toy_config(tmp_path).optim_wrapper.to_dict() | {"accumulative_counts": 2}
+    runner = run(
+        tmp_path,
+        epochs=1,
+        optim_wrapper=wrapper,
+        param_scheduler=None,
+        auto_scale_lr={"enable": True, "base_batch_size": 8},
+    )
+    by_parameter = {id(p): group for group in runner.optim_wrapper.param_groups for p in group["params"]}
+    assert by_parameter[id(runner.model.stage["conv1"].head)]["lr"] == pytest.approx(0.025)
+    state = runner.optim_wrapper.optimizer.state
+    assert {id(p) for p in state} == {id(p) for p in runner.model.parameters() if p.requires_grad}
+
+
+def test_test_time_augmentation(whole, logits, tmp_path):
+    """T7: the model inside is restructured, and checked."""
+    path = str(whole[1] / "epoch_4.pth")
+    changes = {"model": {"type": "ToyTTA", "module": {"type": "ToyNet"}}, "load_from": path, "custom_hooks": []}
+    config = toy_config(tmp_path, norton=NORTON, **changes)
+    for loader in (config.test_dataloader, config.val_dataloader):
+        loader.dataset = {"type": "ToyAugmented"}
+        loader.collate_fn = {"type": "pseudo_collate"}
+    assert Runner.from_cfg(config).test()["sum"] == pytest.approx(logits, rel=1e-5)
+    del config.default_hooks.norton
+    config.experiment_name += "_dense"
+    with pytest.raises(ArtifactError, match="another one"):
+        Runner.from_cfg(config).test()
+
+
 def test_several_optimizers(tmp_path):
     """T1 with an OptimWrapperDict."""
     from norton_plugin.mm.migration import migrate_

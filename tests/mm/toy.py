@@ -6,9 +6,9 @@ import sys
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel, BaseTTAModel
+from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -51,6 +51,7 @@ class ToyNet(BaseModel):
         return self
 
     def forward(self, inputs, data_samples=None, mode="tensor"):
+        inputs = inputs if isinstance(inputs, torch.Tensor) else torch.stack(list(inputs))
         x = F.relu(self.stem(inputs))
         x = F.relu(self.stage["norm1"](self.stage["conv1"](x)))
         x = F.relu(self.stage["norm2"](self.stage["conv2"](x)))
@@ -76,6 +77,23 @@ class ToyData(Dataset):
 
     def __getitem__(self, index):
         return {"inputs": self.images[index], "data_samples": index % 3}
+
+
+@DATASETS.register_module(force=True)
+class ToyAugmented(ToyData):
+    """Every image twice, as test-time augmentation gives it."""
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        return {key: [value, value] for key, value in item.items()}
+
+
+@MODELS.register_module(force=True)
+class ToyTTA(BaseTTAModel):
+    """The mean of the logits of all augmented images."""
+
+    def merge_preds(self, data_samples_list):
+        return [torch.stack(list(samples)).mean(0) for samples in data_samples_list]
 
 
 @METRICS.register_module(force=True)

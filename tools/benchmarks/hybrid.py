@@ -1,10 +1,11 @@
 """The paper's Figure 2 on ResNet-20: decomposition and pruning together against either alone, at equal MACs.
 
-Every variant gets the MACs of decomposition alone at rank 2 (about 30 % of the dense model's), its BatchNorm
+Every variant gets the MACs of decomposition alone at ``--rank`` (2: 32 % of the dense model's), its BatchNorm
 statistics are re-estimated on training images, and it is fine-tuned like the others and like the dense model.
 Variants can be run one by one, on one or several machines: each adds its row to ``hybrid_resnet20.json``.
 
-    python tools/benchmarks/hybrid.py --weights WEIGHTS --epochs 8
+    python tools/benchmarks/hybrid.py --weights WEIGHTS
+    python tools/benchmarks/hybrid.py --weights WEIGHTS --rank 1 --variants decomposition-rank1 hybrid-rank2
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def main() -> None:
     example = torch.zeros(1, 3, 32, 32)
     statistics = {"mean": source.mean, "std": source.std}
     facts = {
-        "command": f"python tools/benchmarks/hybrid.py --weights WEIGHTS --epochs {arguments.epochs}",
+        "command": "python tools/benchmarks/hybrid.py --weights WEIGHTS [--rank 1 --variants ...]",
         "data": "CIFAR-10 (JPEG), 50,000 training and 10,000 test images",
         "model": "ResNet-20, public weights trained on the original CIFAR-10",
         "settings": SETTINGS | {"epochs": arguments.epochs},
@@ -141,7 +142,8 @@ def main() -> None:
         row["top1_after_finetuning"] = result.last_top1
         row["top1_by_epoch"] = [record.top1 for record in result.history]
         row["finetuning_seconds"] = round(result.seconds, 1)
-        add_row(arguments.output / "hybrid_resnet20.json", variant, row, facts)
+        budget = "" if variant == "dense" else f" at the MACs of rank {arguments.rank}"
+        add_row(arguments.output / "hybrid_resnet20.json", variant + budget, row, facts)
 
 
 if __name__ == "__main__":

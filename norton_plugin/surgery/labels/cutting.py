@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
-from norton_plugin.surgery.labels.registry import Family, Place
-from norton_plugin.surgery.labels.tracer import StaleSize, Tracer
+from norton_plugin.surgery.labels.registry import Family, Place, Registry
+from norton_plugin.surgery.labels.tracer import Rescale, StaleSize, Tracer
 
-# Words in the names of attributes that hold widths; num_heads, kernel_size, groups and the like are never touched.
-_WIDTH_WORDS = ("dim", "chan", "chs", "width", "planes", "feature", "size", "hidden", "split", "embed", "inner", "ch", "c")
+# Words in the names of attributes that hold widths; asked for only where a size was computed from an attribute.
+_WIDTH_WORDS = ("dim", "chan", "chs", "width", "embed", "hidden", "features", "planes", "size")
+# Words in the names of attributes that hold no widths: those are never touched.
 _NOT_WIDTHS = ("num_heads", "kernel", "stride", "padding", "dilation", "groups", "window", "img", "patch", "grid", "shift",
                "input_size", "resolution", "depth", "num_classes", "scale", "feat_size", "rank")  # fmt: skip
 
@@ -145,14 +146,14 @@ def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
     """
     changes: dict[nn.Module, dict[int, int]] = {}
     for entry in stale:
-        old, new = int(before[entry.labels].sum()), int(alive[entry.labels].sum())
-        if old == new:
-            continue
-        for module in reversed(entry.stack[-3:]):
-            found = [name for name in vars(module) if _holds(module, name, old)]
-            if found:
-                changes.setdefault(module, {})[old] = new
+        for labels in (entry.labels, entry.whole):
+            if labels is not None and _noted(changes, entry.stack, int(before[labels].sum()), int(alive[labels].sum())):
                 break
+        else:
+            old, new = int(before[entry.labels].sum()), int(alive[entry.labels].sum())
+            for part in (2, 3, 4):
+                if old % part == new % part == 0 and _noted(changes, entry.stack, old // part, new // part, named=True):
+                    break
     for module, sizes in changes.items():
         for name, value in list(vars(module).items()):
             if not _is_width(name):
@@ -161,6 +162,58 @@ def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
                 setattr(module, name, sizes[value])
             elif type(value) in (list, tuple) and value and all(type(v) is int for v in value):
                 setattr(module, name, type(value)(sizes.get(v, v) for v in value))
+
+
+def rescale_(rescales: Sequence[Rescale], registry: Registry, alive: Tensor, before: Tensor) -> None:
+    """Multiplies rows so that a scale computed from a width that changed has the effect it had.
+
+    Attention divides by the square root of the width of a head; w^p x becomes v^p x, so x is multiplied by (w / v)^p.
+
+    Args:
+        rescales: As the trace noted them.
+        registry: Families of slots.
+        alive: (L,) bool, labels in the model now.
+        before: (L,) bool, labels in it before.
+    """
+    for entry in rescales:
+        old, new = int(before[entry.width].sum()), int(alive[entry.width].sum())
+        if old == new:
+            continue
+        factor = (old / new) ** entry.exponent
+        hit = torch.zeros(len(alive), dtype=torch.bool)
+        hit[entry.rows] = True
+        hit[0] = False
+        for number in torch.unique(registry.family_of(entry.rows[entry.rows != 0])).tolist():
+            family = registry.families[number]
+            own = slice(family.base, family.base + family.size)
+            rows = hit[own][alive[own]]
+            for place in family.places[:1]:
+                _scale_rows_(place.module, place.tensor, rows, factor)
+                bias = "bias" if isinstance(family.owner, CPDBlock) else family.tensor.replace("weight", "bias")
+                if bias != place.tensor and getattr(place.module, bias, None) is not None:
+                    _scale_rows_(place.module, bias, rows, factor)
+
+
+def _scale_rows_(module: nn.Module, name: str, rows: Tensor, factor: float) -> None:
+    old = getattr(module, name)
+    scale = torch.ones(len(rows), dtype=old.dtype, device=old.device)
+    scale[rows.to(old.device)] = factor
+    new = nn.Parameter(old.detach() * scale.view(-1, *(1,) * (old.dim() - 1)), requires_grad=old.requires_grad)
+    module._parameters[name] = new
+
+
+def _noted(
+    changes: dict[nn.Module, dict[int, int]], stack: Sequence[nn.Module], old: int, new: int, *, named: bool = False
+) -> bool:
+    """Notes the change for the innermost module with an attribute of the old size; False where there is none."""
+    if old == new:
+        return True
+    for module in reversed(stack[-3:]):
+        names = [n for n in vars(module) if not named or any(word in n for word in _WIDTH_WORDS)]
+        if any(_holds(module, name, old) for name in names):
+            changes.setdefault(module, {})[old] = new
+            return True
+    return False
 
 
 def _is_width(name: str) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from norton_plugin.errors import SurgeryError
 from norton_plugin.surgery.graph import ChannelGroup, ForwardFunction, Member, output_tensors, run_model, traceable
 from norton_plugin.surgery.labels import rules_contract, rules_element, rules_move
-from norton_plugin.surgery.labels.cutting import cut_, refresh_, repair_
+from norton_plugin.surgery.labels.cutting import cut_, refresh_, repair_, rescale_
 from norton_plugin.surgery.labels.grouping import LabelGroup, label_groups
 from norton_plugin.surgery.labels.planes import Shadow
 from norton_plugin.surgery.labels.registry import Registry
@@ -72,7 +72,7 @@ class LabelGraph:
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
                 self._tracer.pin(plane, "its channels are outputs of the model")
-        classes = table.resolve()
+        classes = self._tracer.settle_ties()
         self._roots = classes.roots
         self._groups = {entry.group.root: entry for entry in label_groups(self._registry, classes)}
         self._state: dict[str, Any] = {"alive": torch.ones(table.size, dtype=torch.bool)}
@@ -143,6 +143,7 @@ class LabelGraph:
         for module in {module: None for module, _, _ in changed} | dict.fromkeys(self._tracer.norm_inputs):
             refresh_(module, self._tracer, alive)
         repair_(self._tracer.stale, alive, before)
+        rescale_(self._tracer.rescales, self._registry, alive, before)
         self._state["alive"] = alive
 
     @contextmanager

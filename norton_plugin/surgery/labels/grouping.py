@@ -127,7 +127,9 @@ def _covered(family: Family, present: list[Family]) -> bool:
     """Whether another family of the same module already stands for it: a bias beside its weight."""
     if family.tensor == "weight" or not isinstance(family.owner, nn.Module):
         return False
-    return any(o.owner is family.owner and o.tensor == "weight" and (o.dim == family.dim or o.role == "out") for o in present)
+    return any(
+        o.owner is family.owner and o.tensor == "weight" and (o.dim == family.dim or o.role == "out") for o in present
+    )
 
 
 def _member(family: Family, own: Tensor, position: Tensor, count: int, parts: int) -> Member:

@@ -57,8 +57,9 @@ def compact(plane: Tensor) -> Tensor:
 
 def along(plane: Tensor, dim: int) -> Tensor:
     """Labels along one dimension, (size,), at position 0 of all others."""
+    dim %= plane.dim()
     for d in range(plane.dim() - 1, -1, -1):
-        if d != dim % plane.dim():
+        if d != dim:
             plane = plane.select(d, 0)
     return plane
 

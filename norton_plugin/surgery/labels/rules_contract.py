@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from norton_plugin.surgery.labels.planes import Shadow, along, compact, core, held_constant, spread, varying
 from norton_plugin.surgery.labels.rules_element import combine
@@ -91,10 +91,12 @@ def _matrix_product(tracer: Tracer, call: Call, first: int, bias: Tensor | None)
     planes, summed = contract(tracer, _lifted(tracer.shadow(a)), _lifted(tracer.shadow(b)), shapes)
     tracer.step("zero", [plane[0] for plane in summed])
     out = tuple(plane[0] for plane in planes)
+    makers = [plane for plane in tracer.shadow(b).planes if varying(plane) == [1]]
+    rows = makers[0][:1].expand(call.out.shape) if tracer.shadow(b).constant and len(makers) == 1 else None
     if bias is not None:
         shape = tuple(call.out.shape)
         out = combine(tracer, [(Shadow(out), shape), (tracer.shadow(bias), tuple(bias.shape))], shape)
-    return Shadow(out)
+    return Shadow(out, rows=rows)
 
 
 @rule("bmm")
@@ -146,11 +148,12 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
         _consume(tracer, inputs, columns, x.shape[1])
     shape = tuple(call.out.shape)
     operands = [(Shadow(tuple(spread(vector, shape, 1) for vector in rows)), shape)]
+    made_by = spread(rows[0], shape, 1) if len(rows) == 1 and groups == 1 else None
     if bias is not None:
         view = (1, -1) + (1,) * (len(shape) - 2)
         planes = tuple(plane.reshape(view) for plane in tracer.shadow(bias).planes)
         operands.append((Shadow(planes), (1, bias.shape[0]) + (1,) * (len(shape) - 2)))
-    return Shadow(combine(tracer, operands, shape))
+    return Shadow(combine(tracer, operands, shape), rows=made_by)
 
 
 def _consume(tracer: Tracer, inputs: Sequence[Tensor], columns: Sequence[Tensor], size: int) -> None:
@@ -198,6 +201,10 @@ def _grouped(
     for owner in owners:
         if inputs:
             tracer.group_inputs[owner] = inputs[0]
+    if whole and weight.shape[1] == 1 and inputs and tracer.call is not None:
+        _, args, kwargs = tracer.call
+        if not (tracer.stack and isinstance(tracer.stack[-1], nn.modules.conv._ConvNd)):
+            tracer.check_size(inputs[0], kwargs.get("groups", args[6] if len(args) > 6 else None))
     return [v.reshape(-1) for v in makers], columns
 
 

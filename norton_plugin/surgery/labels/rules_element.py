@@ -41,13 +41,16 @@ def combine(tracer: Tracer, operands: Sequence[Operand], shape: tuple[int, ...])
                 continue
             result[match] = _meet(tracer, result[match], plane)
             makers[match].add(number)
+    free = []
     for plane, made_by in zip(result, makers, strict=True):
         live = varying(plane)
-        for number, (_, own) in enumerate(operands):
-            sizes = (1,) * (len(shape) - len(own)) + tuple(own)
-            if number not in made_by and any(sizes[d] > 1 for d in live):
-                tracer.pin(plane, "it meets a tensor of fixed width")
-    return tuple(result)
+        others = [own for number, (_, own) in enumerate(operands) if number not in made_by]
+        if any(size > 1 for own in others for d, size in enumerate(own, len(shape) - len(own)) if d in live):
+            # Pinned for good: nobody needs to follow them any further.
+            tracer.pin(plane, "it meets a tensor of fixed width")
+        else:
+            free.append(plane)
+    return tuple(free)
 
 
 def _meet(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
@@ -62,14 +65,18 @@ def _meet(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
     return compact(a) if not bool((small_a == 0).any()) else torch.where(small_a != 0, small_a, small_b).expand(a.shape)
 
 
-@rule("pointwise", "native_dropout_backward", "rrelu_with_noise", "prelu", "_prelu_kernel", "glu_jvp")
+@rule("pointwise", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "relu6", "elu", "selu", "celu", "softplus",
+      "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "prelu", "_prelu_kernel", "nan_to_num", "lerp",
+      "masked_fill", "mish", "logit", "addcmul", "addcdiv", "rsub", "clamp", "where")  # fmt: skip
 def pointwise(tracer: Tracer, call: Call) -> Shadow | None:
     """Any operation that torch tags as pointwise."""
     if not isinstance(call.out, Tensor):
         return None
     tensors = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
     operands = [(tracer.shadow(t), tuple(t.shape)) for t in tensors]
-    return Shadow(combine(tracer, operands, tuple(call.out.shape)))
+    planes = combine(tracer, operands, tuple(call.out.shape))
+    multiple = call.name in ("mul", "div", "neg") and len(tensors) == 1
+    return Shadow(planes, rows=operands[0][0].rows if multiple else None)
 
 
 @rule("glu")

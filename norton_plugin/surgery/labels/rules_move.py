@@ -61,6 +61,14 @@ def factory(tracer: Tracer, call: Call) -> Shadow:
     return Shadow(tuple(planes))
 
 
+@rule("as_strided")
+def as_strided(tracer: Tracer, call: Call) -> Shadow | None:
+    """Other strides of the same elements, as pooling to one pixel returns them."""
+    if call.out.shape != call.args[0].shape or call.arg(3, "storage_offset"):
+        return None
+    return tracer.shadow(call.args[0])
+
+
 @rule("expand")
 def expand(tracer: Tracer, call: Call) -> Shadow:
     """Elements are repeated."""
@@ -83,13 +91,23 @@ def reshape(tracer: Tracer, call: Call) -> Shadow:
     planes = [reshaped(tracer, plane, tuple(target.shape)) for plane in tracer.shadow(source).planes]
     given = given_sizes(tracer, target.dim())
     if given is not None:
+        origin = {d: left for left, right in chunks(source.shape, target.shape) for d in right}
+        before = tracer.shadow(source).planes
         for d, size in enumerate(given):
             touched = [plane for plane in planes if d in varying(plane)]
             for plane in touched:
-                tracer.check_size(along(plane, d), size)
+                tracer.check_size(along(plane, d), size, _whole(before, origin[d]))
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
                 tracer.pin(size.labels, "its width is the size of a tensor of other origin")
-    return Shadow(tuple(planes))
+    rows = tracer.shadow(source).rows
+    return Shadow(tuple(planes), rows=None if rows is None else compact(rows.reshape(target.shape)))
+
+
+def _whole(planes: Sequence[Tensor], dims: Sequence[int]) -> Tensor | None:
+    """Labels along the one dimension that was split, or None."""
+    if len(dims) != 1:
+        return None
+    return next((along(plane, dims[0]) for plane in planes if dims[0] in varying(plane)), None)
 
 
 def reshaped(tracer: Tracer, plane: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -132,10 +150,12 @@ def split(tracer: Tracer, call: Call) -> list[Shadow]:
                 pieces = [pieces[0]] * len(pieces)
             for piece, size in zip(pieces, given, strict=True):
                 if piece.shape[dim] > 1:
-                    tracer.check_size(along(piece, dim), size)
+                    tracer.check_size(along(piece, dim), size, along(plane, dim))
         for place, piece in zip(parts, pieces, strict=True):
             place.append(piece)
-    return [Shadow(tuple(planes)) for planes in parts]
+    rows = tracer.shadow(call.args[0]).rows
+    pieces = [None] * len(sizes) if rows is None else list(rows.split(sizes, dim))
+    return [Shadow(tuple(planes), rows=piece) for planes, piece in zip(parts, pieces, strict=True)]
 
 
 def _given_parts(tracer: Tracer, count: int) -> list[Any]:
@@ -172,7 +192,8 @@ def cut(tracer: Tracer, call: Call) -> Shadow:
                 if start + length < size:
                     _note_bounds(tracer, along(plane.narrow(dim, 0, start + length), dim), start + length)
         planes.append(piece)
-    return Shadow(tuple(planes))
+    rows = tracer.shadow(source).rows
+    return Shadow(tuple(planes), rows=None if rows is None else call.func(rows, *call.args[1:], **call.kwargs))
 
 
 def _note_bounds(tracer: Tracer, labels: Tensor | None, bound: int) -> None:
@@ -180,7 +201,7 @@ def _note_bounds(tracer: Tracer, labels: Tensor | None, bound: int) -> None:
     if labels is None or tracer.call is None or tracer.call[0] not in ("__getitem__", "narrow"):
         return
     entries = tracer.call[1][1] if len(tracer.call[1]) > 1 else ()
-    for entry in entries if isinstance(entry, tuple) else (entry,):
+    for entry in entries if isinstance(entries, tuple) else (entries,):
         if isinstance(entry, slice):
             for value in (entry.start, entry.stop):
                 if isinstance(value, int) and value == bound:
@@ -198,8 +219,10 @@ def pick(tracer: Tracer, call: Call) -> Any:
             tracer.pin(plane, "one of its channels is taken out by position")
         else:
             kept.append(plane.select(dim, 0))
-    shadow = Shadow(tuple(kept))
-    return shadow if isinstance(call.out, Tensor) else [shadow] * len(call.out)
+    rows = tracer.shadow(call.args[0]).rows
+    if isinstance(call.out, Tensor):
+        return Shadow(tuple(kept), rows=None if rows is None else rows.select(dim, call.arg(2, "index", 0)))
+    return [Shadow(tuple(kept), rows=None if rows is None else rows.select(dim, i)) for i in range(len(call.out))]
 
 
 @rule("flip")
@@ -267,7 +290,9 @@ def repeat(tracer: Tracer, call: Call) -> Shadow:
 def cat(tracer: Tracer, call: Call) -> Shadow:
     """Side by side along one dimension; along the others the operands' channels are the same."""
     tensors = [t for t in call.args[0] if t.numel() or t.dim() > 1]
-    return _joined(tracer, [(t, tracer.shadow(t).planes) for t in tensors], call.arg(1, "dim", 0) % call.out.dim(), call)
+    return _joined(
+        tracer, [(t, tracer.shadow(t).planes) for t in tensors], call.arg(1, "dim", 0) % call.out.dim(), call
+    )
 
 
 @rule("stack")

@@ -69,9 +69,9 @@ class LabelTable:
         a, b = a.reshape(-1), b.reshape(-1)
         wanted = (a != b) & (a != 0) & (b != 0)
         if bool(wanted.any()):
-            pairs = torch.unique(torch.stack([a[wanted], b[wanted]]), dim=1)
-            self._first.append(pairs[0])
-            self._second.append(pairs[1])
+            keys = torch.unique(a[wanted] * (1 << 31) + b[wanted])
+            self._first.append(keys >> 31)
+            self._second.append(keys & ((1 << 31) - 1))
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """Says that these channels must stay."""

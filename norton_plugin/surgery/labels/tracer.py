@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
 from norton_plugin.surgery.labels.planes import Shadow, along, compact, core, varying
 from norton_plugin.surgery.labels.registry import Registry
-from norton_plugin.surgery.labels.table import LabelTable
-from norton_plugin.surgery.labels.widths import Width
+from norton_plugin.surgery.labels.table import Classes, LabelTable
+from norton_plugin.surgery.labels.widths import Scale, Width
 
 Rule = Callable[["Tracer", "Call"], Any]
 RULES: dict[str, Rule] = {}
@@ -78,11 +77,28 @@ class StaleSize:
         stack: Modules that were running, the innermost last.
         size: The integer.
         labels: Channels it counts.
+        whole: Channels of the whole of which it counts a part; the integer may have been computed from its size.
     """
 
     stack: tuple[nn.Module, ...]
     size: int
     labels: Tensor
+    whole: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Rows of layers whose outputs are multiplied by a power of a width that may change.
+
+    Attributes:
+        rows: Labels of the rows.
+        width: Channels of the width.
+        exponent: The power.
+    """
+
+    rows: Tensor
+    width: Tensor
+    exponent: float
 
 
 class Tracer(TorchDispatchMode):
@@ -106,7 +122,10 @@ class Tracer(TorchDispatchMode):
         self.group_inputs: dict[nn.Module, Tensor] = {}
         self.norm_inputs: dict[nn.Module, Tensor] = {}
         self.whole_groups: dict[nn.Module, bool] = {}
-        self.rescaled: list[tuple[Tensor, Tensor]] = []
+        self.rescales: list[Rescale] = []
+        self.ties: list[tuple[Tensor, Tensor]] = []
+        self.problems: list[str] = []
+        self._paused = False
         self.call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
         self._shadows = WeakTensorKeyDictionary()
 
@@ -159,26 +178,51 @@ class Tracer(TorchDispatchMode):
                 for position in torch.unique(self.registry.family_of(labels)).tolist():
                     self.registry.families[position].role = role
 
-    def check_size(self, labels: Tensor, given: Any) -> None:
+    def check_size(self, labels: Tensor, given: Any, whole: Tensor | None = None) -> None:
         """Relates the channels along a dimension to the integer that the code gave for its size."""
         if isinstance(given, Width):
-            self._tie(given, labels)
+            if given.offset:
+                self.pin(labels, "its width is computed from that of other channels")
+                self.pin(given.labels, "its width is computed from that of other channels")
+            else:
+                self.ties.append((given.labels, labels.clone()))
         elif type(given) is int and given > 0:
-            self.stale.append(StaleSize(tuple(self.stack), given, labels.clone()))
+            self.stale.append(StaleSize(tuple(self.stack), given, labels.clone(), whole))
 
-    def _tie(self, width: Width, labels: Tensor) -> None:
-        other, n, m = width.labels, len(labels), len(width.labels)
-        if width.offset or (m % n and n % m):
+    def settle_ties(self) -> Classes:
+        """Enforces that widths which the code computes from one another stay in proportion; the classes that result.
+
+        Most ties hold by themselves (the same channels, in another order); where one does not, channels at the same
+        places are united.
+        """
+        pending = self.ties
+        while True:
+            classes = self.table.resolve()
+            violated = [tie for tie in pending if not _in_proportion(classes.roots, *tie)]
+            if not violated:
+                return classes
+            for other, labels in violated:
+                self._unite_widths(other, labels)
+            pending = [tie for tie in pending if all(tie is not other for other in violated)]
+
+    def _unite_widths(self, other: Tensor, labels: Tensor) -> None:
+        n, m = len(labels), len(other)
+        if m % n == 0:
+            self.unite(other.view(m // n, n), labels[None])
+        elif n % m == 0:
+            self.unite(labels.view(n // m, m), other[None])
+        else:
             self.pin(labels, "its width is computed from that of other channels")
             self.pin(other, "its width is computed from that of other channels")
-        elif n <= m:
-            interleaved = bool((other.view(n, m // n)[:, 0] == labels).all())
-            if interleaved:
-                self.unite(other.view(n, m // n), labels[:, None])
-            else:
-                self.unite(other.view(m // n, n), labels[None])
-        else:
-            self.unite(labels.view(n // m, m), other[None])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While entered, operations are the tracer's own: neither counted nor followed."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     # -- dispatch ---------------------------------------------------------------------------------------------------
 
@@ -187,6 +231,8 @@ class Tracer(TorchDispatchMode):
             raise SurgeryError("the model's channels could not be followed within the time allowed for it")
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self._paused:
+            return out
         self._shade(Call(func, func._overloadpacket.__name__.rstrip("_"), args, kwargs, out))
         self.index += 1
         return out
@@ -218,10 +264,18 @@ class Tracer(TorchDispatchMode):
             result = function(self, call)
         except SurgeryError:
             raise
-        except Exception:
+        except Exception as error:
+            self.problems.append(f"{call.name}: {type(error).__name__}: {error}")
             # A rule that meets arguments it does not foresee gives the channels up; it never breaks the trace.
             return None
         return [result] if isinstance(result, Shadow) else result
+
+
+def _in_proportion(roots: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether each class makes up the same share of both lists of labels."""
+    classes_a, count_a = torch.unique(roots[a], return_counts=True)
+    classes_b, count_b = torch.unique(roots[b], return_counts=True)
+    return torch.equal(classes_a, classes_b) and bool((count_a * len(b) == count_b * len(a)).all())
 
 
 class SizeProvenance(TorchFunctionMode):
@@ -242,8 +296,8 @@ class SizeProvenance(TorchFunctionMode):
             return self._size(func, args, kwargs)
         before, self.tracer.call = self.tracer.call, (name, args, kwargs)
         try:
-            if name == "scaled_dot_product_attention":
-                self._attention(args, kwargs)
+            with self.tracer.paused():
+                self._scales(name, args, kwargs)
             return func(*args, **kwargs)
         finally:
             self.tracer.call = before
@@ -255,9 +309,10 @@ class SizeProvenance(TorchFunctionMode):
         if not planes:
             return out
         widths = {}
-        for plane in planes:
-            for d in varying(plane):
-                widths[d] = along(plane, d)
+        with self.tracer.paused():
+            for plane in planes:
+                for d in varying(plane):
+                    widths[d] = along(plane, d)
 
         def wrap(d: int, value: int) -> int:
             return Width.of(value, widths[d], self._used_as_value) if d in widths else value
@@ -268,15 +323,32 @@ class SizeProvenance(TorchFunctionMode):
         return torch.Size([wrap(d, value) for d, value in enumerate(out)])
 
     def _used_as_value(self, labels: Tensor) -> None:
-        self.tracer.pin(labels, "its width enters a computed value")
+        with self.tracer.paused():
+            self.tracer.pin(labels, "its width enters a computed value")
 
-    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        scale = kwargs.get("scale", args[6] if len(args) > 6 else None)
-        if scale is None:
-            query = args[0] if args else kwargs["query"]
-            for plane in self.tracer.shadow(query).planes:
-                if query.dim() - 1 in varying(plane):
-                    self.tracer.pin(plane, "its width sets the scale of the attention")
+    def _scales(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes tensors that a power of a width multiplies; it is made good for in the rows that made them."""
+        if name == "scaled_dot_product_attention":
+            if kwargs.get("scale", args[6] if len(args) > 6 else None) is None:
+                query = args[0] if args else kwargs["query"]
+                for plane in self.tracer.shadow(query).planes:
+                    if query.dim() - 1 in varying(plane):
+                        self._rescale(query, along(plane, query.dim() - 1), -0.5)
+            return
+        for entry in args:
+            if isinstance(entry, Scale):
+                tensor = next((a for a in args if isinstance(a, Tensor)), None)
+                if tensor is not None and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__"):
+                    self._rescale(tensor, entry.labels, entry.exponent)
+                else:
+                    self.tracer.pin(entry.labels, "its width enters a computed value")
+
+    def _rescale(self, tensor: Tensor, width: Tensor, exponent: float) -> None:
+        rows = self.tracer.shadow(tensor).rows
+        if rows is None:
+            self.tracer.pin(width, "its width sets the scale of the attention")
+        else:
+            self.tracer.rescales.append(Rescale(torch.unique(core(rows)), width, exponent))
 
 
 def given_sizes(tracer: Tracer, ndim: int) -> list[Any] | None:
@@ -344,17 +416,19 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         tracer.stack.append(module)
         if isinstance(module, nn.MultiheadAttention):
-            _tie_attention(tracer, module, tie)
+            with tracer.paused():
+                _tie_attention(tracer, module, tie)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         while tracer.stack and tracer.stack.pop() is not module:
             pass
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         if any(not tracer.seen(tensor) for tensor in made):
-            for leaf in tree_leaves(args):
-                if isinstance(leaf, Tensor):
-                    for plane in tracer.shadow(leaf).planes:
-                        tracer.pin(plane, f"{type(module).__name__} computes in code that cannot be followed")
+            with tracer.paused():
+                for leaf in tree_leaves(args):
+                    if isinstance(leaf, Tensor):
+                        for plane in tracer.shadow(leaf).planes:
+                            tracer.pin(plane, f"{type(module).__name__} computes in code that cannot be followed")
 
     handles = [
         nn.modules.module.register_module_forward_pre_hook(enter),
@@ -375,12 +449,12 @@ def _tie_attention(tracer: Tracer, module: nn.MultiheadAttention, shadows: Any) 
         columns = along(shadows[weights[0]].planes[1], 1)
         for row in rows:
             tracer.unite(row, columns)
+        tracer.rescales.append(Rescale(rows[0], columns.view(module.num_heads, -1)[0], -0.5))
     else:
         planes = shadows[module.in_proj_weight].planes
         columns = along(planes[1], 1)
-        tracer.unite(along(planes[0], 0).view(3, -1), columns[None])
+        rows = along(planes[0], 0).view(3, -1)
+        tracer.unite(rows, columns[None])
+        tracer.rescales.append(Rescale(rows[0], columns.view(module.num_heads, -1)[0], -0.5))
     heads = columns.view(module.num_heads, -1)
     tracer.unite(heads, heads[:1])
-
-
-Ratio = Fraction

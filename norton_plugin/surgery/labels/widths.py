@@ -9,6 +9,25 @@ from typing import Any
 from torch import Tensor
 
 
+class Scale(float):
+    """A power of a width, such as 1 / sqrt(head width), on its way to multiply a tensor.
+
+    Attributes:
+        labels: (n,) channels of the width.
+        exponent: The power.
+    """
+
+    labels: Tensor
+    exponent: float
+
+    @classmethod
+    def of(cls, value: float, labels: Tensor, exponent: float) -> Scale:
+        """A scale of this value."""
+        scale = cls(value)
+        scale.labels, scale.exponent = labels, exponent
+        return scale
+
+
 class Width(int):
     """A size read off a labelled dimension of some tensor: ratio * (number of its channels) + offset.
 
@@ -16,7 +35,7 @@ class Width(int):
         labels: (n,) channels along the dimension.
         ratio: Factor applied to it since.
         offset: Number added to it since.
-        on_value: Called where the size becomes part of a computed value, not of a shape.
+        on_value: Called where the size becomes part of a computed value other than a power.
     """
 
     labels: Tensor
@@ -26,7 +45,12 @@ class Width(int):
 
     @classmethod
     def of(
-        cls, value: int, labels: Tensor, on_value: Callable[[Tensor], None], ratio: Fraction = Fraction(1), offset: int = 0
+        cls,
+        value: int,
+        labels: Tensor,
+        on_value: Callable[[Tensor], None],
+        ratio: Fraction = Fraction(1),
+        offset: int = 0,
     ) -> Width:
         """A width of this value."""
         width = cls(value)
@@ -62,8 +86,11 @@ class Width(int):
         return int(self) - other
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
+        value = pow(int(self), other, modulus)
+        if isinstance(other, float) and modulus is None:
+            return Scale.of(value, self.labels, other)
         self.on_value(self.labels)
-        return pow(int(self), other, modulus)
+        return value
 
     def __float__(self) -> float:
         self.on_value(self.labels)
