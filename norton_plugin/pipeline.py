@@ -17,9 +17,9 @@ from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.decompose import decompose_
-from norton_plugin.surgery.graph import ForwardFunction, output_tensors, run_model
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, summary
+from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.surgery.structure import Structure, diff, geometry
 
 NO_DECOMPOSITION = DecompositionReport((), ())

@@ -175,7 +175,6 @@ class Pruning(_Section):
         round_to: Channel counts become multiples of this (never more than 10 points below the share asked for).
         criterion: ``"pabs"`` (principal angles between subspaces), ``"vbd"`` or ``"csa"``.
         linear: Also prune the outputs of Linear layers.
-        heads: Also remove whole attention heads where the attention is of a known kind.
     """
 
     keep: float = 1.0
@@ -185,7 +184,6 @@ class Pruning(_Section):
     round_to: int = 8
     criterion: Criterion = "pabs"
     linear: bool = True
-    heads: bool = True
 
     def __post_init__(self) -> None:
         _check_number("pruning.keep", self.keep, low=0, high=1, open_low=True)
@@ -197,7 +195,6 @@ class Pruning(_Section):
         _check_integer("pruning.round_to", self.round_to, low=1, high=1024)
         _check_choice("pruning.criterion", self.criterion, get_args(Criterion))
         _check_bool("pruning.linear", self.linear)
-        _check_bool("pruning.heads", self.heads)
 
     @property
     def active(self) -> bool:

@@ -162,9 +162,9 @@ def test_a_model_in_half_precision(dtype):
 def test_rounding_of_half_precision_is_not_taken_for_a_wrong_group():
     model, image = resnet20().half().eval(), torch.randn(2, 3, 32, 32).half()
     _, report = compress(model, image, BOTH)
-    assert len(report.pruning.groups) == 9
+    assert len(report.pruning.groups) == 10
     # The shortcuts that pad channels are wrong in any precision.
-    assert [s.name for s in report.pruning.skipped if "differs" in s.reason] == ["conv1"]
+    assert not [s.name for s in report.pruning.skipped if "differs" in s.reason]
 
 
 @pytest.mark.parametrize("recipe", [BOTH, Recipe(pruning=BOTH.pruning), Recipe(decomposition=BOTH.decomposition)])
@@ -230,7 +230,7 @@ def test_a_model_that_cannot_be_copied():
         compress(model, IMAGE, BOTH)
 
 
-class Untraceable(nn.Module):
+class Detached(nn.Module):
     """Runs, but its output does not show how it was made."""
 
     def __init__(self):
@@ -242,9 +242,9 @@ class Untraceable(nn.Module):
         return self.head(torch.relu(self.conv(x))).detach()
 
 
-def test_a_model_that_cannot_be_traced():
-    message = refused(Untraceable(), IMAGE, Recipe(pruning=BOTH.pruning))
-    assert "no output has a gradient" in message and "leave pruning out of the recipe" in message
+def test_an_output_that_does_not_show_how_it_was_made_is_followed_all_the_same():
+    _, report = compress(Detached(), IMAGE, Recipe(pruning=BOTH.pruning))
+    assert [(g.root, g.before, g.after) for g in report.pruning.groups] == [("conv", 16, 8)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from norton_plugin.budget import count_cost
 from norton_plugin.pipeline import check_model
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery.decompose import plan_decomposition
-from norton_plugin.surgery.graph import run_model
+from norton_plugin.surgery.running import run_model
 from norton_plugin.surgery.swap import names_by_identity
 
 

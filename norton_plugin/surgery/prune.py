@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,33 +15,13 @@ from norton_plugin.patterns import lookup, require_matches
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.distances import fold, group_distance
-from norton_plugin.surgery.graph import (
-    ChannelGroup,
-    DependencyGraph,
-    ForwardFunction,
-    output_tensors,
-    run_model,
-    traceable,
-)
-from norton_plugin.surgery.masking import masked, relative_error
+from norton_plugin.surgery.groups import ChannelGroup
+from norton_plugin.surgery.labels import LabelGraph
 from norton_plugin.surgery.report import PrunedGroup, PruningReport, Skipped, summary
-from norton_plugin.surgery.snapshot import Snapshot
+from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable
+from norton_plugin.surgery.surgeon import Plan, Surgeon
 
 logger = logging.getLogger(__name__)
-
-# Largest relative difference between a pruned and a masked model: one of single precision, and a few units in the
-# last place where parameters are coarser.
-TOLERANCE = 1e-4
-_UNITS = 4
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Channels of one group that are to go."""
-
-    group: ChannelGroup
-    removed: tuple[int, ...]
-    record: PrunedGroup
 
 
 def prune_(
@@ -56,6 +34,7 @@ def prune_(
     verify: bool = True,
     forward_fn: ForwardFunction | None = None,
     require: bool = True,
+    time_limit: float = 60.0,
 ) -> PruningReport:
     """Removes filters by their distances, in place.
 
@@ -71,6 +50,7 @@ def prune_(
         verify: Compare with the masked model (two forward passes, more only where something fails).
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         require: Raise where nothing can be pruned; otherwise the report is merely empty.
+        time_limit: Seconds that tracing may take, and that verification may take.
 
     Returns:
         What was removed, and every group left whole with its reason.
@@ -83,12 +63,22 @@ def prune_(
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     scope.check(names)
     require_matches(pruning.keeps, names, what="pruning.keeps")
-    graph = DependencyGraph(model, example_inputs, forward_fn=forward_fn)
+    try:
+        graph = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+    except SurgeryError as error:
+        if require:
+            raise
+        return PruningReport((), (Skipped("(whole model)", str(error)),))
     frozen = {module for top in ignored for module in top.modules()}
     plans, skipped = _plan(graph, pruning, scope, frozen)
-    surgeon = _Surgeon(model, graph, example_inputs, forward_fn)
+
+    def outputs() -> list[Tensor]:
+        with traceable(model), torch.no_grad():
+            return [t.detach().double() for t in output_tensors(run_model(model, example_inputs, forward_fn))]
+
+    surgeon = Surgeon(model, graph, outputs)
     if verify:
-        records, failures, seconds = surgeon.prune_verified_(plans)
+        records, failures, seconds = surgeon.prune_verified_(plans, time_limit=time_limit)
     else:
         surgeon.prune_all_(plans)
         records, failures, seconds = [plan.record for plan in plans], [], 0.0
@@ -100,8 +90,8 @@ def prune_(
 
 
 def _plan(
-    graph: DependencyGraph, pruning: Pruning, scope: Scope, frozen: set[nn.Module]
-) -> tuple[list[_Plan], list[Skipped]]:
+    graph: LabelGraph, pruning: Pruning, scope: Scope, frozen: set[nn.Module]
+) -> tuple[list[Plan], list[Skipped]]:
     """Decides for every group which channels go."""
     candidates: list[tuple[ChannelGroup, float, Tensor, tuple[str, ...]]] = []
     skipped: list[Skipped] = []
@@ -129,7 +119,7 @@ def _plan(
         removed = tuple(sorted(part * per_part + i for part in range(group.channel_groups) for i in gone))
         members = tuple(dict.fromkeys(m.name for m in group.producers))
         record = PrunedGroup(group.root, members, group.size, count, share, notes)
-        plans.append(_Plan(group, removed, record))
+        plans.append(Plan(group, removed, record))
     return plans, skipped
 
 
@@ -172,90 +162,3 @@ def _global_shares(
     for score, (group, *_) in zip(scores, free, strict=True):
         shares[group.root] = max(pruning.min_keep, float((score >= threshold).double().mean()))
     return shares
-
-
-class _Surgeon:
-    """Carries plans out, checks them, and undoes the ones that fail."""
-
-    def __init__(
-        self, model: nn.Module, graph: DependencyGraph, example_inputs: Any, forward_fn: ForwardFunction | None
-    ) -> None:
-        self.model = model
-        self.graph = graph
-        self.example_inputs = example_inputs
-        self.forward_fn = forward_fn
-
-    def _outputs(self) -> list[Tensor]:
-        with traceable(self.model), torch.no_grad():
-            return [t.detach().double() for t in output_tensors(self._run())]
-
-    def _run(self) -> Any:
-        return run_model(self.model, self.example_inputs, self.forward_fn)
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(self.model.modules(), self.graph.bookkeeping())
-
-    def prune_all_(self, plans: Sequence[_Plan]) -> None:
-        """Removes the channels of all plans, or none."""
-        snapshot = self._snapshot()
-        try:
-            for plan in plans:
-                self.graph.prune_(plan.group.root, plan.removed)
-            self._outputs()
-        except Exception as error:
-            snapshot.restore_()
-            raise SurgeryError(
-                f"the pruned model does not run ({type(error).__name__}: {error}); it was restored. "
-                "With verify=True the groups at fault are left out instead"
-            ) from error
-
-    def prune_verified_(self, plans: Sequence[_Plan]) -> tuple[list[PrunedGroup], list[Skipped], float]:
-        """Removes what proves right: halves of the plans are tried until the faulty groups stand alone."""
-        start = time.perf_counter()
-        records: list[PrunedGroup] = []
-        failures: list[Skipped] = []
-        stack = [list(plans)] if plans else []
-        while stack:
-            batch = stack.pop()
-            outcome = self._attempt_(batch)
-            if isinstance(outcome, float):
-                records += [replace(plan.record, error=outcome) for plan in batch]
-            elif len(batch) == 1:
-                failures.append(Skipped(batch[0].group.root, outcome))
-            else:
-                middle = len(batch) // 2
-                stack += [batch[middle:], batch[:middle]]
-        order = {plan.group.root: position for position, plan in enumerate(plans)}
-        records.sort(key=lambda record: order[record.root])
-        return records, failures, time.perf_counter() - start
-
-    def _attempt_(self, plans: Sequence[_Plan]) -> float | str:
-        """Prunes the plans and returns the error against the masked model, or restores and returns the reason."""
-        snapshot = self._snapshot()
-        try:
-            members = [m for plan in plans for m in self.graph.members_of(plan.group.root, plan.removed)]
-            with masked(members):
-                expected = self._outputs()
-            for plan in plans:
-                self.graph.prune_(plan.group.root, plan.removed)
-            error = relative_error(self._outputs(), expected)
-            self._check_counts(plans)
-        except Exception as problem:
-            snapshot.restore_()
-            return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
-        if error > (tolerance := self._tolerance()):
-            snapshot.restore_()
-            return f"the pruned model differs from the masked one by {error:.1e} (at most {tolerance:.1g} is accepted)"
-        return error
-
-    def _tolerance(self) -> float:
-        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
-        return max([TOLERANCE, *(_UNITS * torch.finfo(kind).eps for kind in kinds)])
-
-    def _check_counts(self, plans: Sequence[_Plan]) -> None:
-        """The channels asked for are really gone: Torch-Pruning skips types it does not know without a word."""
-        for plan in plans:
-            module = self.model.get_submodule(plan.group.root)
-            size = getattr(module, "out_channels", getattr(module, "out_features", None))
-            if size != plan.record.after:
-                raise SurgeryError(f"{plan.group.root} has {size} channels instead of {plan.record.after}")

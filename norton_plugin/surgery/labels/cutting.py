@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
+from norton_plugin.surgery.labels.records import Rescale
 from norton_plugin.surgery.labels.registry import Family, Place, Registry
-from norton_plugin.surgery.labels.tracer import Rescale, StaleSize, Tracer
-
-# Words in the names of attributes that hold widths; asked for only where a size was computed from an attribute.
-_WIDTH_WORDS = ("dim", "chan", "chs", "width", "embed", "hidden", "features", "planes", "size")
-# Words in the names of attributes that hold no widths: those are never touched.
-_NOT_WIDTHS = ("num_heads", "kernel", "stride", "padding", "dilation", "groups", "window", "img", "patch", "grid", "shift",
-               "input_size", "resolution", "depth", "num_classes", "scale", "feat_size", "rank")  # fmt: skip
+from norton_plugin.surgery.labels.tracer import Tracer
 
 
 def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tuple[nn.Module, int, int]]:
@@ -32,7 +27,7 @@ def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tup
         (module, old size, new size) of every dimension cut.
 
     Raises:
-        SurgeryError: A tensor would lose all its positions, or has not the size it should have; nothing is changed then.
+        SurgeryError: A tensor would lose all its positions, or is not as large as it should be; nothing is changed.
     """
     planned: list[tuple[Place, Tensor]] = []
     for family in families:
@@ -50,13 +45,14 @@ def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tup
                 )
             planned.append((place, keep))
     changed = []
-    shared: dict[tuple[Any, ...], Tensor] = {}
+    # Tensors that several modules share are cut once; the old ones are held so that no identity is given away twice.
+    shared: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
     for place, keep in planned:
         old = getattr(place.module, place.tensor)
         key = (id(old), place.axis, tuple(keep.tolist()))
-        new = shared.get(key)
-        if new is None:
-            new = shared[key] = _selected(old, keep.to(old.device), place.axis)
+        if key not in shared:
+            shared[key] = old, _selected(old, keep.to(old.device), place.axis)
+        new = shared[key][1]
         registry = place.module._parameters if place.tensor in place.module._parameters else place.module._buffers
         changed.append((place.module, old.shape[place.axis], new.shape[place.axis]))
         registry[place.tensor] = new  # type: ignore[assignment]
@@ -107,9 +103,9 @@ def refresh_(module: nn.Module, tracer: Tracer, alive: Tensor) -> None:
     elif isinstance(module, nn.LayerNorm) or hasattr(module, "normalized_shape"):
         weight = getattr(module, "weight", None)
         if weight is not None:
-            module.normalized_shape = tuple(weight.shape)
+            module.normalized_shape = tuple(weight.shape)  # type: ignore[assignment]
         elif module in tracer.norm_inputs:
-            module.normalized_shape = (int(alive[tracer.norm_inputs[module]].sum()),)
+            module.normalized_shape = (int(alive[tracer.norm_inputs[module]].sum()),)  # type: ignore[assignment]
     elif isinstance(module, nn.MultiheadAttention):
         module.embed_dim = module.out_proj.weight.shape[0]
         module.head_dim = module.embed_dim // module.num_heads
@@ -131,37 +127,6 @@ def _refresh_groups_(module: Any, tracer: Tracer, alive: Tensor, width: int) -> 
     if inputs is not None:
         module.in_channels = int(alive[inputs].sum())
         module.groups = module.in_channels // width
-
-
-def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
-    """Replaces literal sizes in the modules that used them.
-
-    The trace saw an integer of the code size a dimension that lost channels. It is looked for among the attributes of
-    the modules that were running, the innermost first; whole numbers and entries of lists are replaced.
-
-    Args:
-        stale: As the trace noted them.
-        alive: (L,) bool, labels in the model now.
-        before: (L,) bool, labels in it before.
-    """
-    changes: dict[nn.Module, dict[int, int]] = {}
-    for entry in stale:
-        for labels in (entry.labels, entry.whole):
-            if labels is not None and _noted(changes, entry.stack, int(before[labels].sum()), int(alive[labels].sum())):
-                break
-        else:
-            old, new = int(before[entry.labels].sum()), int(alive[entry.labels].sum())
-            for part in (2, 3, 4):
-                if old % part == new % part == 0 and _noted(changes, entry.stack, old // part, new // part, named=True):
-                    break
-    for module, sizes in changes.items():
-        for name, value in list(vars(module).items()):
-            if not _is_width(name):
-                continue
-            if type(value) is int and value in sizes:
-                setattr(module, name, sizes[value])
-            elif type(value) in (list, tuple) and value and all(type(v) is int for v in value):
-                setattr(module, name, type(value)(sizes.get(v, v) for v in value))
 
 
 def rescale_(rescales: Sequence[Rescale], registry: Registry, alive: Tensor, before: Tensor) -> None:
@@ -200,30 +165,3 @@ def _scale_rows_(module: nn.Module, name: str, rows: Tensor, factor: float) -> N
     scale[rows.to(old.device)] = factor
     new = nn.Parameter(old.detach() * scale.view(-1, *(1,) * (old.dim() - 1)), requires_grad=old.requires_grad)
     module._parameters[name] = new
-
-
-def _noted(
-    changes: dict[nn.Module, dict[int, int]], stack: Sequence[nn.Module], old: int, new: int, *, named: bool = False
-) -> bool:
-    """Notes the change for the innermost module with an attribute of the old size; False where there is none."""
-    if old == new:
-        return True
-    for module in reversed(stack[-3:]):
-        names = [n for n in vars(module) if not named or any(word in n for word in _WIDTH_WORDS)]
-        if any(_holds(module, name, old) for name in names):
-            changes.setdefault(module, {})[old] = new
-            return True
-    return False
-
-
-def _is_width(name: str) -> bool:
-    return not any(word in name for word in _NOT_WIDTHS) and not name.startswith("_")
-
-
-def _holds(module: nn.Module, name: str, size: int) -> bool:
-    value = vars(module)[name]
-    if not _is_width(name):
-        return False
-    if type(value) in (list, tuple):
-        return size in value and all(type(v) is int for v in value)
-    return type(value) is int and value == size

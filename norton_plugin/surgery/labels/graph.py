@@ -12,27 +12,46 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.errors import SurgeryError
-from norton_plugin.surgery.graph import ChannelGroup, ForwardFunction, Member, output_tensors, run_model, traceable
-from norton_plugin.surgery.labels import rules_contract, rules_element, rules_move
-from norton_plugin.surgery.labels.cutting import cut_, refresh_, repair_, rescale_
+from norton_plugin.surgery.groups import ChannelGroup, Member
+from norton_plugin.surgery.labels import (
+    rules_contract,
+    rules_element,
+    rules_join,
+    rules_map,
+    rules_move,
+    rules_norm,
+    rules_part,
+    rules_reduce,
+    rules_reshape,
+)
+from norton_plugin.surgery.labels.conditions import dense_blocks, module_stack, plain_kernels
+from norton_plugin.surgery.labels.cutting import cut_, refresh_, rescale_
 from norton_plugin.surgery.labels.grouping import LabelGroup, label_groups
 from norton_plugin.surgery.labels.planes import Shadow
+from norton_plugin.surgery.labels.provenance import SizeProvenance
 from norton_plugin.surgery.labels.registry import Registry
 from norton_plugin.surgery.labels.replay import MaskedReplay
+from norton_plugin.surgery.labels.stale import repair_, shared_sizes
 from norton_plugin.surgery.labels.table import LabelTable
-from norton_plugin.surgery.labels.tracer import (
-    SizeProvenance,
-    Tracer,
-    dense_blocks,
-    module_stack,
-    plain_kernels,
-)
+from norton_plugin.surgery.labels.tracer import Tracer
+from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable
 
-RULE_MODULES = (rules_move, rules_element, rules_contract)
+# Importing them registers their rules.
+RULE_MODULES = (
+    rules_contract,
+    rules_element,
+    rules_join,
+    rules_map,
+    rules_move,
+    rules_norm,
+    rules_part,
+    rules_reduce,
+    rules_reshape,
+)
 
 
 class LabelGraph:
-    """Groups of coupled channels by label propagation; takes the place of ``DependencyGraph``.
+    """Groups of coupled channels by label propagation.
 
     Args:
         model: Traced in evaluation mode; its flags are restored.
@@ -72,6 +91,7 @@ class LabelGraph:
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
                 self._tracer.pin(plane, "its channels are outputs of the model")
+        self._tracer.ties += shared_sizes(self._tracer.stale, table.size)
         classes = self._tracer.settle_ties()
         self._roots = classes.roots
         self._groups = {entry.group.root: entry for entry in label_groups(self._registry, classes)}

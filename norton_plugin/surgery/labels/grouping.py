@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.surgery.graph import ChannelGroup, Member
+from norton_plugin.surgery.groups import ChannelGroup, Member
 from norton_plugin.surgery.labels.registry import Family, Registry
 from norton_plugin.surgery.labels.table import Classes
 

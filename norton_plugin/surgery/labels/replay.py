@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from norton_plugin.surgery.labels.planes import core, varying
-from norton_plugin.surgery.labels.tracer import Step
+from norton_plugin.surgery.labels.records import Step
 
 
 class MaskedReplay(TorchDispatchMode):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.surgery.labels.planes import Shadow, along, compact, core, held_constant, spread, varying
+from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_element import combine
-from norton_plugin.surgery.labels.tracer import Call, Tracer, rule
+from norton_plugin.surgery.labels.tracer import Tracer
 
 
 def contract(
@@ -31,11 +32,8 @@ def contract(
             if one and not other:
                 for plane in one:
                     tracer.pin(plane, "it is multiplied by a matrix of fixed width")
-    for own, shadow, other, summed, free in (
-        (0, a, b, summed_a, free_a),
-        (1, b, a, summed_b, free_b),
-    ):
-        if shadow.constant and not other.constant:
+    for operand, partner, summed, free in ((a, b, summed_a, free_a), (b, a, summed_b, free_b)):
+        if operand.constant and not partner.constant:
             tracer.set_role(summed, "in")
             tracer.set_role(free, "out")
     left = Shadow(tuple(p.narrow(2, 0, 1) for p in free_a))
@@ -120,7 +118,7 @@ def baddbmm(tracer: Tracer, call: Call) -> Shadow:
 
 @rule("convolution", "_convolution", "conv2d", "mkldnn_convolution", "cudnn_convolution")
 def convolution(tracer: Tracer, call: Call) -> Shadow:
-    """Input channels are consumed, filters make new ones; grouped ones keep their groups alike, or lose whole groups."""
+    """Input channels are consumed, filters make new ones; grouped ones lose the same of each group, or whole groups."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     inputs = []

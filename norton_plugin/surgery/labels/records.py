@@ -1,0 +1,84 @@
+"""What a trace notes down, and the register of rules it goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Rule = Callable[[Any, "Call"], Any]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of some aten operations, named without overload and in-place underscore."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation as it ran."""
+
+    func: Any
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """A positional or keyword argument."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an operation must do in the masked model.
+
+    Attributes:
+        kind: ``"zero"``: removed elements of the first operand count as zero. ``"reduce"``, ``"layer_norm"``,
+            ``"group_norm"``, ``"batch_norm"``: statistics are taken over the kept positions.
+        planes: Planes of the first operand.
+    """
+
+    kind: str
+    planes: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class StaleSize:
+    """A literal integer that sized a labelled dimension: the code must be told its new value.
+
+    Attributes:
+        stack: Modules that were running, the innermost last.
+        size: The integer.
+        labels: Channels it counts.
+        whole: Channels of the whole of which it counts a part; the integer may have been computed from its size.
+    """
+
+    stack: tuple[nn.Module, ...]
+    size: int
+    labels: Tensor
+    whole: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Rows of layers whose outputs are multiplied by a power of a width that may change.
+
+    Attributes:
+        rows: Labels of the rows.
+        width: Channels of the width.
+        exponent: The power.
+    """
+
+    rows: Tensor
+    width: Tensor
+    exponent: float

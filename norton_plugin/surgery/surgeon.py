@@ -1,0 +1,131 @@
+"""Carrying out a pruning plan, proving it right, and undoing what is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.errors import SurgeryError
+from norton_plugin.surgery.groups import ChannelGroup
+from norton_plugin.surgery.labels import LabelGraph
+from norton_plugin.surgery.report import PrunedGroup, Skipped
+from norton_plugin.surgery.running import relative_error
+from norton_plugin.surgery.snapshot import Snapshot
+
+# Largest relative difference between a pruned and a masked model; in half precision, this many units in the last place.
+TOLERANCE = 1e-4
+_UNITS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Channels of one group that are to go.
+
+    Attributes:
+        group: The group.
+        removed: Its root channels that go, ascending.
+        record: What the report says of it.
+    """
+
+    group: ChannelGroup
+    removed: tuple[int, ...]
+    record: PrunedGroup
+
+
+class Surgeon:
+    """Prunes one model by its graph.
+
+    Args:
+        model: The model that was traced, not changed since.
+        graph: Its channel groups.
+        outputs: Runs the model on its example and returns its output tensors.
+    """
+
+    def __init__(self, model: nn.Module, graph: LabelGraph, outputs: Callable[[], list[Tensor]]) -> None:
+        self.model = model
+        self.graph = graph
+        self.outputs = outputs
+        self._original = Snapshot(model.modules(), graph.bookkeeping())
+
+    def prune_all_(self, plans: Sequence[Plan]) -> None:
+        """Removes the channels of all plans without a comparison.
+
+        Raises:
+            SurgeryError: The pruned model does not run; it is as it was then.
+        """
+        try:
+            self._cut_(plans)
+            self.outputs()
+        except Exception as error:
+            self._original.restore_()
+            raise SurgeryError(
+                f"the pruned model does not run ({type(error).__name__}: {error}); it was restored. "
+                "With verify=True the groups at fault are left out instead"
+            ) from error
+
+    def prune_verified_(
+        self, plans: Sequence[Plan], *, time_limit: float
+    ) -> tuple[list[PrunedGroup], list[Skipped], float]:
+        """Removes what proves right: halves of the plans are tried until the faulty groups stand alone.
+
+        Args:
+            plans: What is wanted.
+            time_limit: Seconds after which no further group is tried.
+
+        Returns:
+            Records of the groups that were pruned, the others with their reasons, and the seconds it took.
+        """
+        start = time.perf_counter()
+        accepted: list[Plan] = []
+        errors: dict[str, float] = {}
+        failures: list[Skipped] = []
+        stack = [list(plans)] if plans else []
+        while stack:
+            batch = stack.pop()
+            if time.perf_counter() - start > time_limit:
+                reason = f"could not be verified within {time_limit:g} s"
+                failures += [Skipped(plan.group.root, reason) for plan in batch]
+                continue
+            outcome = self._attempt([*accepted, *batch])
+            if isinstance(outcome, float):
+                accepted += batch
+                errors |= dict.fromkeys([plan.group.root for plan in batch], outcome)
+            elif len(batch) == 1:
+                failures.append(Skipped(batch[0].group.root, outcome))
+            else:
+                middle = len(batch) // 2
+                stack += [batch[middle:], batch[:middle]]
+        self._cut_(accepted)
+        kept = {plan.group.root for plan in accepted}
+        records = [replace(p.record, error=errors[p.group.root]) for p in plans if p.group.root in kept]
+        return records, failures, time.perf_counter() - start
+
+    def _attempt(self, plans: Sequence[Plan]) -> float | str:
+        """The error of the model pruned by these plans against the masked one, or why it fails; restores the model."""
+        try:
+            with self.graph.masked([(plan.group.root, plan.removed) for plan in plans]):
+                expected = self.outputs()
+            self._cut_(plans)
+            error = relative_error(self.outputs(), expected)
+        except Exception as problem:
+            return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
+        finally:
+            self._original.restore_()
+        if error > (tolerance := self._tolerance()):
+            return f"the pruned model differs from the masked one by {error:.1e} (at most {tolerance:.1g} is accepted)"
+        return error
+
+    def _cut_(self, plans: Sequence[Plan]) -> None:
+        for plan in plans:
+            self.graph.prune_(plan.group.root, plan.removed)
+        for plan in plans:
+            if (width := self.graph.width(plan.group.root)) != plan.record.after:
+                raise SurgeryError(f"{plan.group.root} has {width} channels instead of {plan.record.after}")
+
+    def _tolerance(self) -> float:
+        kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        return max([TOLERANCE, *(_UNITS * torch.finfo(kind).eps for kind in kinds)])
