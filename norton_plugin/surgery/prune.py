@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
 from norton_plugin.pabs import removal_order, removal_scores
 from norton_plugin.patterns import lookup, require_matches
@@ -106,6 +107,10 @@ def _plan(
         producers = [(m.module, m.indices, m.roots) for m in group.producers]
         matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)  # type: ignore[arg-type]
         candidates.append((group, keep, fold(matrix, group.channel_groups), notes))
+    followed = {member.name for group in graph.groups() for member in group.members}
+    for name, module in graph.model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in followed:
+            skipped.append(Skipped(name, "not followed: the example does not run it, or it computes from constants"))
     thresholds = _global_shares(candidates, pruning) if pruning.global_ranking else {}
     plans = []
     for group, keep, matrix, notes in candidates:

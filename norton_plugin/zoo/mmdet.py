@@ -104,6 +104,8 @@ class _RoIPart:
         generator = torch.Generator().manual_seed(0)
         pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
         pooled = pooled.to(like).repeat(self.count, 1, 1, 1)
+        # The regions are constant, but a trace must take them for data: what is made of constants alone is a weight.
+        pooled = pooled + 0 * pyramid[0].mean()
         if getattr(roi_head, "with_shared_head", False):
             pooled = roi_head.shared_head(pooled)
             if getattr(heads[self.index], "with_avg_pool", None) is None and self.kind == "bbox":

@@ -1,8 +1,9 @@
 """The paper's Figure 2 on ResNet-20: decomposition and pruning together against either alone, at equal MACs.
 
 Every variant gets the MACs of decomposition alone at ``--rank`` (2: 32 % of the dense model's), its BatchNorm
-statistics are re-estimated on training images, and it is fine-tuned like the others and like the dense model.
-Variants can be run one by one, on one or several machines: each adds its row to ``hybrid_resnet20.json``.
+statistics are re-estimated on training images, and it is fine-tuned like the others and like the dense model. Pruning
+removes inner channels of the blocks; the residual streams keep their width. Variants can be run one by one, on one or
+several machines: each adds its row to ``hybrid_resnet20.json``.
 
     python tools/benchmarks/hybrid.py --weights WEIGHTS
     python tools/benchmarks/hybrid.py --weights WEIGHTS --rank 1 --variants decomposition-rank1 hybrid-rank2
@@ -38,11 +39,11 @@ SETTINGS: dict[str, Any] = {
 def recipe_for(variant: str, keep: float, last_keep: float) -> Recipe:
     """The recipe of a variant; ``last_keep`` is the share of the last stage, which fits the MACs to the number."""
     rank = int(variant.rpartition("rank")[2]) if "rank" in variant else None
-    share = 1.0 if variant.startswith("decomposition") else keep
-    keeps = {} if share == 1 else {"layer3": last_keep}
+    inner = {"*.conv1": keep, "layer3.*.conv1": last_keep}
+    keeps = {} if variant.startswith("decomposition") else inner
     return Recipe(
         decomposition=Decomposition(rank=rank),
-        pruning=Pruning(keep=share, keeps=keeps, round_to=1),
+        pruning=Pruning(keeps=keeps, round_to=1),
         calibration=Calibration(images=5000),
     )
 

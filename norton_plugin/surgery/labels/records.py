@@ -12,6 +12,11 @@ Rule = Callable[[Any, "Call"], Any]
 RULES: dict[str, Rule] = {}
 
 
+def operation_name(func: Any) -> str:
+    """An aten operation without its overload and the underscore of its in-place form."""
+    return str(func._overloadpacket.__name__).rstrip("_")
+
+
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Registers the rule of some aten operations, named without overload and in-place underscore."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from norton_plugin.surgery.labels.planes import core, varying
-from norton_plugin.surgery.labels.records import Step
+from norton_plugin.surgery.labels.records import Step, operation_name
 
 
 class MaskedReplay(TorchDispatchMode):
@@ -19,19 +20,20 @@ class MaskedReplay(TorchDispatchMode):
     The model has to run the very operations of the trace, on inputs of the same shapes.
 
     Args:
-        steps: Of the trace, by the number of the operation.
+        steps: Of the trace, by the name of the operation and how many of that name came before.
         removed: (L,) bool, labels that are gone.
     """
 
-    def __init__(self, steps: dict[int, Step], removed: Tensor) -> None:
+    def __init__(self, steps: dict[tuple[str, int], Step], removed: Tensor) -> None:
         super().__init__()
         self._steps = steps
         self._removed = removed
-        self._index = 0
+        self._seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        step = self._steps.get(self._index)
-        self._index += 1
+        name = operation_name(func)
+        step = self._steps.get((name, self._seen[name]))
+        self._seen[name] += 1
         kwargs = kwargs or {}
         if step is not None:
             gone = [(plane, self._removed[core(plane)]) for plane in step.planes]
@@ -46,9 +48,11 @@ Gone = list[tuple[Tensor, Tensor]]
 
 def _zeroed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
     args = list(args)
-    position = 1 if func._overloadpacket.__name__ in ("addmm", "baddbmm") else 0
+    position = 1 if operation_name(func) in ("addmm", "baddbmm") else 0
+    # A clone keeps the memory layout (masked_fill would not), and with it the operations that follow.
+    args[position] = args[position].clone()
     for _, mask in gone:
-        args[position] = args[position].masked_fill(mask.to(args[position].device), 0)
+        args[position].masked_fill_(mask.to(args[position].device), 0)
     return func(*args, **kwargs)
 
 
@@ -85,7 +89,7 @@ def _put_back(small: Tensor, like: Tensor, kept: dict[int, Tensor]) -> Tensor:
 def _reduced(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
     kept = _kept_positions(args[0], gone, lambda d: True)
     dims = args[1] if len(args) > 1 and isinstance(args[1], list | tuple | int) else kwargs.get("dim")
-    if func._overloadpacket.__name__ in ("linalg_vector_norm", "norm"):
+    if operation_name(func) in ("linalg_vector_norm", "norm"):
         dims = args[2] if len(args) > 2 else kwargs.get("dim")
     if dims:
         over = {d % args[0].dim() for d in ([dims] if isinstance(dims, int) else dims)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,33 +21,51 @@ _FACTORS = (2, 3, 4)
 Attribute = tuple[nn.Module, str]
 
 
-def attributes_of(entry: StaleSize, counts: Tensor) -> tuple[list[Attribute], Tensor, int]:
-    """The attributes that a literal size seems to come from.
+@dataclass(frozen=True)
+class Source:
+    """Where a literal size may come from.
 
-    The modules that were running are searched, the innermost of three first, for the size itself, then for the size
-    of the whole that was split, then for a half, a third or a quarter of it.
+    Attributes:
+        attributes: Of one module, all of the same value.
+        labels: Channels that the value counts.
+        factor: The value times this is their number.
+    """
+
+    attributes: tuple[Attribute, ...]
+    labels: Tensor
+    factor: int = 1
+
+
+def sources_of(entry: StaleSize, counts: Tensor) -> list[Source]:
+    """Attributes that a literal size seems to come from, the likeliest first.
+
+    The modules that were running are searched, the innermost of three first, for the size itself and for the size of
+    the whole that was split; where there is neither, for a half, a third or a quarter of the size.
 
     Args:
         entry: As the trace noted it.
         counts: (L,) bool, labels that count now.
-
-    Returns:
-        The attributes (all of one module), the channels they count, and by how much the size is a multiple of them.
     """
-    size = int(counts[entry.labels].sum())
-    tries: list[tuple[Tensor, int, int]] = [(entry.labels, size, 1)]
-    if entry.whole is not None:
-        tries.append((entry.whole, int(counts[entry.whole].sum()), 1))
-    tries += [(entry.labels, size // factor, factor) for factor in _FACTORS if size % factor == 0]
-    for labels, value, factor in tries:
-        for module in reversed(entry.stack[-3:]):
-            names = list(_holding(module, value))
-            preferred = [name for name in names if any(word in name for word in _WIDTHS)]
-            if factor > 1:
-                names = preferred
-            if names:
-                return [(module, name) for name in preferred or names], labels, factor
-    return [], entry.labels, 1
+    tries = [(entry.labels, 1)] if entry.whole is None else [(entry.labels, 1), (entry.whole, 1)]
+    found = [source for labels, factor in tries if (source := _search(entry, labels, factor, counts))]
+    if found:
+        return found
+    parts = (_search(entry, entry.labels, factor, counts) for factor in _FACTORS)
+    return [source for source in parts if source][:1]
+
+
+def _search(entry: StaleSize, labels: Tensor, factor: int, counts: Tensor) -> Source | None:
+    size = int(counts[labels].sum())
+    if size % factor:
+        return None
+    for module in reversed(entry.stack[-3:]):
+        names = list(_holding(module, size // factor))
+        preferred = [name for name in names if any(word in name for word in _WIDTHS)]
+        if factor > 1:
+            names = preferred
+        if names:
+            return Source(tuple((module, name) for name in preferred or names), labels, factor)
+    return None
 
 
 def _holding(module: nn.Module, value: int) -> Iterator[str]:
@@ -74,7 +93,7 @@ def shared_sizes(stale: Sequence[StaleSize], size: int) -> list[tuple[Tensor, Te
     first: dict[Attribute, Tensor] = {}
     pairs = []
     for entry in stale:
-        for attribute in attributes_of(entry, everything)[0]:
+        for attribute in (a for source in sources_of(entry, everything)[:1] for a in source.attributes):
             other = first.setdefault(attribute, entry.labels)
             if other is not entry.labels and len(other) == len(entry.labels):
                 pairs.append((other, entry.labels))
@@ -91,12 +110,11 @@ def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
     """
     changes: dict[Attribute, dict[int, int]] = {}
     for entry in stale:
-        found, labels, factor = attributes_of(entry, before)
-        old, new = int(before[labels].sum()) // factor, int(alive[labels].sum()) // factor
-        if old == new:
-            continue
-        for attribute in found:
-            changes.setdefault(attribute, {})[old] = new
+        for source in sources_of(entry, before):
+            old, new = (int(counts[source.labels].sum()) // source.factor for counts in (before, alive))
+            if old != new:
+                for attribute in source.attributes:
+                    changes.setdefault(attribute, {})[old] = new
     for (module, name), sizes in changes.items():
         value = vars(module)[name]
         if type(value) is int:

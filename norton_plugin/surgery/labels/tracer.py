@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from norton_plugin.errors import SurgeryError
 from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
-from norton_plugin.surgery.labels.records import RULES, Call, Rescale, StaleSize, Step
+from norton_plugin.surgery.labels.records import RULES, Call, Rescale, StaleSize, Step, operation_name
 from norton_plugin.surgery.labels.registry import Registry
 from norton_plugin.surgery.labels.table import Classes, LabelTable
 from norton_plugin.surgery.labels.widths import Width
@@ -38,8 +39,9 @@ class Tracer(TorchDispatchMode):
         self.registry = registry
         self.table = table
         self.deadline = deadline
-        self.index = 0
-        self.steps: dict[int, Step] = {}
+        self._counts: Counter[str] = Counter()
+        self._current = ("", 0)
+        self.steps: dict[tuple[str, int], Step] = {}
         self.stale: list[StaleSize] = []
         self.stack: list[nn.Module] = []
         self.group_inputs: dict[nn.Module, Tensor] = {}
@@ -90,7 +92,7 @@ class Tracer(TorchDispatchMode):
     def step(self, kind: str, planes: Sequence[Tensor]) -> None:
         """Notes what the current operation does in the masked model."""
         if planes:
-            self.steps[self.index] = Step(kind, tuple(planes))
+            self.steps[self._current] = Step(kind, tuple(planes))
 
     def set_role(self, planes: Sequence[Tensor], role: str) -> None:
         """Says what a parameter's dimension is to the operation that uses it."""
@@ -158,8 +160,10 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self._paused:
             return out
-        self._shade(Call(func, func._overloadpacket.__name__.rstrip("_"), args, kwargs, out))
-        self.index += 1
+        name = operation_name(func)
+        self._current = name, self._counts[name]
+        self._counts[name] += 1
+        self._shade(Call(func, name, args, kwargs, out))
         return out
 
     def _shade(self, call: Call) -> None:
