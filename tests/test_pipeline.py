@@ -269,6 +269,24 @@ def test_products_outside_layers_belong_to_the_module_that_computes_them():
     assert cost.layer_macs == {"0.project": 320, "0": 400}
 
 
+def test_a_parameter_as_a_modules_input_is_counted():
+    """Class tokens are handed to blocks as they are; gradients' flags come back."""
+
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 1, 4))
+            self.mix = nn.Linear(4, 6, bias=False)
+            self.mix.weight.requires_grad_(False)
+
+        def forward(self):
+            return self.mix(self.token)
+
+    model = Token()
+    assert count_cost(model, model).macs == 4 * 6
+    assert [p.requires_grad for p in model.parameters()] == [True, False]
+
+
 def test_blocks_are_counted_by_their_factors_in_any_form(image):
     block = nn.Sequential(CPDBlock(3, 8, 3, 1, padding=1, form="dense"))
     cost = count_cost(block, lambda: block(image))

@@ -56,6 +56,10 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
     start = time.perf_counter()
     try:
         loaded = load_source(source)
+        # Fresh norms, layer scales and zero-initialised heads are constant and would hide mistakes from the check.
+        for parameter in loaded.model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                parameter.data += 0.1 * torch.randn_like(parameter)
         # At random weights no useful rank reaches an error target, so "auto" is one that saves MACs mostly.
         chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
         recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))

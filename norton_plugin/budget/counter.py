@@ -68,6 +68,7 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
         SurgeryError: The call fails.
     """
     modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     layer_macs: Counter[str] = Counter()
     map_sizes: dict[str, tuple[MapSize, MapSize]] = {}
     counter = FlopCounterMode(display=False)
@@ -94,6 +95,9 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
 
     try:
         model.eval()
+        # The counter hooks the gradients of what modules are given, which fails for a parameter under no_grad.
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after(name)))
@@ -110,6 +114,8 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
             handle.remove()
         for module, mode in modes:
             module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
     parameters = sum(p.numel() for p in model.parameters())
     own_macs = {name: macs for name, macs in layer_macs.items() if macs}
     return ModelCost(counter.get_total_flops() // 2, parameters, own_macs, map_sizes)
