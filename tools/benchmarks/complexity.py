@@ -150,8 +150,8 @@ def main() -> None:
         row |= {f"paper_{key}": values[rank - 1] for key, values in PAPER_VGG.items()}
         table.append(row)
         print(
-            f"VGG-16-BN R={rank}: MACs down {row['macs_down_percent']} %, {row['macs_and_elementwise_down_percent']} % as "
-            f"the paper counts (paper {row['paper_macs_down_percent']}), "
+            f"VGG-16-BN R={rank}: MACs down {row['macs_down_percent']} %, as the paper counts "
+            f"{row['macs_and_elementwise_down_percent']} % (paper {row['paper_macs_down_percent']}), "
             f"parameters down {row['parameters_down_percent']} % (paper {row['paper_parameters_down_percent']})"
         )
 
