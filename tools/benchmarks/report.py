@@ -141,6 +141,17 @@ def pabs_speed(facts: Facts) -> str:
     )
 
 
+def upstream(facts: Facts) -> str:
+    """Patterns that torch-pruning's dependency graph does not follow."""
+    rows = [[row["pattern"], row["seen_in"], row["alone"], row["cause"], row["here"]] for row in facts["cases"]]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return (
+        f"{versions}. Two channels of one convolution are pruned; the outputs are compared with those of the unpruned "
+        "network with the same channels masked.\n\n"
+        + table(["pattern", "seen in", "torch-pruning alone", "cause", "here"], rows)
+    )
+
+
 def figure1(facts: Facts) -> str:
     """Decompositions at equal parameters."""
     budgets = sorted({row["budget_rank"] for row in facts["summary"]})
@@ -168,6 +179,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
+    ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
     ("figure1.json", "Layer-wise, reshaped and filter-wise decomposition at equal parameters (Figure 1)", figure1),
 ]
 
