@@ -134,6 +134,7 @@ def test_imports_follow_the_arrows(name: str, path: Path) -> None:
         ),
         ("norton_plugin.budget.cost", "from torchvision import models", "only zoo imports torchvision"),
         (
+            "norton_plugin.zoo.detector_parts",
             "norton_plugin.zoo.mmdet",
             "import importlib\nimportlib.import_module('mmengine')",
             "only mm imports mmengine",

@@ -8,8 +8,9 @@ Every model is built without a download, decomposed, pruned and verified. Result
 they come; a run that was stopped goes on where it was. At the end the table in docs/coverage.md is written.
 
 Status: ``full`` every group of channels was pruned but the model's outputs and those too small to round; ``partial``
-some groups were left, ``decompose-only`` no channel went, ``none`` nothing could be done, ``error`` an exception that
-is not one of ours, ``timeout`` and ``memory`` the limits.
+some groups were left, ``decompose-only`` no channel went, ``none`` nothing could be done, ``not buildable`` the model
+needs CUDA operators or packages that are absent, ``error`` an exception that is not one of ours, ``timeout`` and
+``memory`` the limits.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
     start = time.perf_counter()
     try:
         loaded = load_source(source)
+    except NortonError as error:
+        return row | {"status": "not buildable", "reason": str(error)[:300]}
+    try:
         # Fresh norms, layer scales and zero-initialised heads are constant and would hide mistakes from the check.
         for parameter in loaded.model.parameters():
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
@@ -64,7 +68,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
         chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
         recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))
         start = time.perf_counter()
-        _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe)
+        _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
         blocking = [s for s in report.pruning.skipped if not any(mark in s.reason for mark in HARMLESS)]
         if report.pruning.groups:
             row["status"] = "partial" if blocking else "full"
@@ -128,7 +132,7 @@ def sources(arguments: argparse.Namespace) -> list[str]:
 
 def markdown(rows: Iterable[dict[str, Any]], command: str) -> str:
     """The table, most complete first."""
-    order = ["full", "partial", "decompose-only", "none", "error", "timeout", "memory"]
+    order = ["full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory"]
     rows = sorted(rows, key=lambda row: (order.index(row["status"]), row["model"]))
     counts = Counter(row["status"] for row in rows)
     lines = [

@@ -21,9 +21,10 @@ from .classifier import TimmClassifier
 from .loading import check_data, make_classifier, make_loader, pick_device
 from .metrics import TopKAccuracy
 from .optimizer import parameter_groups
-from .progress import EpochRecord, RecordHook, StepSeedHook
+from .progress import EpochRecord, RecordHook
 from .quiet import QuietRunner, preserved_process
 from .settings import FinetuneSettings
+from .step_seed import StepSeedHook
 
 
 @dataclass(frozen=True)

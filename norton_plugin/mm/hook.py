@@ -23,9 +23,10 @@ from .export_config import write_config
 from .hook_report import tell
 from .migration import check_wrapper, migrate_, plain_instances, unwrap
 from .options import recipe_from_options
+from .step_seed import StepSeedHook
 from .tracing import example_image, preserved_random_state, traces_of
 
-_OPTIONS = ("at_epoch", "frozen", "input_size", "export")
+_OPTIONS = ("at_epoch", "frozen", "input_size", "export", "step_seeds")
 
 
 @HOOKS.register_module()
@@ -45,6 +46,8 @@ class NortonHook(Hook):
         input_size: (H, W) of the image to trace and count MACs with; ``None`` for that of the training data.
         export: After training, write ``norton_config.py`` into the work dir: a config that builds the compressed
             model without this hook.
+        step_seeds: Seed all random generators from the run's seed and the step's number (``StepSeedHook``), without
+            which a resumed run draws other samples and augmentations than an uninterrupted one.
         **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...).
 
     Raises:
@@ -61,6 +64,7 @@ class NortonHook(Hook):
         frozen: bool = False,
         input_size: Sequence[int] | None = None,
         export: bool = True,
+        step_seeds: bool = True,
         **recipe: Any,
     ) -> None:
         self.recipe = recipe_from_options(recipe, others=_OPTIONS)
@@ -74,6 +78,7 @@ class NortonHook(Hook):
         self.frozen = frozen
         self.input_size = None if input_size is None else [int(size) for size in input_size]
         self.export = export
+        self.seeds = StepSeedHook() if step_seeds else None
         self.structure: Structure | None = None
         self.report: CompressionReport | None = None
 
@@ -133,9 +138,16 @@ class NortonHook(Hook):
             self._compress(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Compresses after ``at_epoch`` epochs."""
+        """Compresses after ``at_epoch`` epochs, and seeds the epoch."""
         if self.structure is None and runner.epoch >= self.at_epoch:
             self._compress(runner)
+        if self.seeds is not None:
+            self.seeds.before_train_epoch(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds the step."""
+        if self.seeds is not None:
+            self.seeds.before_train_iter(runner, batch_idx, data_batch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Writes structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -34,35 +33,6 @@ class EpochRecord:
     top1: float | None
     top5: float | None
     seconds: float
-
-
-class StepSeedHook(Hook):
-    """Seed torch before each step from the run's seed and the step's number.
-
-    mmengine's checkpoints hold no state of random generators; with this hook a resumed run draws the same crops and
-    dropout masks as one that was never interrupted.
-
-    Args:
-        seed: The run's seed.
-    """
-
-    priority = "VERY_HIGH"
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Seed the loader's workers."""
-        torch.manual_seed(_mix(self.seed, -1 - runner.epoch))
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed the step."""
-        torch.manual_seed(_mix(self.seed + runner.rank, runner.iter))
-
-
-def _mix(seed: int, step: int) -> int:
-    """Spread (seed, step) over 63 bits, so that neighbouring runs share no stream (Fibonacci hashing)."""
-    return ((seed + 1) * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) % 2**63
 
 
 class RecordHook(Hook):

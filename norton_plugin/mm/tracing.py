@@ -21,17 +21,17 @@ _MULTIPLE = 32
 def traces_of(model: nn.Module, example: Tensor) -> list[tuple[Trace, str]]:
     """Functions that run the model on the example, and what they cover in words; the first that can be traced counts.
 
-    Detectors of mmdet are run part by part (``zoo/mmdet.py``); any other model by its mode ``tensor``.
+    Detectors of mmdet are run part by part (``zoo/detector_parts.py``); any other model by its mode ``tensor``.
 
     Args:
         model: Unwrapped.
         example: (1, C, H, W).
     """
     if any(base.__module__.startswith("mmdet.") for base in type(model).__mro__):
-        from ..zoo import mmdet
+        from ..zoo import detector_parts
 
-        if mmdet.is_detector(model):
-            return [mmdet.trace_of(model, example), (mmdet.features, "backbone and neck")]
+        if detector_parts.is_detector(model):
+            return [detector_parts.trace_of(model, example), (detector_parts.features, "backbone and neck")]
     return [(_run_tensor_mode, "the whole model")]
 
 

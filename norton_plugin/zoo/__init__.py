@@ -1,6 +1,6 @@
-"""Where models come from: timm, torchvision, any Python function, and the networks of the paper.
+"""Where models come from: timm, torchvision, mmdet, any Python function, and the networks of the paper.
 
-The only package that imports timm, ``torchvision.models`` or scikit-learn; each is imported on first use.
+The only package that imports the models of timm, torchvision, mmdet and scikit-learn; each is imported on first use.
 """
 
 from .checkpoint import load_checkpoint_, read_state_dict

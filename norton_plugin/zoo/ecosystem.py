@@ -1,11 +1,11 @@
 """What every file of the zoo offers, and the errors they share."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SourceError
 from .preprocessing import Preprocessing
@@ -20,12 +20,15 @@ class Built:
         kwargs: JSON-able arguments that build the same architecture again.
         preprocessing: What its images look like.
         inputs: Number of input tensors its ``forward`` takes.
+        trace: For models that a plain call does not run: maps model and example to the function that runs what can
+            be traced, and what it covers in words.
     """
 
     model: nn.Module
     kwargs: dict[str, Any]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     inputs: int = 1
+    trace: Callable[[nn.Module, Tensor], tuple[Callable[[nn.Module, Any], Any], str]] | None = None
 
 
 class Ecosystem(Protocol):

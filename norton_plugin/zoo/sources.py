@@ -1,7 +1,7 @@
 """Turn a string such as ``timm:resnet18`` into a model, an example input and a recipe to build it again."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,9 @@ from .checkpoint import load_checkpoint_
 from .ecosystem import Ecosystem
 from .preprocessing import Preprocessing
 
-_KINDS = ("timm", "torchvision", "python", "cifar", "demo")
+ForwardFunction = Callable[[nn.Module, Any], Any]
+
+_KINDS = ("timm", "torchvision", "mmdet", "python", "cifar", "demo")
 _EXAMPLE = (
     "expected KIND:NAME, such as timm:resnet18, torchvision:resnet50, cifar:resnet20 or python:package.module:function"
 )
@@ -29,12 +31,14 @@ class ModelSource:
         example_inputs: Random tensors of batch 1 that ``model(*example_inputs)`` accepts.
         spec: JSON-able ``{"kind", "name", "kwargs"}`` for :func:`rebuild`.
         preprocessing: Size and normalisation of its images.
+        forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model, for ``compress``.
     """
 
     model: nn.Module
     example_inputs: tuple[Tensor, ...]
     spec: dict[str, Any]
     preprocessing: Preprocessing
+    forward_fn: ForwardFunction | None = None
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -64,7 +68,7 @@ def load_source(
     """Build the model that ``spec`` names.
 
     Args:
-        spec: ``timm:NAME``, ``torchvision:NAME``, ``cifar:NAME``, ``demo:NAME`` or
+        spec: ``timm:NAME``, ``torchvision:NAME``, ``mmdet:CONFIG``, ``cifar:NAME``, ``demo:NAME`` or
             ``python:package.module:function``.
         pretrained: Load the published weights of the ecosystem (needs a network or a filled cache).
         checkpoint: A file of weights to load, every name and shape of which must match.
@@ -91,12 +95,14 @@ def load_source(
         load_checkpoint_(built.model, checkpoint)
     generator = torch.Generator().manual_seed(0)
     shape = (1, *built.preprocessing.input_size)
-    return ModelSource(
-        model=built.model.eval(),
-        example_inputs=tuple(torch.randn(shape, generator=generator) for _ in range(built.inputs)),
-        spec={"kind": kind, "name": name, "kwargs": built.kwargs},
-        preprocessing=built.preprocessing,
-    )
+    model = built.model.eval()
+    example = tuple(torch.randn(shape, generator=generator) for _ in range(built.inputs))
+    forward_fn: ForwardFunction | None = None
+    if built.trace is not None:
+        trace, _ = built.trace(model, example[0])
+        forward_fn = lambda net, inputs: trace(net, inputs[0])  # noqa: E731
+    source = {"kind": kind, "name": name, "kwargs": built.kwargs}
+    return ModelSource(model, example, source, built.preprocessing, forward_fn)
 
 
 def rebuild(spec: Mapping[str, Any]) -> nn.Module:

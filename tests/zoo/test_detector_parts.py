@@ -15,7 +15,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 
 from norton_plugin import CPDBlock, Recipe, compress
-from norton_plugin.zoo import mmdet as zoo
+from norton_plugin.zoo import detector_parts as zoo
 
 pytestmark = pytest.mark.mm
 RECIPE = Recipe.from_dict({"decomposition": {"rank": 2}, "pruning": {"keep": 0.5}})

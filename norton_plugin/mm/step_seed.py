@@ -1,0 +1,74 @@
+"""Random numbers that depend on the step alone, so that a resumed run draws what an uninterrupted one would have."""
+
+import functools
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+
+class StepSeedHook(Hook):
+    """Seed Python, numpy and torch before each epoch and step from the run's seed and their number.
+
+    mmengine's checkpoints hold no state of random generators; with this hook a run that is resumed after an epoch
+    draws the same augmentations, samples and dropout masks as one that was never interrupted. Bit-equal weights
+    also need the same number of threads and processes.
+
+    Args:
+        seed: The run's seed; ``None`` for the one of the runner, which its checkpoints carry.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the epoch: what is drawn before the first step, and the loader's workers."""
+        seed = _mix(self._seed(runner), -1 - runner.epoch)
+        _seed_all(seed)
+        loader = runner.train_dataloader
+        if isinstance(loader, DataLoader):
+            seed_workers_(loader, seed)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed the step, differently on every rank."""
+        _seed_all(_mix(self._seed(runner) + runner.rank, runner.iter))
+
+    def _seed(self, runner: Runner) -> int:
+        return int(runner.seed or 0) if self.seed is None else self.seed
+
+
+def seed_workers_(loader: DataLoader[Any], seed: int) -> None:
+    """Gives the workers of the next epoch a seed of its own.
+
+    Workers that persist keep a random state no checkpoint knows, so they are started again; mmengine's function that
+    seeds them, which uses one seed for all epochs, is given this one.
+
+    Args:
+        loader: Its workers do not run.
+        seed: At least 0.
+    """
+    if loader.num_workers == 0:
+        return
+    function = loader.worker_init_fn
+    if isinstance(function, functools.partial) and "seed" in function.keywords:
+        keywords = {**function.keywords, "seed": seed % 2**31}
+        loader.worker_init_fn = functools.partial(function.func, *function.args, **keywords)
+    if loader.persistent_workers:
+        loader._iterator = None
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _mix(seed: int, step: int) -> int:
+    """Spread (seed, step) over 63 bits, so that neighbouring runs share no stream (Fibonacci hashing)."""
+    return ((seed + 1) * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) % 2**63

@@ -1,0 +1,234 @@
+"""A blood cell detector (BCCD) from scratch to half its MACs, by mmdet's own scripts: COCO mAP at every step.
+
+Trains ``configs/bccd/retinanet_r18-thin_bccd.py`` with mmdet's ``tools/train.py``; then, by
+``retinanet_r18-thin_bccd_norton.py``, decomposes, prunes and fine-tunes it, and does the same with decomposition alone
+and pruning alone at the same MACs; the dense model gets the same fine-tuning. Every figure is CocoMetric's on the test
+split, printed by mmdet's ``tools/test.py``. What is done already is not done again: finished steps lie in ``--work``,
+and an interrupted training run is resumed.
+
+    python tools/benchmarks/bccd.py --data DATA/bccd --work WORK
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cifar_data import machine
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DENSE = "configs/bccd/retinanet_r18-thin_bccd.py"
+NORTON = "configs/bccd/retinanet_r18-thin_bccd_norton.py"
+DENSE_EPOCHS, EPOCHS = 36, 12
+NO_HOOK = ["default_hooks.norton=None"]
+HOOK = "default_hooks.norton."
+# Changes to the norton config, as a user would make them on the command line; all come to 49-50 % of the MACs.
+VARIANTS: dict[str, list[str]] = {
+    "dense": NO_HOOK,
+    "hybrid, rank 5": [],
+    "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],
+    "decomposition": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"],
+    "pruning": [f"{HOOK}rank=None", f"{HOOK}keep=0.7"],
+}
+# Surgery without fine-tuning: an epoch at rate 0. BatchNorm statistics stay with momentum 0, and follow the training
+# images with the usual one.
+STILL = ["train_cfg.max_epochs=1", "train_cfg.val_interval=9", "optim_wrapper.optimizer.lr=0", "param_scheduler=[]"]
+FIXED_STATISTICS = [
+    "train_dataloader.dataset.indices=8",
+    "model.backbone.norm_cfg.momentum=0.0",
+    "model.neck.norm_cfg.momentum=0.0",
+    "model.bbox_head.norm_cfg.momentum=0.0",
+]
+
+
+@dataclass
+class Bench:
+    """Runs the scripts in a work folder and remembers what is done.
+
+    Attributes:
+        work: Working directory of the scripts, with a link ``data/bccd``.
+        threads: Of OpenMP, for each script.
+        commands: Those of this run and of earlier ones, by step.
+    """
+
+    work: Path
+    threads: int
+    commands: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            self.commands = json.loads(self.path.read_text())
+
+    @property
+    def path(self) -> Path:
+        """Where finished steps are noted."""
+        return self.work / "steps.json"
+
+    def script(self, step: str, name: str, arguments: list[str]) -> dict[str, Any]:
+        """Runs one of mmdet's scripts, unless that was done; gives the command as a user types it, and its cost."""
+        if step in self.commands:
+            return self.commands[step]
+        import mmdet
+
+        tool = Path(mmdet.__file__).parent / ".mim" / "tools" / name
+        real = [str(REPOSITORY / a) if a.startswith("configs/") else a for a in arguments]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+        }
+        print(f"{step}: {name} {' '.join(arguments)}", flush=True)
+        used, start = _processor_seconds(), time.monotonic()
+        log = self.work / "logs" / f"{step.replace(' ', '_').replace(',', '')}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("a") as file:
+            done = subprocess.run(
+                [sys.executable, str(tool), *real],
+                cwd=self.work,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode:
+            raise SystemExit(f"{step} failed; see {log}")
+        self.commands[step] = {
+            "command": f"python MMDET/tools/{name} {' '.join(arguments)}",
+            "seconds": round(time.monotonic() - start, 1),
+            "processor_seconds": round(_processor_seconds() - used, 1),
+        }
+        if "--resume" in arguments:
+            self.commands[step]["note"] = "interrupted and resumed; the seconds are those after the resumption"
+        self.path.write_text(json.dumps(self.commands, indent=1) + "\n")
+        return self.commands[step]
+
+    def train(self, step: str, config: str, options: list[str]) -> Path:
+        """Trains into the folder ``step``, continuing where a run broke off; gives the last checkpoint."""
+        folder = _folder(step)
+        resume = ["--resume"] if (self.work / folder / "last_checkpoint").exists() else []
+        arguments = [config, "--work-dir", folder, *resume, *(["--cfg-options", *options] if options else [])]
+        self.script(step, "train.py", arguments)
+        path = Path((self.work / folder / "last_checkpoint").read_text().strip())
+        return path.relative_to(self.work) if path.is_absolute() else path
+
+    def test(self, step: str, config: str, checkpoint: Path, options: list[str]) -> dict[str, float]:
+        """CocoMetric's figures on the test split, in percent."""
+        folder = _folder(step)
+        arguments = [config, str(checkpoint), "--work-dir", folder]
+        self.script(step, "test.py", arguments + (["--cfg-options", *options] if options else []))
+        newest = max((self.work / folder).glob("*/*.json"), key=lambda path: path.stat().st_mtime)
+        metrics = json.loads(newest.read_text())
+        names = {"bbox_mAP": "map", "bbox_mAP_50": "map50", "bbox_mAP_75": "map75"}
+        names |= {f"{kind}_precision": f"map_{kind}" for kind in ("RBC", "WBC", "Platelets")}
+        return {short: round(100 * metrics[f"coco/{name}"], 1) for name, short in names.items()}
+
+
+def _folder(step: str) -> str:
+    return "work_dirs/" + step.replace(" ", "_").replace(",", "")
+
+
+def _processor_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cost(work: Path, step: str) -> dict[str, Any]:
+    """MACs and parameters, from the report that the hook wrote into the work dir."""
+    report = json.loads((work / _folder(step) / "norton_report.json").read_text())
+    return {
+        "macs": report["macs_after"],
+        "macs_share": round(report["macs_after"] / report["macs_before"], 4),
+        "parameters": report["parameters_after"],
+        "parameters_share": round(report["parameters_after"] / report["parameters_before"], 4),
+        "macs_dense": report["macs_before"],
+        "parameters_dense": report["parameters_before"],
+        "surgery_seconds": round(report["seconds"], 1),
+    }
+
+
+def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[str, Any]:
+    """Surgery, mAP, fine-tuning with every seed, mAP."""
+    options, load = VARIANTS[name], [f"load_from={start}"]
+    row: dict[str, Any] = {"options": options}
+    if name == "dense":
+        row["test"] = bench.test("dense test", DENSE, start, [])
+    else:
+        for key, fixed in (("after_surgery", FIXED_STATISTICS), ("after_surgery_batch_norm_reestimated", [])):
+            step = f"{name} {key}"
+            checkpoint = bench.train(step, NORTON, options + load + STILL + fixed)
+            row[key] = bench.test(f"{step} test", NORTON, checkpoint, options)
+        row |= cost(bench.work, f"{name} after_surgery")
+    runs = []
+    for seed in seeds:
+        step = f"{name} seed {seed}"
+        checkpoint = bench.train(step, NORTON, [*options, *load, f"randomness.seed={seed}"])
+        result = bench.test(f"{step} test", NORTON, checkpoint, options)
+        spent = {key: bench.commands[step][key] for key in ("seconds", "processor_seconds")}
+        runs.append({"seed": seed, **result, **spent})
+        print(name, runs[-1], flush=True)
+    row["finetuned"] = runs
+    row["finetuned_mean"] = {k: round(statistics.mean(r[k] for r in runs), 1) for k in runs[0] if k.startswith("map")}
+    return row
+
+
+def exported_agrees(bench: Bench, name: str, seed: int, row: dict[str, Any]) -> dict[str, Any]:
+    """The config that the hook wrote builds the compressed detector without the hook: same figures?"""
+    folder = _folder(f"{name} seed {seed}")
+    config = f"{folder}/norton_config.py"
+    metrics = bench.test(f"{name} exported test", config, Path(f"{folder}/epoch_{EPOCHS}.pth"), [])
+    with_hook = next(run for run in row["finetuned"] if run["seed"] == seed)
+    return {"config": config, "test": metrics, "same_as_with_hook": all(with_hook[k] == metrics[k] for k in metrics)}
+
+
+def main() -> None:
+    """Parses the arguments, runs the scripts, writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with images/, train.json, val.json, test.json")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs; kept between runs")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs/results", help="folder of bccd.json")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the fine-tuning runs")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+
+    work = arguments.work.resolve()
+    (work / "data").mkdir(parents=True, exist_ok=True)
+    if not (work / "data" / "bccd").exists():
+        (work / "data" / "bccd").symlink_to(arguments.data.resolve(), target_is_directory=True)
+    bench = Bench(work, arguments.threads)
+    start = bench.train("retinanet_r18-thin_bccd", DENSE, [])
+    variants: dict[str, Any] = {}
+    for name in arguments.variants:
+        variants[name] = variant_row(bench, name, start, arguments.seeds)
+    images = {
+        s: len(json.loads((work / f"data/bccd/{s}.json").read_text())["images"]) for s in ("train", "val", "test")
+    }
+    facts = {
+        "command": "python tools/benchmarks/bccd.py --data DATA/bccd --work WORK",
+        "data": f"BCCD (red and white blood cells, platelets), images: {images}",
+        "model": "RetinaNet, ResNet-18 with 24 base channels, FPN with 48, images of 320x240, from scratch",
+        "metric": "CocoMetric of mmdet on the test split, percent",
+        "epochs": {"dense": DENSE_EPOCHS, "finetuning": EPOCHS},
+        "seeds": {"dense": 0, "finetuning": arguments.seeds},
+        "versions": {name: version(name) for name in ("mmdet", "mmcv", "mmengine")},
+        "machine": machine() | {"threads": arguments.threads},
+        "setup": "in an empty folder: mkdir data; ln -s DATA/bccd data/bccd; MMDET is the folder mmdet/.mim",
+        "variants": variants,
+        "commands": bench.commands,
+    }
+    hybrid = "hybrid, rank 5"
+    if hybrid in variants:
+        facts["exported_config"] = exported_agrees(bench, hybrid, arguments.seeds[0], variants[hybrid])
+    (arguments.output / "bccd.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
