@@ -20,6 +20,10 @@ class SurgeryError(NortonError, RuntimeError):
     """A model cannot be changed as asked; it is left as it was."""
 
 
+class TracingError(SurgeryError):
+    """Which channels belong together cannot be found out: the model does not run, or not within the time allowed."""
+
+
 class ArtifactError(NortonError, RuntimeError):
     """An artefact cannot be written, is damaged, or does not belong to the model at hand."""
 

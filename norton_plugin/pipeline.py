@@ -18,7 +18,14 @@ from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.decompose import decompose_
 from norton_plugin.surgery.prune import prune_
-from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, summary
+from norton_plugin.surgery.report import (
+    DecomposedLayer,
+    DecompositionReport,
+    PruningReport,
+    Skipped,
+    blocking,
+    summary,
+)
 from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.surgery.structure import Structure, diff, geometry
 
@@ -86,10 +93,22 @@ class CompressionReport:
         """Everything left as it was, with reasons, of both phases."""
         return self.decomposition.skipped + self.pruning.skipped
 
+    @property
+    def status(self) -> str:
+        """How far it came: every group of channels pruned that may be, some of them, or none.
+
+        Returns:
+            ``"full"``, ``"partial"`` or ``"decompose-only"``; ``"full"`` as well where pruning was not asked for.
+        """
+        if not self.pruning.groups:
+            return "decompose-only" if self.pruning.skipped else "full"
+        return "partial" if blocking(self.pruning.skipped) else "full"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without the structure (it has a place of its own in an artefact)."""
         plain = asdict(self)
         del plain["structure"]
+        plain["status"] = self.status
         return plain
 
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 LISTS = Path(__file__).with_name("coverage_models.json")
-HARMLESS = ("outputs of the model", "(round_to)", "asked to be kept")
 COLUMNS = {
     "model": "model",
     "status": "status",
@@ -49,6 +48,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
 
     from norton_plugin import NortonError, compress
     from norton_plugin.recipe import Decomposition, Pruning, Recipe
+    from norton_plugin.surgery.report import blocking
     from norton_plugin.zoo import load_source
 
     torch.set_num_threads(1)
@@ -69,21 +69,18 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
         recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))
         start = time.perf_counter()
         _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
-        blocking = [s for s in report.pruning.skipped if not any(mark in s.reason for mark in HARMLESS)]
-        if report.pruning.groups:
-            row["status"] = "partial" if blocking else "full"
-        else:
-            row["status"] = "decompose-only"
+        left = blocking(report.pruning.skipped)
         convs = len(report.decomposition.layers) + len(report.decomposition.skipped)
         row |= {
+            "status": report.status,
             "decomposed": f"{len(report.decomposition.layers)}/{convs}",
-            "pruned": f"{len(report.pruning.groups)}/{len(report.pruning.groups) + len(blocking)}",
+            "pruned": f"{len(report.pruning.groups)}/{len(report.pruning.groups) + len(left)}",
             "macs_before": report.macs_before,
             "macs_after": report.macs_after,
             "macs_down": round(100 * (1 - report.macs_after / report.macs_before), 1),
             "narrowest": round(100 * min((g.after / g.before for g in report.pruning.groups), default=1.0), 1),
-            "error": max((g.error or 0.0 for g in report.pruning.groups), default=None),
-            "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in blocking).most_common(3)),
+            "error": report.pruning.largest_error,
+            "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in left).most_common(3)),
         }
     except NortonError as error:
         row |= {"status": "none", "reason": str(error)[:300]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -15,7 +15,12 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def reestimate_batch_norm_(
-    model: nn.Module, batches: Iterable[Any], *, call: Callable[[nn.Module, Any], Any], images: int = 1024
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    call: Callable[[nn.Module, Any], Any],
+    images: int = 1024,
+    keep: Collection[nn.Module] = (),
 ) -> int:
     """Replaces the running statistics of every BatchNorm by those of the given images, in place.
 
@@ -29,6 +34,7 @@ def reestimate_batch_norm_(
             by their length.
         call: ``(model, batch)``, one forward pass.
         images: Most images to use.
+        keep: BatchNorms that are left alone.
 
     Returns:
         The number of images used; 0 where the model has no BatchNorm with running statistics.
@@ -37,7 +43,7 @@ def reestimate_batch_norm_(
         SurgeryError: No batch came, the model does not run on one, or statistics are not finite; the old ones are
             kept then.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats and m not in keep]
     if not norms:
         return 0
     modes = [(module, module.training) for module in model.modules()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
-from ..blocks import CPDBlock
-from ..errors import ArtifactError, NortonError, RecipeError, SurgeryError
-from ..pipeline import CompressionReport, compress
-from ..recipe import Recipe
+from ..errors import ArtifactError, NortonError, RecipeError
+from ..pipeline import CompressionReport
 from ..surgery.structure import Structure, apply_structure_, structure_hash
-from . import guard
+from . import after_surgery, guard
+from .compression import compressed_copy, without_frozen
 from .export_config import write_config
 from .hook_report import tell
-from .migration import check_wrapper, migrate_, plain_instances, unwrap
+from .migration import check_wrapper, migrate_, unwrap
 from .options import recipe_from_options
 from .step_seed import StepSeedHook
-from .tracing import example_image, preserved_random_state, traces_of
+from .tracing import example_image
 
-_OPTIONS = ("at_epoch", "frozen", "input_size", "export", "step_seeds")
+_OPTIONS = ("at_epoch", "frozen", "input_size", "export", "step_seeds", "evaluate")
+# Fewer than of the recipe's default: detectors' images are large.
+_CALIBRATION_IMAGES = 256
 
 
 @HOOKS.register_module()
@@ -48,7 +50,11 @@ class NortonHook(Hook):
             model without this hook.
         step_seeds: Seed all random generators from the run's seed and the step's number (``StepSeedHook``), without
             which a resumed run draws other samples and augmentations than an uninterrupted one.
-        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...).
+        evaluate: Validate straight after surgery, before any fine-tuning; the metrics are logged and written to
+            ``norton_report.json``.
+        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...). After surgery the
+            statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms kept in
+            evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
 
     Raises:
         RecipeError: An unknown key, or a value out of its range.
@@ -65,8 +71,11 @@ class NortonHook(Hook):
         input_size: Sequence[int] | None = None,
         export: bool = True,
         step_seeds: bool = True,
+        evaluate: bool = False,
         **recipe: Any,
     ) -> None:
+        if "calibration" not in recipe:
+            recipe.setdefault("images", _CALIBRATION_IMAGES)
         self.recipe = recipe_from_options(recipe, others=_OPTIONS)
         if not (self.recipe.decomposition.active or self.recipe.pruning.active):
             raise RecipeError("NortonHook is asked for nothing: set rank, or keep below 1, or both")
@@ -79,6 +88,7 @@ class NortonHook(Hook):
         self.input_size = None if input_size is None else [int(size) for size in input_size]
         self.export = export
         self.seeds = StepSeedHook() if step_seeds else None
+        self.evaluate = evaluate
         self.structure: Structure | None = None
         self.report: CompressionReport | None = None
 
@@ -217,7 +227,9 @@ class NortonHook(Hook):
         covered = ""
         if runner.rank == 0:
             try:
-                compressed, self.report, covered = self._compressed_copy(runner, model)
+                example = example_image(runner, model, self.input_size)
+                recipe = self.recipe if self.frozen else without_frozen(self.recipe, model)
+                compressed, self.report, covered = compressed_copy(model, example, recipe, logger=runner.logger)
                 state, plan = dict(compressed.state_dict()), [self.report.structure]
             except NortonError as error:
                 if not is_distributed():
@@ -242,47 +254,13 @@ class NortonHook(Hook):
             migration.moved,
             migration.averages,
         )
+        images = 0
+        if self.recipe.calibration.batch_norm:
+            images = after_surgery.reestimate_(runner, structure, images=self.recipe.calibration.images)
+        metrics = after_surgery.evaluate(runner) if self.evaluate else {}
         if self.report is not None:
-            tell(runner, self.report, covered=covered)
-
-    def _compressed_copy(self, runner: Runner, model: nn.Module) -> tuple[nn.Module, CompressionReport, str]:
-        example = example_image(runner, model, self.input_size)
-        recipe = self.recipe if self.frozen else without_frozen(self.recipe, model)
-        with preserved_random_state(), plain_instances(model):
-            traces = traces_of(model, example)
-            for position, (trace, covered) in enumerate(traces, 1):
-                try:
-                    compressed, report = compress(model, example, recipe, forward_fn=trace)
-                    return compressed, report, covered
-                except SurgeryError as error:
-                    if position < len(traces) and "cannot be traced" in str(error):
-                        runner.logger.warning("NORTON: %s; tracing less", error)
-                        continue
-                    if recipe is self.recipe:
-                        raise
-                    note = "layers without gradient were left out; frozen=True takes them in"
-                    raise SurgeryError(f"{error} ({note})") from error
-        raise SurgeryError("nothing of the model can be traced")
-
-
-def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
-    """The recipe with all layers excluded whose weights need no gradient: nothing could repair them.
-
-    Args:
-        recipe: As asked for.
-        model: Gives the flags. Norms do not count: they follow the layers around them.
-    """
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)
-    names = tuple(
-        name
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, kinds) and not any(p.requires_grad for p in module.parameters())
-    )
-    if not names:
-        return recipe
-    data = recipe.to_dict()
-    data["scope"]["exclude"] = [*data["scope"]["exclude"], *names]
-    return Recipe.from_dict(data)
+            self.report = replace(self.report, calibration_images=images)
+            tell(runner, self.report, covered=covered, metrics=metrics)
 
 
 def _trains(runner: Runner) -> bool:

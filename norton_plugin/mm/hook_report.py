@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.runner import Runner
@@ -13,27 +14,38 @@ from ..pipeline import CompressionReport
 REPORT = "norton_report.json"
 
 
-def tell(runner: Runner, report: CompressionReport, *, covered: str) -> None:
+def tell(
+    runner: Runner, report: CompressionReport, *, covered: str, metrics: Mapping[str, float] | None = None
+) -> None:
     """Logs the table, writes ``norton_report.json`` and adds scalars, on the first rank only.
 
     Args:
         runner: Gives logger, work dir and visualizer.
         report: Of ``compress``.
         covered: What was traced, in words.
+        metrics: Of the model straight after surgery, where it was validated.
     """
+    metrics = dict(metrics or {})
     if runner.rank != 0:
         return
     for line in layer_lines(report):
         runner.logger.log(logging.DEBUG, line)
     runner.logger.info("%s", "\n".join(summary_table(report, covered=covered)))
     path = Path(runner.work_dir) / REPORT
-    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    content = {**report.to_dict(), "metrics_after_surgery": metrics}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if report.calibration_images:
+        runner.logger.info("NORTON: BatchNorm statistics are those of %d training images", report.calibration_images)
+    if metrics:
+        scores = "  ".join(f"{name}: {value:.4f}" for name, value in metrics.items())
+        runner.logger.info("NORTON: after surgery, before fine-tuning: %s", scores)
     scalars = {
         "norton/macs_before": report.macs_before,
         "norton/macs_after": report.macs_after,
         "norton/parameters_before": report.parameters_before,
         "norton/parameters_after": report.parameters_after,
         "norton/seconds": report.seconds,
+        **{f"norton/{name}": value for name, value in metrics.items()},
     }
     runner.visualizer.add_scalars(scalars, step=runner.iter)
 

@@ -104,7 +104,7 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None]) -> Migration:
     if wrapped:
         _wrap_again_(runner, model)
     with plain_instances(model):
-        averages = _average_again_(runner)
+        averages = average_again_(runner)
     if compiled:
         torch.compiler.reset()  # code compiled for the old parameters
         runner._maybe_compile("train_step")
@@ -178,7 +178,8 @@ def _wrap_again_(runner: Runner, model: nn.Module) -> None:
     runner.model = runner.wrap_model(copy.deepcopy(runner.cfg.get("model_wrapper_cfg")), model)
 
 
-def _average_again_(runner: Runner) -> int:
+def average_again_(runner: Runner) -> int:
+    """Starts moving averages anew from the model as it is now; their number."""
     renewed = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, "ema_model")]
     for hook in renewed:
         hook.before_run(runner)

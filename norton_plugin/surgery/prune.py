@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.pabs import removal_order, removal_scores
 from norton_plugin.patterns import lookup, require_matches
 from norton_plugin.recipe import Pruning, Scope
@@ -18,11 +20,14 @@ from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.distances import fold, group_distance
 from norton_plugin.surgery.groups import ChannelGroup
 from norton_plugin.surgery.labels import LabelGraph
-from norton_plugin.surgery.report import PrunedGroup, PruningReport, Skipped, summary
-from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable
+from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
+from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
+from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable, varied
+from norton_plugin.surgery.snapshot import Snapshot
 from norton_plugin.surgery.surgeon import Plan, Surgeon
 
 logger = logging.getLogger(__name__)
+_UNSEEN = "its channels are not followed: it computes from constants alone, or in code that cannot be seen"
 
 
 def prune_(
@@ -40,7 +45,8 @@ def prune_(
     """Removes filters by their distances, in place.
 
     Every group is checked against the unpruned model with the same channels masked; a group that differs is rolled
-    back exactly and listed, the others stand. Outputs of the model always keep their width.
+    back exactly and listed, the others stand. Outputs of the model always keep their width. Where the model cannot be
+    traced as a whole, its largest parts that can are pruned within fixed borders.
 
     Args:
         model: Changed in place, or not at all where an error is raised.
@@ -58,45 +64,92 @@ def prune_(
 
     Raises:
         RecipeError: A pattern matches nothing.
-        SurgeryError: The model cannot be traced, or nothing can be pruned and ``require`` is set.
+        TracingError: Nothing of the model can be traced, and ``require`` is set.
+        SurgeryError: Nothing can be pruned, and ``require`` is set.
     """
     scope = scope or Scope()
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     scope.check(names)
     require_matches(pruning.keeps, names, what="pruning.keeps")
-    try:
-        graph = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
-    except SurgeryError as error:
-        if require:
-            raise
-        return PruningReport((), (Skipped("(whole model)", str(error)),))
+    example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
-    plans, skipped = _plan(graph, pruning, scope, frozen)
-
-    def outputs() -> list[Tensor]:
-        with traceable(model), torch.no_grad():
-            return [t.detach().double() for t in output_tensors(run_model(model, example_inputs, forward_fn))]
-
-    surgeon = Surgeon(model, graph, outputs)
-    if verify:
-        records, failures, seconds = surgeon.prune_verified_(plans, time_limit=time_limit)
-    else:
-        surgeon.prune_all_(plans)
-        records, failures, seconds = [plan.record for plan in plans], [], 0.0
-    skipped += failures
+    deadline = time.monotonic() + time_limit
+    original = Snapshot(model.modules(), [])
+    traces: list[tuple[Any, ForwardFunction | None]] = [(example_inputs, forward_fn)]
+    left: list[Skipped] = []
+    try:
+        graph: LabelGraph | None = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+    except TracingError as error:
+        left.append(Skipped(WHOLE, str(error)))
+        parts, failed = traceable_parts(model, example_inputs, forward_fn, time_limit=time_limit)
+        left += failed
+        if not parts and require:
+            raise
+        graph, traces = None, [(part.inputs, partial(_run_part, part)) for part in parts]
+        deadline = time.monotonic() + time_limit
+    records: dict[str, PrunedGroup] = {}
+    skipped: list[Skipped] = []
+    ran: set[nn.Module] = set()
+    followed: set[str] = set()
+    seconds = 0.0
+    for inputs, function in traces:
+        graph = graph or LabelGraph(model, inputs, forward_fn=function)
+        ran |= graph.ran
+        followed |= {member.name for group in graph.groups() for member in group.members}
+        plans, reasons = _plan([g for g in graph.groups() if g.root not in records], pruning, scope, frozen)
+        surgeon = Surgeon(model, graph, partial(_outputs, model, inputs, function))
+        if verify:
+            done, failures, spent = surgeon.prune_verified_(plans, time_limit=deadline - time.monotonic())
+            reasons, seconds = reasons + failures, seconds + spent
+        else:
+            surgeon.prune_all_(plans)
+            done = [plan.record for plan in plans]
+        records |= {record.root: record for record in done}
+        skipped += reasons
+        graph = None
+    if left and records:
+        # The parts prove right by themselves; what stands around them has to run with them as well.
+        problem = _problem(lambda: _outputs(model, example_inputs, forward_fn))
+        if problem is not None:
+            original.restore_()
+            skipped += [Skipped(root, problem) for root in records]
+            records = {}
+    not_run = "the example does not run it" if forward_fn is None and not left else "it is outside of what is traced"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in followed:
+            skipped.append(Skipped(name, not_run if module not in ran else _UNSEEN))
+    skipped += left
     if require and not records:
         raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
     logger.info("pruned %d groups, left %d", len(records), len(skipped))
-    return PruningReport(tuple(records), tuple(skipped), verify, seconds)
+    return PruningReport(tuple(records.values()), tuple(skipped), verify, seconds)
+
+
+def _run_part(part: Part, model: nn.Module, inputs: Any) -> list[Any]:
+    return run_parts(model, [part])
+
+
+def _outputs(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None) -> list[Tensor]:
+    with traceable(model), torch.no_grad():
+        return [t.detach().double() for t in output_tensors(run_model(model, inputs, forward_fn))]
+
+
+def _problem(call: Callable[[], Any]) -> str | None:
+    """Why a call fails, or None."""
+    try:
+        call()
+    except Exception as error:
+        return f"with it the model does not run ({type(error).__name__}: {str(error)[:200]})"
+    return None
 
 
 def _plan(
-    graph: LabelGraph, pruning: Pruning, scope: Scope, frozen: set[nn.Module]
+    groups: Sequence[ChannelGroup], pruning: Pruning, scope: Scope, frozen: set[nn.Module]
 ) -> tuple[list[Plan], list[Skipped]]:
     """Decides for every group which channels go."""
     candidates: list[tuple[ChannelGroup, float, Tensor, tuple[str, ...]]] = []
     skipped: list[Skipped] = []
-    for group in graph.groups():
+    for group in groups:
         reason = group.blocked or _outside(group, pruning, scope, frozen)
         keep = _keep_of(group, pruning)
         if reason is None and keep == 1:
@@ -107,10 +160,6 @@ def _plan(
         producers = [(m.module, m.indices, m.roots) for m in group.producers]
         matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)  # type: ignore[arg-type]
         candidates.append((group, keep, fold(matrix, group.channel_groups), notes))
-    followed = {member.name for group in graph.groups() for member in group.members}
-    for name, module in graph.model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in followed:
-            skipped.append(Skipped(name, "not followed: the example does not run it, or it computes from constants"))
     thresholds = _global_shares(candidates, pruning) if pruning.global_ranking else {}
     plans = []
     for group, keep, matrix, notes in candidates:

@@ -6,6 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# What stands for everything where the model could not be traced as a whole.
+WHOLE = "(whole model)"
+# Reasons that take nothing from a result: what a user asked for, what must stay, what is too small, what never runs.
+_HARMLESS = (
+    "outputs of the model",
+    "(round_to)",
+    "asked to be kept",
+    "is outside the scope",
+    "is ignored",
+    "(pruning.linear)",
+    "the example does not run it",
+)
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -90,6 +103,16 @@ class PruningReport:
     skipped: tuple[Skipped, ...]
     verified: bool = False
     verify_seconds: float = 0.0
+
+    @property
+    def largest_error(self) -> float | None:
+        """Largest relative error against the masked model; None where nothing was compared."""
+        return max((group.error for group in self.groups if group.error is not None), default=None)
+
+
+def blocking(skipped: Iterable[Skipped]) -> list[Skipped]:
+    """Those left for a reason that a user may want to mend."""
+    return [entry for entry in skipped if not any(reason in entry.reason for reason in _HARMLESS)]
 
 
 def summary(skipped: Iterable[Skipped]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 
@@ -42,6 +42,23 @@ def run_model(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction
     if isinstance(example_inputs, tuple | list):
         return model(*example_inputs)
     return model(example_inputs)
+
+
+def varied(example_inputs: Any) -> Any:
+    """The example with random values in place of tensors that hold one value alone, such as zeros.
+
+    A pruned model would agree with a masked one on such an image even where it is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
+            return leaf
+        if bool((leaf != leaf.flatten()[0]).any()):
+            return leaf
+        return torch.randn(leaf.shape, generator=generator).to(leaf)
+
+    return tree_map(fill, example_inputs)
 
 
 def output_tensors(output: Any) -> list[Tensor]:

@@ -87,7 +87,7 @@ class Surgeon:
         while stack:
             batch = stack.pop()
             if time.perf_counter() - start > time_limit:
-                reason = f"could not be verified within {time_limit:g} s"
+                reason = "could not be verified within the time allowed for it"
                 failures += [Skipped(plan.group.root, reason) for plan in batch]
                 continue
             outcome = self._attempt([*accepted, *batch])

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyData, ToyNet, toy_config
 
-from norton_plugin.mm import NortonHook, export_config
+from norton_plugin.mm import NortonHook, after_surgery, export_config
 from norton_plugin.mm.quiet import preserved_process
 
 NORTON = {"rank": 2, "keep": 0.5}
@@ -265,7 +265,7 @@ def test_frozen_layers_on_request_keep_their_flags(tmp_path):
 def test_norm_eval_and_sync_bn(tmp_path):
     """T3, T12: statistics stay as surgery left them; mmengine's private BatchNorm is pruned like any."""
     model = {"type": "ToyNet", "norm": "SyncBN", "norm_eval": True}
-    runner = run(tmp_path, epochs=1, model=model)
+    runner = run(tmp_path, epochs=1, model=model, norton={**NORTON, "batch_norm": False})
     norm = runner.model.stage["norm1"]
     assert type(norm) is not nn.BatchNorm2d and norm.num_features == 8
     runner.model.train()
@@ -426,3 +426,34 @@ def test_two_processes(tmp_path):
     for part in ("state", "ema"):
         names = [n for n in ranks[0][part] if "running" not in n]  # BatchNorm statistics are each rank's own
         assert max(float((ranks[0][part][n] - ranks[1][part][n]).abs().max()) for n in names) == 0.0
+
+
+STILL = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.0}}  # training changes nothing
+
+
+def test_batch_norm_statistics_after_surgery(tmp_path):
+    """With norm_eval nothing would ever renew them: they are those of the training images under the new weights."""
+    model = {"type": "ToyNet", "norm_eval": True}
+    net = run(tmp_path, epochs=1, model=model, optim_wrapper=STILL).model
+    assert json.loads((tmp_path / "norton_report.json").read_text())["calibration_images"] == 16
+    with torch.no_grad():
+        x = net.stage["conv1"](torch.relu(net.stem(ToyData().images)))
+    assert torch.allclose(net.stage["norm1"].running_mean, x.mean((0, 2, 3)), atol=1e-5)
+    left = run(tmp_path / "left", epochs=1, model=model, norton={**NORTON, "batch_norm": False}).model
+    assert torch.equal(left.stage["norm1"].running_mean, torch.zeros(8))
+
+
+def test_norms_before_the_first_changed_layer_keep_their_statistics():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    entries = [{"names": [""], "resize": {}, "attributes": {"a": 1}}, {"names": ["2"], "block": {"rank": 1}}]
+    unchanged = after_surgery.before_surgery(net, {"modules": entries})
+    assert net[1] in unchanged and net[3] not in unchanged
+
+
+def test_evaluation_after_surgery(tmp_path):
+    """The score is that of the compressed weights before the first step."""
+    model = {"type": "ToyNet", "norm_eval": True}
+    net = run(tmp_path, epochs=1, model=model, optim_wrapper=STILL, norton={**NORTON, "evaluate": True}).model
+    metrics = json.loads((tmp_path / "norton_report.json").read_text())["metrics_after_surgery"]
+    with torch.no_grad():
+        assert metrics == {"sum": pytest.approx(float(net.eval()(ToyData().images).double().sum()), rel=1e-4)}

@@ -63,6 +63,7 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
 
     def enter(module: nn.Module, args: Any) -> None:
         tracer.stack.append(module)
+        tracer.ran.add(module)
         if isinstance(module, nn.MultiheadAttention):
             with tracer.paused():
                 _tie_attention(tracer, module, tie)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.surgery.groups import ChannelGroup, Member
 from norton_plugin.surgery.labels import (
     rules_contract,
@@ -60,7 +60,7 @@ class LabelGraph:
         time_limit: Seconds the trace may take.
 
     Raises:
-        SurgeryError: The model cannot be run on the example, or not within the time.
+        TracingError: The model cannot be run on the example, or not within the time.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LabelGraph:
         except SurgeryError:
             raise
         except Exception as error:
-            raise SurgeryError(
+            raise TracingError(
                 f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
                 "example_inputs, or leave pruning out of the recipe"
             ) from error
@@ -101,6 +101,11 @@ class LabelGraph:
     def _conditions(self) -> Iterator[None]:
         with traceable(self.model), plain_kernels(), dense_blocks(self._registry):
             yield
+
+    @property
+    def ran(self) -> set[nn.Module]:
+        """Modules that the trace called."""
+        return self._tracer.ran
 
     def groups(self) -> list[ChannelGroup]:
         """All groups of coupled output channels, in the order of the model's layers."""

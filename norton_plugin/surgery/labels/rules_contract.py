@@ -32,8 +32,10 @@ def contract(
             if one and not other:
                 for plane in one:
                     tracer.pin(plane, "it is multiplied by a matrix of fixed width")
+    # A layer is one even where it computes from constants, as from a table of positions.
+    layer = bool(tracer.stack) and isinstance(tracer.stack[-1], nn.Linear)
     for operand, partner, summed, free in ((a, b, summed_a, free_a), (b, a, summed_b, free_b)):
-        if operand.constant and not partner.constant:
+        if operand.constant and (not partner.constant or (layer and operand is b)):
             tracer.set_role(summed, "in")
             tracer.set_role(free, "out")
     left = Shadow(tuple(p.narrow(2, 0, 1) for p in free_a))

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
 from norton_plugin.surgery.labels.records import RULES, Call, Rescale, StaleSize, Step, operation_name
 from norton_plugin.surgery.labels.registry import Registry
@@ -44,6 +44,7 @@ class Tracer(TorchDispatchMode):
         self.steps: dict[tuple[str, int], Step] = {}
         self.stale: list[StaleSize] = []
         self.stack: list[nn.Module] = []
+        self.ran: set[nn.Module] = set()
         self.group_inputs: dict[nn.Module, Tensor] = {}
         self.norm_inputs: dict[nn.Module, Tensor] = {}
         self.whole_groups: dict[nn.Module, bool] = {}
@@ -155,7 +156,7 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if time.monotonic() > self.deadline:
-            raise SurgeryError("the model's channels could not be followed within the time allowed for it")
+            raise TracingError("the model's channels could not be followed within the time allowed for it")
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if self._paused:

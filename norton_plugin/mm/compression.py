@@ -1,0 +1,63 @@
+"""Compressing a Runner's model: on a copy, with as much of it traced as can be."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor, nn
+
+from ..blocks import CPDBlock
+from ..errors import SurgeryError, TracingError
+from ..pipeline import CompressionReport, compress
+from ..recipe import Recipe
+from .migration import plain_instances
+from .tracing import preserved_random_state, traces_of
+
+
+def compressed_copy(
+    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger
+) -> tuple[nn.Module, CompressionReport, str]:
+    """Compresses a copy; where the whole cannot be traced, less of it is.
+
+    Args:
+        model: Unwrapped; not changed, nor is any random state.
+        example: (1, C, H, W) on its device.
+        recipe: What to do.
+        logger: Told what cannot be traced.
+
+    Returns:
+        The compressed copy, the report, and what was traced in words.
+
+    Raises:
+        SurgeryError: Nothing can be traced, or nothing is left to compress.
+    """
+    with preserved_random_state(), plain_instances(model):
+        traces = traces_of(model, example)
+        for position, (trace, covered) in enumerate(traces, 1):
+            try:
+                return *compress(model, example, recipe, forward_fn=trace), covered
+            except TracingError as error:
+                if position == len(traces):
+                    raise
+                logger.warning("NORTON: %s; tracing less", error)
+    raise SurgeryError("nothing of the model can be traced")
+
+
+def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe with all layers excluded whose weights need no gradient: nothing could repair them.
+
+    Args:
+        recipe: As asked for.
+        model: Gives the flags. Norms do not count: they follow the layers around them.
+    """
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)
+    names = tuple(
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds) and not any(p.requires_grad for p in module.parameters())
+    )
+    if not names:
+        return recipe
+    data = recipe.to_dict()
+    data["scope"]["exclude"] = [*data["scope"]["exclude"], *names]
+    return Recipe.from_dict(data)
