@@ -118,7 +118,7 @@ def prune_(
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in followed:
             skipped.append(Skipped(name, not_run if module not in ran else _UNSEEN))
-    skipped += left
+    skipped = [*left, *skipped]
     if require and not records:
         raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
     logger.info("pruned %d groups, left %d", len(records), len(skipped))
