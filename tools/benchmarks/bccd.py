@@ -40,15 +40,10 @@ VARIANTS: dict[str, list[str]] = {
     "decomposition": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"],
     "pruning": [f"{HOOK}rank=None", f"{HOOK}keep=0.7"],
 }
-# Surgery without fine-tuning: an epoch at rate 0. BatchNorm statistics stay as they were, or follow training images.
+# Surgery without fine-tuning: an epoch at rate 0 that leaves BatchNorm statistics as the hook left them.
 STILL = ["train_cfg.max_epochs=1", "train_cfg.val_interval=9", "optim_wrapper.optimizer.lr=0", "param_scheduler=[]"]
-UNSETTLED = [f"{HOOK}batch_norm=False"]
-UNMOVED = [
-    "train_dataloader.dataset.indices=8",
-    "model.backbone.norm_cfg.momentum=0.0",
-    "model.neck.norm_cfg.momentum=0.0",
-    "model.bbox_head.norm_cfg.momentum=0.0",
-]
+STILL += [f"model.{part}.norm_cfg.momentum=0.0" for part in ("backbone", "neck", "bbox_head")]
+OLD_STATISTICS = [f"{HOOK}batch_norm=False"]
 
 
 @dataclass
@@ -162,12 +157,13 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
     if name == "dense":
         row["test"] = bench.test("dense test", DENSE, start, [])
     else:
-        for key, recipe, fixed in (
-            ("after_surgery", options + UNSETTLED, UNMOVED),
-            ("after_surgery_batch_norm_reestimated", options, []),
-        ):
+        steps = {
+            "after_surgery": options,
+            "after_surgery_without_reestimation": options + OLD_STATISTICS,
+        }
+        for key, recipe in steps.items():
             step = f"{name} {key}"
-            checkpoint = bench.train(step, NORTON, recipe + load + STILL + fixed)
+            checkpoint = bench.train(step, NORTON, recipe + load + STILL)
             row[key] = bench.test(f"{step} test", NORTON, checkpoint, recipe)
         row |= cost(bench.work, f"{name} after_surgery")
     runs = []

@@ -179,18 +179,18 @@ def bccd(facts: Facts) -> str:
     dense = variants["dense"]
     rows = []
     for name, row in variants.items():
-        plain = row.get("after_surgery")
-        settled = row.get("after_surgery_batch_norm_reestimated")
+        settled = row.get("after_surgery")
+        plain = row.get("after_surgery_without_reestimation")
         runs = row["finetuned"]
         mean = row["finetuned_mean"]
         spread = f" ({min(r['map'] for r in runs):.1f}-{max(r['map'] for r in runs):.1f})" if len(runs) > 1 else ""
         rows.append(
             [
                 name,
-                f"{100 * row['macs_share']:.1f}" if plain else "100",
-                f"{100 * row['parameters_share']:.1f}" if plain else "100",
-                f"{plain['map']:.1f}" if plain else f"{dense['test']['map']:.1f} (as trained)",
-                f"{settled['map']:.1f}" if settled else "-",
+                f"{100 * row['macs_share']:.1f}" if settled else "100",
+                f"{100 * row['parameters_share']:.1f}" if settled else "100",
+                f"{plain['map']:.1f}" if plain else "-",
+                f"{settled['map']:.1f}" if settled else f"{dense['test']['map']:.1f} (as trained)",
                 f"{mean['map']:.1f}{spread}",
                 f"{mean['map50']:.1f}",
                 " / ".join(f"{mean[f'map_{kind}']:.1f}" for kind in ("RBC", "WBC", "Platelets")),
@@ -201,8 +201,8 @@ def bccd(facts: Facts) -> str:
         "variant",
         "MACs %",
         "parameters %",
+        "mAP after surgery, old BatchNorm statistics",
         "mAP after surgery",
-        "BatchNorm re-estimated",
         "mAP fine-tuned (range)",
         "mAP50",
         "mAP RBC / WBC / platelets",

@@ -68,10 +68,11 @@ class SizeProvenance(TorchFunctionMode):
         """Notes tensors that a power of a width multiplies; it is made good for in the rows that made them."""
         if name == "scaled_dot_product_attention":
             if kwargs.get("scale", args[6] if len(args) > 6 else None) is None:
-                query = args[0] if args else kwargs["query"]
-                for plane in self.tracer.shadow(query).planes:
-                    if query.dim() - 1 in varying(plane):
-                        self._rescale(query, along(plane, query.dim() - 1), -0.5)
+                # Keys are read by this product alone; relative positions are often computed from the queries too.
+                key = args[1] if len(args) > 1 else kwargs["key"]
+                for plane in self.tracer.shadow(key).planes:
+                    if key.dim() - 1 in varying(plane):
+                        self._rescale(key, along(plane, key.dim() - 1), -0.5)
             return
         for entry in args:
             if isinstance(entry, Scale):
