@@ -3,6 +3,7 @@
     python tools/coverage.py --list timm-families --keep 0.7 --rank auto
     python tools/coverage.py --source torchvision --all
     python tools/coverage.py timm:resnet18 torchvision:swin_t
+    python tools/coverage.py --list timm-known --redo timeout error
 
 Every model is built without a download, decomposed, pruned and verified. Results are appended to a JSONL file as
 they come; a run that was stopped goes on where it was. At the end the table in docs/coverage.md is written.
@@ -22,11 +23,34 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 LISTS = Path(__file__).with_name("coverage_models.json")
+STATUSES = ("full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory")
+INTRODUCTION = """
+Every model is built with random weights and compressed in a process of its own on one core: convolutions become blocks
+of rank 2 where that saves MACs, and 70 % of the channels of every group are kept. Random numbers take the place of
+parameters that are constant at the start, which would hide mistakes.
+
+- **full**: every group of channels is pruned but the model's outputs, those too small to round, and layers that do not
+  run; **partial**: some groups are left, for the reasons in the last column; **decompose-only**: no channel went.
+- **largest error**: of any pruned group, the largest relative difference between the outputs of the pruned model and
+  those of the unpruned one with the same channels masked, in double precision of the outputs; above 1e-4 a group is
+  rolled back and listed. A masked channel counts for nobody: sums leave it out, and statistics (LayerNorm, GroupNorm,
+  RMSNorm, GRN) are those of the kept channels, because that is what the smaller layer computes.
+- **narrowest**: the smallest share of its channels that any layer kept; counts are rounded to multiples of 8.
+- **seconds** are those of `compress`, verification included, on a shared machine; **GiB** is the peak of the process.
+
+What torch-pruning's graph does with the patterns that made models fail there is in
+[results](results/README.md#patterns-torch-prunings-dependency-graph-does-not-follow).
+"""
+COMMANDS = {
+    "timm": "python tools/coverage.py --list timm-families timm-known",
+    "torchvision": "python tools/coverage.py --source torchvision --all --time 240 --memory 14",
+    "mmdet": "python tools/coverage.py --list mmdet-families --time 240 --memory 14",
+}
 COLUMNS = {
     "model": "model",
     "status": "status",
@@ -127,30 +151,28 @@ def sources(arguments: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def markdown(rows: Iterable[dict[str, Any]], command: str) -> str:
-    """The table, most complete first."""
-    order = ["full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory"]
-    rows = sorted(rows, key=lambda row: (order.index(row["status"]), row["model"]))
-    counts = Counter(row["status"] for row in rows)
-    lines = [
-        "# Coverage",
-        "",
-        f"`{command}`",
-        "",
-        f"{len(rows)} models: " + ", ".join(f"{counts[status]} {status}" for status in order if counts[status]) + ".",
-        "",
-        "| " + " | ".join(COLUMNS.values()) + " |",
-        "|" + " --- |" * len(COLUMNS),
-    ]
-    for row in rows:
-        cells = dict(row)
-        if "macs_before" in row:
-            cells["macs_before"] = f"{row['macs_before'] / 1e6:.0f} M"
-        if row.get("error") is not None:
-            cells["error"] = f"{row['error']:.0e}"
-        text = [str(cells.get(key, "") if cells.get(key) is not None else "").replace("|", "/") for key in COLUMNS]
-        lines.append("| " + " | ".join(text) + " |")
+def markdown(rows: Iterable[dict[str, Any]], commands: Sequence[str]) -> str:
+    """The page: how to read it, then a table for each ecosystem, most complete first."""
+    rows = sorted(rows, key=lambda row: (STATUSES.index(row["status"]), row["model"]))
+    lines = ["# Coverage", "", *(f"    {command}" for command in commands), "", INTRODUCTION.strip()]
+    for kind in dict.fromkeys(row["model"].partition(":")[0] for row in sorted(rows, key=lambda row: row["model"])):
+        own = [row for row in rows if row["model"].startswith(f"{kind}:")]
+        counts = Counter(row["status"] for row in own)
+        counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+        lines += ["", f"## {kind}", "", f"{len(own)} models: {counted}.", ""]
+        lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+        lines += [_line(row) for row in own]
     return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = dict(row)
+    if "macs_before" in row:
+        cells["macs_before"] = f"{row['macs_before'] / 1e6:.0f} M"
+    if row.get("error") is not None:
+        cells["error"] = f"{row['error']:.0e}"
+    text = [str(cells.get(key, "") if cells.get(key) is not None else "").replace("|", "/") for key in COLUMNS]
+    return "| " + " | ".join(text) + " |"
 
 
 def main() -> None:
@@ -160,6 +182,7 @@ def main() -> None:
     parser.add_argument("--list", nargs="+", default=[], choices=json.loads(LISTS.read_text()), help="named lists")
     parser.add_argument("--source", choices=["timm", "torchvision", "mmdet"], help="a whole ecosystem")
     parser.add_argument("--all", action="store_true", help="with --source: every model, not one of each family")
+    parser.add_argument("--redo", nargs="+", default=[], choices=STATUSES, help="run models of these outcomes again")
     parser.add_argument("--keep", type=float, default=0.7, help="share of the channels to keep")
     parser.add_argument("--rank", default="auto", help="rank, or auto: 2, where it saves MACs")
     parser.add_argument("--time", type=float, default=120.0, help="seconds per model, its building included")
@@ -181,17 +204,18 @@ def main() -> None:
     if arguments.results.exists():
         known = {row["model"]: row for row in map(json.loads, arguments.results.read_text().splitlines())}
     wanted = sources(arguments)
+    redone = {model for model, row in known.items() if row["status"] in arguments.redo}
     with Progress() as progress, arguments.results.open("a") as file:
         task = progress.add_task("models", total=len(wanted))
         for source in wanted:
             progress.update(task, description=source)
-            if source not in known:
+            if source not in known or source in redone:
                 known[source] = in_subprocess(source, arguments)
                 file.write(json.dumps(known[source]) + "\n")
                 file.flush()
             progress.advance(task)
-    command = "python tools/coverage.py " + " ".join(sys.argv[1:])
-    arguments.table.write_text(markdown(known.values(), command))
+    kinds = list(dict.fromkeys(model.partition(":")[0] for model in known))
+    arguments.table.write_text(markdown(known.values(), [COMMANDS[kind] for kind in kinds if kind in COMMANDS]))
     print(f"{len(wanted)} models; {arguments.table} written")
 
 
