@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.budget import ModelCost, count_cost
@@ -94,6 +95,17 @@ class CompressionReport:
         return self.decomposition.skipped + self.pruning.skipped
 
     @property
+    def verify_seconds(self) -> float:
+        """What proving the result right cost, of both phases."""
+        return self.decomposition.verify_seconds + self.pruning.verify_seconds
+
+    @property
+    def largest_error(self) -> float | None:
+        """Largest relative error that was found and accepted, of both phases; None where nothing was compared."""
+        errors = (self.decomposition.largest_error, self.pruning.largest_error)
+        return max((error for error in errors if error is not None), default=None)
+
+    @property
     def status(self) -> str:
         """How far it came: every group of channels pruned that may be, some of them, or none.
 
@@ -108,7 +120,11 @@ class CompressionReport:
         """JSON-able, without the structure (it has a place of its own in an artefact)."""
         plain = asdict(self)
         del plain["structure"]
-        plain["status"] = self.status
+        plain |= {
+            "status": self.status,
+            "verify_seconds": self.verify_seconds,
+            "largest_error": self.largest_error,
+        }
         return plain
 
 
@@ -158,7 +174,12 @@ def compress(
     if recipe.decomposition.active:
         step("decompose")
         decomposition = decompose_(
-            compressed, recipe.decomposition, scope=recipe.scope, map_sizes=before.map_sizes, require=False
+            compressed,
+            recipe.decomposition,
+            scope=recipe.scope,
+            map_sizes=before.map_sizes,
+            verify=recipe.verify,
+            require=False,
         )
     if recipe.pruning.active:
         step("prune")
@@ -171,6 +192,7 @@ def compress(
             verify=recipe.verify,
             forward_fn=forward_fn,
             require=False,
+            time_limit=recipe.time_limit,
         )
     if not (decomposition.layers or pruning.groups):
         raise SurgeryError(
@@ -213,6 +235,8 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
     if not parameters:
         raise SurgeryError(f"the {type(model).__name__} has no parameters; there is nothing to compress")
     for name, tensor in parameters.items():
+        if isinstance(tensor, UninitializedParameter):
+            raise SurgeryError(f"{name} has no shape yet; run the model once, so that its lazy layers take theirs")
         if tensor.is_meta:
             raise SurgeryError(f"{name} is on the meta device; load weights before compressing")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -236,12 +260,16 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # scripted modules copy their parameters by an operation
+            copied = copy.deepcopy(model)
     except Exception as error:
         raise SurgeryError(
             f"the model cannot be copied ({type(error).__name__}: {error}); detach tensors that it keeps as plain "
             "attributes, and compress before it is wrapped or compiled"
         ) from error
+    for new, old in zip(copied.parameters(), model.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    return copied
 
 
 def _counterparts(model: nn.Module, copied: nn.Module, modules: Sequence[nn.Module]) -> list[nn.Module]:

@@ -228,7 +228,10 @@ class Recipe(_Section):
         decomposition: Phase one, filters to factors.
         pruning: Phase two, fewer filters.
         calibration: What follows on unlabelled images.
-        verify: Check every pruned group against the unpruned model with the same channels masked.
+        verify: Check every block against the convolution it replaces, with the rebuilt weight, and every pruned group
+            against the unpruned model with the same channels masked; what differs is left as it was, and listed.
+        time_limit: Seconds that following the channels may take, and that checking the groups may take; a model that
+            needs more is pruned by parts, and groups that are not checked by then are left out.
     """
 
     scope: Scope = field(default_factory=Scope)
@@ -236,12 +239,14 @@ class Recipe(_Section):
     pruning: Pruning = field(default_factory=Pruning)
     calibration: Calibration = field(default_factory=Calibration)
     verify: bool = True
+    time_limit: float = 60.0
 
     def __post_init__(self) -> None:
         for name, section in _SECTIONS.items():
             if not isinstance(getattr(self, name), section):
                 raise RecipeError(f"recipe.{name} is {getattr(self, name)!r}; expected a {section.__name__}")
         _check_bool("verify", self.verify)
+        _check_number("time_limit", self.time_limit, low=0, high=86_400, open_low=True)
 
 
 _SECTIONS: dict[str, type[_Section]] = {

@@ -29,19 +29,25 @@ from typing import Any
 
 LISTS = Path(__file__).with_name("coverage_models.json")
 STATUSES = ("full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory")
+# What exceptions say that stand for a limit on memory.
+OUT_OF_MEMORY = ("MemoryError", "allocate memory", "bad_alloc")
 INTRODUCTION = """
 Every model is built with random weights and compressed in a process of its own on one core: convolutions become blocks
 of rank 2 where that saves MACs, and 70 % of the channels of every group are kept. Random numbers take the place of
 parameters that are constant at the start, which would hide mistakes.
 
-- **full**: every group of channels is pruned but the model's outputs, those too small to round, and layers that do not
-  run; **partial**: some groups are left, for the reasons in the last column; **decompose-only**: no channel went.
+- **full**: every group of channels is pruned but the model's outputs, those too small to round, tokens and heads, and
+  layers that do not run; **partial**: some groups are left, for the reasons in the last column;
+  **decompose-only**: no channel went.
 - **largest error**: of any pruned group, the largest relative difference between the outputs of the pruned model and
   those of the unpruned one with the same channels masked, in double precision of the outputs; above 1e-4 a group is
-  rolled back and listed. A masked channel counts for nobody: sums leave it out, and statistics (LayerNorm, GroupNorm,
-  RMSNorm, GRN) are those of the kept channels, because that is what the smaller layer computes.
+  rolled back and listed. A masked channel counts for nobody: sums leave it out, and what is taken over channels
+  (statistics of LayerNorm, GroupNorm, RMSNorm and GRN, the softmax of channel attention, the kernel of ECA) is taken
+  over the kept ones, because that is what the smaller layer computes. Detectors whose outputs are sorted, or empty,
+  are compared by the layers before that.
 - **narrowest**: the smallest share of its channels that any layer kept; counts are rounded to multiples of 8.
-- **seconds** are those of `compress`, verification included, on a shared machine; **GiB** is the peak of the process.
+- **seconds** are those of `compress` on a shared machine, **verifying** its share for verification; **GiB** is the
+  peak of the process.
 
 What torch-pruning's graph does with the patterns that made models fail there is in
 [results](results/README.md#patterns-torch-prunings-dependency-graph-does-not-follow).
@@ -61,6 +67,7 @@ COLUMNS = {
     "narrowest": "narrowest layer %",
     "error": "largest error",
     "seconds": "seconds",
+    "verifying": "verifying",
     "peak_gib": "GiB",
     "reason": "reason",
 }
@@ -82,7 +89,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
     try:
         loaded = load_source(source)
     except NortonError as error:
-        return row | {"status": "not buildable", "reason": str(error)[:300]}
+        return row | _failure("not buildable", str(error))
     try:
         # Fresh norms, layer scales and zero-initialised heads are constant and would hide mistakes from the check.
         for parameter in loaded.model.parameters():
@@ -90,7 +97,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
                 parameter.data += 0.1 * torch.randn_like(parameter)
         # At random weights no useful rank reaches an error target, so "auto" is one that saves MACs mostly.
         chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
-        recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep))
+        recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep), time_limit=min(60.0, time_limit / 4))
         start = time.perf_counter()
         _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
         left = blocking(report.pruning.skipped)
@@ -102,17 +109,23 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
             "macs_before": report.macs_before,
             "macs_after": report.macs_after,
             "macs_down": round(100 * (1 - report.macs_after / report.macs_before), 1),
-            "narrowest": round(100 * min((g.after / g.before for g in report.pruning.groups), default=1.0), 1),
+            "narrowest": round(100 * min((layer.kept for layer in report.layers), default=1.0), 1),
+            "verifying": round(report.verify_seconds, 1),
             "error": report.pruning.largest_error,
             "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in left).most_common(3)),
         }
     except NortonError as error:
-        row |= {"status": "none", "reason": str(error)[:300]}
+        row |= _failure("none", str(error))
     except Exception as error:  # an exception of another kind is what this tool looks for
-        row |= {"status": "error", "reason": f"{type(error).__name__}: {error}"[:300]}
+        row |= _failure("error", f"{type(error).__name__}: {error}")
     row["seconds"] = round(time.perf_counter() - start, 1)
     row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return row
+
+
+def _failure(status: str, reason: str) -> dict[str, Any]:
+    memory = any(words in reason for words in OUT_OF_MEMORY)
+    return {"status": "memory" if memory else status, "reason": reason[:300]}
 
 
 def in_subprocess(source: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,6 +136,7 @@ def in_subprocess(source: str, arguments: argparse.Namespace) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
     command = [sys.executable, __file__, source, "--worker", "--keep", str(arguments.keep), "--rank", arguments.rank]
+    command += ["--time", str(arguments.time)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=arguments.time, preexec_fn=limit, check=False
@@ -133,8 +147,8 @@ def in_subprocess(source: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if done.returncode == 0 and lines:
         return json.loads(lines[-1])
     reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
-    memory = done.returncode < 0 or "memory" in reason.lower()
-    return {"model": source, "status": "memory" if memory else "error", "reason": reason}
+    # The system ends a process that asks for too much without a word.
+    return {"model": source, **_failure("memory" if done.returncode < 0 else "error", reason)}
 
 
 def sources(arguments: argparse.Namespace) -> list[str]:

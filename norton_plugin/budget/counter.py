@@ -99,6 +99,8 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after(name)))
         with torch.no_grad(), _forms(model, "separable"), counter:

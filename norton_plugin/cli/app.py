@@ -12,7 +12,9 @@ from norton_plugin import __version__
 from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
+from norton_plugin.cli.doctor import doctor
 from norton_plugin.cli.evaluate import evaluate
+from norton_plugin.cli.export_config import export_config
 from norton_plugin.cli.finetune import finetune
 from norton_plugin.cli.inspect import inspect
 from norton_plugin.cli.output import print_error
@@ -60,6 +62,8 @@ add_command(app, inspect, name="inspect")
 add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
+add_command(app, export_config, name="export-config")
+add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")
 
 

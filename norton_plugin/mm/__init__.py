@@ -18,7 +18,7 @@ from .builder import compressed_model
 from .classifier import TimmClassifier
 from .datasets import ImageFolder, collate_batch
 from .evaluate import Evaluation, evaluate
-from .export_config import export_config
+from .export_config import export_config, export_config_of_checkpoint
 from .finetune import FinetuneResult, finetune
 from .hook import NortonHook
 from .metrics import TopKAccuracy
@@ -50,6 +50,7 @@ __all__ = [
     "compressed_model",
     "evaluate",
     "export_config",
+    "export_config_of_checkpoint",
     "finetune",
     "pack_folder",
     "parameter_groups",

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
 
-from ..errors import RecipeError
+from ..errors import ArtifactError, RecipeError
 from ..surgery.structure import Structure
+from .guard import stored
 
 CONFIG = "norton_config.py"
 BUILDER = "norton_plugin.mm.CompressedModel"
@@ -68,6 +70,44 @@ def write_config(config: Config | Mapping[str, Any], structure: Structure, folde
     path = folder / CONFIG
     export_config(config, structure).dump(str(path))
     return path
+
+
+def export_config_of_checkpoint(config: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
+    """Writes the config of a compressed checkpoint.
+
+    Args:
+        config: File of the dense model's config, as trained.
+        checkpoint: File that a run with NortonHook wrote.
+        output: File to write; must not be there.
+
+    Returns:
+        What the checkpoint's ``meta['norton']`` holds: structure, hash and recipe.
+
+    Raises:
+        RecipeError: A file is absent or already there, or the config cannot be read.
+        ArtifactError: The checkpoint cannot be read, or its model is not compressed.
+    """
+    for path, what in ((config, "config"), (checkpoint, "checkpoint")):
+        if not path.is_file():
+            raise RecipeError(f"the {what} {str(path)!r} is not there")
+    if output.exists():
+        raise RecipeError(f"{str(output)!r} is already there; give another name, or remove it")
+    try:
+        dense = Config.fromfile(config)
+    except Exception as error:  # a config is a program
+        raise RecipeError(f"config {str(config)!r} cannot be read ({type(error).__name__}: {error})") from error
+    try:
+        content = _load_checkpoint(str(checkpoint), map_location="cpu")
+    except Exception as error:
+        raise ArtifactError(f"{str(checkpoint)!r} is no checkpoint of mmengine ({type(error).__name__})") from error
+    entry = stored(content)
+    if entry is None or entry["structure"] is None:
+        raise ArtifactError(
+            f"{str(checkpoint)!r} holds no structure: its model is not compressed; give a checkpoint that a run with "
+            "NortonHook wrote after compression"
+        )
+    export_config(dense, entry["structure"]).dump(str(output))
+    return entry
 
 
 def _clear_initial_weights_(config: Any) -> None:

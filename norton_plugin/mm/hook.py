@@ -196,7 +196,7 @@ class NortonHook(Hook):
             )
         raise ArtifactError(
             "the checkpoint holds no structure: its model is not compressed; take NortonHook out of the config "
-            "(default_hooks.norton=None) to work with the dense model"
+            "(leave the key default_hooks.norton out; mmengine rejects None there) to work with the dense model"
         )
 
     def _check_recipe(self, entry: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,9 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.patterns import lookup, require_matches
 from norton_plugin.recipe import Decomposition, Rank, Scope
 from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
+from norton_plugin.surgery.equality import replacement_error
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
+from norton_plugin.surgery.running import TOLERANCE
 from norton_plugin.surgery.swap import names_by_identity, swap_, take_over_flags_
 
 logger = logging.getLogger(__name__)
@@ -26,13 +29,14 @@ MapSizes = Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
 
 @dataclass(frozen=True)
 class _Target:
-    """A convolution to be decomposed, and the highest rank it may get."""
+    """A convolution to be decomposed, the highest rank it may get, and the size of its input map where known."""
 
     module: nn.Module
     names: tuple[str, ...]
     contract: ConvContract
     rank: Rank
     limit: int
+    map_size: tuple[int, int] | None
 
 
 def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | None = None) -> CPDBlock:
@@ -96,9 +100,13 @@ def decompose_(
     *,
     scope: Scope | None = None,
     map_sizes: MapSizes | None = None,
+    verify: bool = True,
     require: bool = True,
 ) -> DecompositionReport:
     """Replaces convolutions by CPDBlocks, in place.
+
+    Every block is compared with the convolution it replaces, given the weight rebuilt from the factors; a layer that
+    differs stays as it was and is listed.
 
     Args:
         model: Changed in place, or not at all where an error is raised.
@@ -106,6 +114,7 @@ def decompose_(
         scope: Which layers; all by default.
         map_sizes: Input and output map (H, W) per layer name, for the exact break-even rank; without it the stride
             is used.
+        verify: Make that comparison: one pass of each layer over a map of at most about 16 pixels a side.
         require: Raise where not one layer can be decomposed; otherwise the report is merely empty.
 
     Returns:
@@ -120,13 +129,18 @@ def decompose_(
     scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
     targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
     results = _results(targets, decomposition, skipped)
-    if require and not results:
-        raise SurgeryError(f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}")
     replacements: dict[nn.Module, nn.Module] = {}
     layers = []
+    seconds = 0.0
     for target, rank, result in results:
         block = block_from_contract(target.contract, rank, like=target.module)
         block.set_factors(result.factors, target.contract.bias)
+        start = time.perf_counter()
+        error = _error(target, block) if verify else None
+        seconds += time.perf_counter() - start
+        if isinstance(error, str):
+            skipped.append(Skipped(target.names[0], error))
+            continue
         replacements[target.module] = block
         layers.append(
             DecomposedLayer(
@@ -135,11 +149,25 @@ def decompose_(
                 float(result.nmse.mean()),
                 float(result.nmse.max()),
                 int(result.fallback.sum()),
+                error,
             )
         )
+    if require and not layers:
+        raise SurgeryError(f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}")
     swap_(model, replacements)
     logger.info("decomposed %d convolutions, left %d", len(layers), len(skipped))
-    return DecompositionReport(tuple(layers), tuple(skipped))
+    return DecompositionReport(tuple(layers), tuple(skipped), verify, seconds)
+
+
+def _error(target: _Target, block: CPDBlock) -> float | str:
+    """The block's error against the convolution with the rebuilt weight, or why it must not take its place."""
+    try:
+        error = replacement_error(target.module, block, target.contract.weight, map_size=target.map_size)
+    except Exception as problem:
+        return f"it cannot be compared with its block ({type(problem).__name__}: {str(problem)[:200]})"
+    if error > TOLERANCE:
+        return f"its block differs from it by {error:.1e} with the same weight (at most {TOLERANCE:g} is accepted)"
+    return error
 
 
 def plan_decomposition(
@@ -196,7 +224,7 @@ def _consider(
     if isinstance(wanted, int) and wanted > limit and not decomposition.allow_dearer:
         return f"rank {wanted} needs more MACs than the dense convolution (break-even rank {limit})"
     check_finite(names[0], contract.weight)
-    return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit)
+    return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit, sizes[0])
 
 
 def _results(

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.pabs import removal_order, removal_scores
-from norton_plugin.patterns import lookup, require_matches
+from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Pruning, Scope
-from norton_plugin.surgery.counts import channels_to_keep
-from norton_plugin.surgery.distances import fold, group_distance
-from norton_plugin.surgery.groups import ChannelGroup
 from norton_plugin.surgery.labels import LabelGraph
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
+from norton_plugin.surgery.planning import plan_groups
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
-from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable, varied
+from norton_plugin.surgery.running import ForwardFunction, compared_outputs, varied
 from norton_plugin.surgery.snapshot import Snapshot
-from norton_plugin.surgery.surgeon import Plan, Surgeon
+from norton_plugin.surgery.surgeon import Surgeon
 
 logger = logging.getLogger(__name__)
 _UNSEEN = "its channels are not followed: it computes from constants alone, or in code that cannot be seen"
@@ -73,146 +69,137 @@ def prune_(
     require_matches(pruning.keeps, names, what="pruning.keeps")
     example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
-    deadline = time.monotonic() + time_limit
     original = Snapshot(model.modules(), [])
-    traces: list[tuple[Any, ForwardFunction | None]] = [(example_inputs, forward_fn)]
-    left: list[Skipped] = []
+    traces, left = _traces(model, example_inputs, forward_fn, time_limit, require)
+    work = _Work(model, pruning, scope, frozen, verify, time_limit)
     try:
-        graph: LabelGraph | None = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+        for trace in traces:
+            work.prune_(trace)
+    except SurgeryError:
+        original.restore_()
+        raise
+    # Parts prove right by themselves; what stands around them has to run with them as well.
+    if left and work.records and (problem := _problem(model, example_inputs, forward_fn)):
+        original.restore_()
+        work.skipped += [Skipped(root, problem) for root in work.records]
+        work.records.clear()
+    not_run = "the example does not run it" if forward_fn is None and not left else "it is outside of what is traced"
+    skipped = [*left, *work.skipped, *work.unseen(not_run)]
+    if require and not work.records:
+        raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
+    logger.info("pruned %d groups, left %d", len(work.records), len(skipped))
+    return PruningReport(tuple(work.records.values()), tuple(skipped), verify, work.seconds)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Something to be traced and pruned: the model, or a part of it.
+
+    Attributes:
+        name: Dotted name.
+        inputs: What it is run on.
+        forward_fn: How it is run.
+        graph: Its channels; None where they are to be traced only when its turn comes.
+    """
+
+    name: str
+    inputs: Any
+    forward_fn: ForwardFunction | None
+    graph: LabelGraph | None = None
+
+
+def _traces(
+    model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None, time_limit: float, require: bool
+) -> tuple[list[_Trace], list[Skipped]]:
+    """The model as a whole, or else those of its parts that can be traced, and what cannot."""
+    try:
+        graph = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+        return [_Trace(WHOLE, example_inputs, forward_fn, graph)], []
     except TracingError as error:
-        left.append(Skipped(WHOLE, str(error)))
         parts, failed = traceable_parts(model, example_inputs, forward_fn, time_limit=time_limit)
-        left += failed
         if not parts and require:
             raise
-        graph, traces = None, [(part.inputs, partial(_run_part, part)) for part in parts]
-        deadline = time.monotonic() + time_limit
-    records: dict[str, PrunedGroup] = {}
-    skipped: list[Skipped] = []
-    ran: set[nn.Module] = set()
-    followed: set[str] = set()
-    seconds = 0.0
-    for inputs, function in traces:
-        graph = graph or LabelGraph(model, inputs, forward_fn=function)
-        ran |= graph.ran
-        followed |= {member.name for group in graph.groups() for member in group.members}
-        plans, reasons = _plan([g for g in graph.groups() if g.root not in records], pruning, scope, frozen)
-        surgeon = Surgeon(model, graph, partial(_outputs, model, inputs, function))
-        if verify:
-            done, failures, spent = surgeon.prune_verified_(plans, time_limit=deadline - time.monotonic())
-            reasons, seconds = reasons + failures, seconds + spent
-        else:
-            surgeon.prune_all_(plans)
-            done = [plan.record for plan in plans]
-        records |= {record.root: record for record in done}
-        skipped += reasons
-        graph = None
-    if left and records:
-        # The parts prove right by themselves; what stands around them has to run with them as well.
-        problem = _problem(lambda: _outputs(model, example_inputs, forward_fn))
-        if problem is not None:
-            original.restore_()
-            skipped += [Skipped(root, problem) for root in records]
-            records = {}
-    not_run = "the example does not run it" if forward_fn is None and not left else "it is outside of what is traced"
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in followed:
-            skipped.append(Skipped(name, not_run if module not in ran else _UNSEEN))
-    skipped = [*left, *skipped]
-    if require and not records:
-        raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
-    logger.info("pruned %d groups, left %d", len(records), len(skipped))
-    return PruningReport(tuple(records.values()), tuple(skipped), verify, seconds)
+        left = [Skipped(WHOLE, str(error)), *failed]
+    return [_Trace(part.name, part.inputs, partial(_run_part, part)) for part in parts], left
 
 
 def _run_part(part: Part, model: nn.Module, inputs: Any) -> list[Any]:
-    return run_parts(model, [part])
+    return run_parts(model, [replace(part, inputs=inputs)])
 
 
-def _outputs(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None) -> list[Tensor]:
-    with traceable(model), torch.no_grad():
-        return [t.detach().double() for t in output_tensors(run_model(model, inputs, forward_fn))]
-
-
-def _problem(call: Callable[[], Any]) -> str | None:
-    """Why a call fails, or None."""
+def _problem(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None) -> str | None:
+    """Why the model does not run any more, or None."""
     try:
-        call()
+        compared_outputs(model, example_inputs, forward_fn)
     except Exception as error:
         return f"with it the model does not run ({type(error).__name__}: {str(error)[:200]})"
     return None
 
 
-def _plan(
-    groups: Sequence[ChannelGroup], pruning: Pruning, scope: Scope, frozen: set[nn.Module]
-) -> tuple[list[Plan], list[Skipped]]:
-    """Decides for every group which channels go."""
-    candidates: list[tuple[ChannelGroup, float, Tensor, tuple[str, ...]]] = []
-    skipped: list[Skipped] = []
-    for group in groups:
-        reason = group.blocked or _outside(group, pruning, scope, frozen)
-        keep = _keep_of(group, pruning)
-        if reason is None and keep == 1:
-            reason = "all its channels are asked to be kept"
-        if reason is not None:
-            skipped.append(Skipped(group.root, reason))
-            continue
-        producers = [(m.module, m.indices, m.roots) for m in group.producers]
-        matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)  # type: ignore[arg-type]
-        candidates.append((group, keep, fold(matrix, group.channel_groups), notes))
-    thresholds = _global_shares(candidates, pruning) if pruning.global_ranking else {}
-    plans = []
-    for group, keep, matrix, notes in candidates:
-        share = thresholds.get(group.root, keep)
-        count = channels_to_keep(group.size, share, round_to=pruning.round_to, parts=group.channel_groups)
-        if count == group.size:
-            skipped.append(Skipped(group.root, f"{group.size} channels at keep {share:g} round to {count} (round_to)"))
-            continue
-        per_part = group.size // group.channel_groups
-        gone = removal_order(matrix)[: (group.size - count) // group.channel_groups].tolist()
-        removed = tuple(sorted(part * per_part + i for part in range(group.channel_groups) for i in gone))
-        members = tuple(dict.fromkeys(m.name for m in group.producers))
-        record = PrunedGroup(group.root, members, group.size, count, share, notes)
-        plans.append(Plan(group, removed, record))
-    return plans, skipped
+@dataclass
+class _Work:
+    """One call of ``prune_``: what is asked for, and what has come of it so far."""
 
+    model: nn.Module
+    pruning: Pruning
+    scope: Scope
+    frozen: set[nn.Module]
+    verify: bool
+    time_limit: float
+    records: dict[str, PrunedGroup] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    ran: set[nn.Module] = field(default_factory=set)
+    busy: set[nn.Module] = field(default_factory=set)
+    followed: set[str] = field(default_factory=set)
+    seconds: float = 0.0
 
-def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> str | None:
-    """Why the user does not want this group pruned, or None."""
-    for member in group.members:
-        if member.role == "in":
-            continue
-        if member.module in frozen:
-            return f"{member.name} is ignored"
-        if isinstance(member.module, nn.Module) and not scope.admits(member.name):
-            return f"{member.name} is outside the scope"
-    if not pruning.linear and all(isinstance(m.module, nn.Linear) for m in group.producers):
-        return "outputs of Linear layers are not to be pruned (pruning.linear)"
-    if not group.producers:
-        return "no layer whose filters could be compared makes these channels"
-    return None
+    def prune_(self, trace: _Trace) -> None:
+        """Prunes the model, or one part of it."""
+        try:
+            graph = trace.graph or LabelGraph(
+                self.model, trace.inputs, forward_fn=trace.forward_fn, time_limit=self.time_limit
+            )
+        except TracingError as error:
+            self.skipped.append(Skipped(trace.name, str(error)))
+            return
+        self.ran |= graph.ran
+        self.busy |= graph.busy
+        self.followed |= {m.name for group in graph.groups() for m in group.members if m.role != "in"}
+        new = [group for group in graph.groups() if group.root not in self.records]
+        plans, reasons = plan_groups(new, self.pruning, self.scope, self.frozen)
+        surgeon = Surgeon(self.model, graph, self._outputs(trace, graph, {plan.group.root for plan in plans}))
+        self.skipped += reasons
+        if self.verify:
+            done, failures, spent = surgeon.prune_verified_(plans, time_limit=self.time_limit - self.seconds)
+            self.skipped += failures
+            self.seconds += spent
+        else:
+            surgeon.prune_all_(plans)
+            done = [plan.record for plan in plans]
+        self.records |= {record.root: record for record in done}
 
+    def _outputs(self, trace: _Trace, graph: LabelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
+        """What is compared: outputs of the model, or those of the layers that keep their width."""
+        fixed = [member.module for group in graph.groups() if group.root not in planned for member in group.producers]
+        return partial(
+            compared_outputs,
+            self.model,
+            trace.inputs,
+            trace.forward_fn,
+            watched=[module for module in fixed if isinstance(module, nn.Module)],
+            watched_only=graph.selects,
+        )
 
-def _keep_of(group: ChannelGroup, pruning: Pruning) -> float:
-    """The largest share asked for any of the layers that make the channels."""
-    return max((lookup(pruning.keeps, m.name, pruning.keep) for m in group.producers), default=1.0)
+    def unseen(self, not_run: str) -> list[Skipped]:
+        """Layers of which no trace knows the channels."""
+        found = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in self.followed:
+                found.append(Skipped(name, self._why_unseen(module) if module in self.ran else not_run))
+        return found
 
-
-def _global_shares(
-    candidates: Sequence[tuple[ChannelGroup, float, Tensor, tuple[str, ...]]], pruning: Pruning
-) -> dict[str, float]:
-    """Shares per group when all channels compete: one threshold on the normalised scores of the whole model."""
-    free = [c for c in candidates if not any(lookup(pruning.keeps, m.name, -1.0) >= 0 for m in c[0].producers)]
-    if not free:
-        return {}
-    scores = [removal_scores(matrix) for _, _, matrix, _ in free]
-    weights = [torch.full_like(s, float(c[0].channel_groups)) for s, c in zip(scores, free, strict=True)]
-    merged, order = torch.cat(scores).sort()
-    removed = torch.cat(weights)[order].cumsum(0)
-    total = float(removed[-1])
-    position = int(torch.searchsorted(removed, total * (1 - pruning.keep)))
-    threshold = merged[min(position, len(merged) - 1)]
-    shares = {}
-    for score, (group, *_) in zip(scores, free, strict=True):
-        shares[group.root] = max(pruning.min_keep, float((score >= threshold).double().mean()))
-    return shares
+    def _why_unseen(self, module: nn.Module) -> str:
+        if module not in self.busy:
+            return "the example gives it nothing to compute"
+        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+        return "it has a single channel" if width == 1 else _UNSEEN

@@ -17,6 +17,8 @@ _HARMLESS = (
     "is ignored",
     "(pruning.linear)",
     "the example does not run it",
+    "it has a single channel",
+    "positions or heads, not channels",
 )
 
 
@@ -43,6 +45,8 @@ class DecomposedLayer:
         nmse_mean: Mean over the filters of ||W - W^||^2 / ||W||^2, in [0, 1].
         nmse_worst: The worst filter's.
         fallback_filters: Filters whose ALS did not converge and that keep a truncated HOSVD.
+        error: Relative difference of its outputs from those of the convolution with the rebuilt weight, None where
+            it was not checked.
     """
 
     names: tuple[str, ...]
@@ -50,6 +54,7 @@ class DecomposedLayer:
     nmse_mean: float
     nmse_worst: float
     fallback_filters: int
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,19 @@ class DecompositionReport:
     Attributes:
         layers: Decomposed layers in the model's order.
         skipped: All other convolutions, each with its reason.
+        verified: Whether the blocks were compared with the convolutions they replace.
+        verify_seconds: What that comparison cost.
     """
 
     layers: tuple[DecomposedLayer, ...]
     skipped: tuple[Skipped, ...]
+    verified: bool = False
+    verify_seconds: float = 0.0
+
+    @property
+    def largest_error(self) -> float | None:
+        """Largest relative error of a block; None where nothing was compared."""
+        return max((layer.error for layer in self.layers if layer.error is not None), default=None)
 
 
 @dataclass(frozen=True)

@@ -12,23 +12,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
+# Largest relative difference between a model after surgery and what it has to equal.
+TOLERANCE = 1e-4
 
 
 @contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients for all parameters, as tracing needs it; exact flags come back afterwards."""
+    """Evaluation mode, without gradients, the same random numbers every time; flags and generators come back."""
     modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         model.eval()
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            torch.manual_seed(0)
             yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
 
@@ -69,6 +67,67 @@ def output_tensors(output: Any) -> list[Tensor]:
         if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__"):
             plain += output_tensors(dict(vars(leaf)))
     return plain
+
+
+def compared_outputs(
+    model: nn.Module,
+    example_inputs: Any,
+    forward_fn: ForwardFunction | None = None,
+    *,
+    watched: Sequence[nn.Module] = (),
+    watched_only: bool = False,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """What two versions of a model are compared by: the tensors it returns, in double precision.
+
+    Args:
+        model: Run once in evaluation mode.
+        example_inputs: See ``run_model``.
+        forward_fn: Replaces the plain call.
+        watched: Modules whose outputs take the place of the model's where those hold no number at all, such as the
+            boxes of a detector that found nothing.
+        watched_only: Take those in any case, where there are any.
+        dtype: What floating-point inputs are cast to.
+    """
+    example_inputs = tree_map(lambda leaf: _cast(leaf, dtype), example_inputs)
+    seen: list[Tensor] = []
+    handles = [m.register_forward_hook(lambda _, args, output: seen.extend(output_tensors(output))) for m in watched]
+    try:
+        with traceable(model):
+            outputs = output_tensors(run_model(model, example_inputs, forward_fn))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if (watched_only and seen) or not any(tensor.numel() for tensor in outputs):
+        outputs = seen
+    return [tensor.detach().double() for tensor in outputs if tensor.numel()]
+
+
+def _cast(leaf: Any, dtype: torch.dtype | None) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+@contextmanager
+def in_double_precision(model: nn.Module) -> Iterator[None]:
+    """While entered, parameters and buffers are in double precision; the very same objects and values come back."""
+    parameters = [(p, p.data) for p in model.parameters() if p.is_floating_point()]
+    buffers = [
+        (module._buffers, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+    ]
+    try:
+        for parameter, data in parameters:
+            parameter.data = data.double()
+        for registry, name, buffer in buffers:
+            registry[name] = buffer.double()
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for registry, name, buffer in buffers:
+            registry[name] = buffer
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -28,6 +29,8 @@ class Snapshot:
     def __init__(self, modules: Iterable[nn.Module], dicts: Iterable[dict[Any, Any]] = ()) -> None:
         self._saved: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # never changed, and its state is not kept in dicts
             state = module.__dict__
             self._remember(state)
             for registry in _REGISTRIES:

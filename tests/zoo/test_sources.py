@@ -82,7 +82,7 @@ def test_python_function(tmp_path, monkeypatch):
         ("timm:", "expected KIND:NAME"),
         (
             "keras:resnet50",
-            "unknown kind of model source 'keras', expected one of timm, torchvision, python, cifar, demo",
+            "unknown kind of model source 'keras', expected one of timm, torchvision, mmdet, python, cifar, demo",
         ),
         ("timm:resnet5o", "did you mean resnet50"),
         ("timm:resnet18.nope_in1k", r"did you mean resnet18\."),

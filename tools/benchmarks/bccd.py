@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mmdet
+import torch
 from cifar_data import machine
+
+import norton_plugin.mm  # noqa: F401 - lets torch read mmengine's checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DENSE = "configs/bccd/retinanet_r18-thin_bccd.py"
@@ -69,18 +74,18 @@ class Bench:
         """Where finished steps are noted."""
         return self.work / "steps.json"
 
+    def how(self, name: str) -> tuple[Path, dict[str, str]]:
+        """Where one of mmdet's scripts lies, and the environment to run it in."""
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
+        return Path(mmdet.__file__).parent / ".mim" / "tools" / name, environment
+
     def script(self, step: str, name: str, arguments: list[str]) -> dict[str, Any]:
         """Runs one of mmdet's scripts, unless that was done; gives the command as a user types it, and its cost."""
         if step in self.commands:
             return self.commands[step]
-        import mmdet
-
-        tool = Path(mmdet.__file__).parent / ".mim" / "tools" / name
+        tool, environment = self.how(name)
         real = [str(REPOSITORY / a) if a.startswith("configs/") else a for a in arguments]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
-        }
         print(f"{step}: {name} {' '.join(arguments)}", flush=True)
         used, start = _processor_seconds(), time.monotonic()
         log = self.work / "logs" / f"{step.replace(' ', '_').replace(',', '')}.log"
@@ -188,6 +193,32 @@ def exported_agrees(bench: Bench, name: str, seed: int, row: dict[str, Any]) -> 
     return {"config": config, "test": metrics, "same_as_with_hook": all(with_hook[k] == metrics[k] for k in metrics)}
 
 
+def resumed_agrees(bench: Bench, name: str, seed: int, start: Path) -> dict[str, Any]:
+    """Kills a fine-tuning run in the middle of an epoch (``kill -9``), resumes it, and compares the final weights."""
+    step, reference = f"{name} seed {seed} killed", _folder(f"{name} seed {seed}")
+    options = [*VARIANTS[name], f"load_from={start}", f"randomness.seed={seed}"]
+    if step not in bench.commands:
+        shutil.rmtree(bench.work / _folder(step), ignore_errors=True)
+        tool, environment = bench.how("train.py")
+        command = [sys.executable, str(tool), str(REPOSITORY / NORTON), "--work-dir", _folder(step)]
+        log = bench.work / "logs" / "killed.log"
+        with log.open("w") as file:
+            run = subprocess.Popen(
+                [*command, "--cfg-options", *options], cwd=bench.work, env=environment, stdout=file, stderr=file
+            )
+            while run.poll() is None and f"Epoch(train)  [{EPOCHS // 2}][10/" not in log.read_text():
+                time.sleep(0.5)
+            run.kill()
+            run.wait()
+    bench.train(step, NORTON, options)
+    name = f"epoch_{EPOCHS}.pth"
+    ours, theirs = (
+        torch.load(bench.work / folder / name, weights_only=True)["state_dict"] for folder in (_folder(step), reference)
+    )
+    difference = max(float((ours[key].double() - theirs[key].double()).abs().max()) for key in theirs)
+    return {"killed_in_epoch": EPOCHS // 2, "largest_difference_of_weights": difference}
+
+
 def main() -> None:
     """Parses the arguments, runs the scripts, writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -208,9 +239,8 @@ def main() -> None:
     variants: dict[str, Any] = {}
     for name in arguments.variants:
         variants[name] = variant_row(bench, name, start, arguments.seeds)
-    images = {
-        s: len(json.loads((work / f"data/bccd/{s}.json").read_text())["images"]) for s in ("train", "val", "test")
-    }
+    splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
+    images = ", ".join(f"{len(split['images'])} {name}" for name, split in splits.items())
     facts = {
         "command": "python tools/benchmarks/bccd.py --data DATA/bccd --work WORK",
         "data": f"BCCD (red and white blood cells, platelets), images: {images}",
@@ -227,6 +257,7 @@ def main() -> None:
     hybrid = "hybrid, rank 5"
     if hybrid in variants:
         facts["exported_config"] = exported_agrees(bench, hybrid, arguments.seeds[0], variants[hybrid])
+        facts["resumed"] = resumed_agrees(bench, hybrid, arguments.seeds[0], start)
     (arguments.output / "bccd.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

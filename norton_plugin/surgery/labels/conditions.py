@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.blocks.padding import pad, sides
+from norton_plugin.surgery.equality import convolve
 from norton_plugin.surgery.labels.planes import along
 from norton_plugin.surgery.labels.records import Rescale
-from norton_plugin.surgery.labels.registry import Registry
 from norton_plugin.surgery.labels.tracer import Tracer
 
 
@@ -25,35 +24,28 @@ def plain_kernels() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
-def dense_blocks(registry: Registry) -> Iterator[None]:
-    """While entered, every CPDBlock runs as the dense convolution it equals, with a weight known to the registry."""
+def dense_blocks(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """While entered, every CPDBlock runs as the dense convolution it equals.
+
+    Args:
+        weights: The rebuilt weight of each.
+    """
     with ExitStack() as stack:
-        for block, weight in registry.block_weights.items():
+        for block, weight in weights.items():
             stack.callback(block.__dict__.pop, "forward", None)
             block.forward = _dense_forward(block, weight)  # type: ignore[arg-type]
         yield
 
 
 def _dense_forward(block: CPDBlock, weight: Tensor) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        margins = sides(
-            block.padding,
-            size=(int(x.shape[-2]), int(x.shape[-1])),
-            kernel_size=block.kernel_size,
-            stride=block.stride,
-            dilation=block.dilation,
-        )
-        x = pad(x, margins, block.padding_mode)
-        return nn.functional.conv2d(x, weight, block.bias, block.stride, 0, block.dilation, block.groups)
-
-    return forward
+    return lambda x: convolve(block, x, weight, block.bias)
 
 
 @contextmanager
@@ -72,6 +64,8 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
         while tracer.stack and tracer.stack.pop() is not module:
             pass
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if any(tensor.numel() for tensor in made):
+            tracer.busy.add(module)
         if any(not tracer.seen(tensor) for tensor in made):
             with tracer.paused():
                 for leaf in tree_leaves(args):

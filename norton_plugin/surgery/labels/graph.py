@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.surgery.groups import ChannelGroup, Member
 from norton_plugin.surgery.labels import (
@@ -79,8 +80,10 @@ class LabelGraph:
             if isinstance(leaf, Tensor):
                 self._tracer.assign(leaf, Shadow((), False))
         try:
-            with self._conditions(), module_stack(self._tracer), SizeProvenance(self._tracer), self._tracer:
+            weights = self._registry.block_weights
+            with self._conditions(weights), module_stack(self._tracer), SizeProvenance(self._tracer), self._tracer:
                 output = run_model(model, example_inputs, forward_fn)
+            self._resolve(output)
         except SurgeryError:
             raise
         except Exception as error:
@@ -88,24 +91,38 @@ class LabelGraph:
                 f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
                 "example_inputs, or leave pruning out of the recipe"
             ) from error
+
+    def _resolve(self, output: Any) -> None:
+        """From what the trace noted to groups."""
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
                 self._tracer.pin(plane, "its channels are outputs of the model")
-        self._tracer.ties += shared_sizes(self._tracer.stale, table.size)
+        size = self._tracer.table.size
+        self._tracer.ties += shared_sizes(self._tracer.stale, size)
         classes = self._tracer.settle_ties()
         self._roots = classes.roots
         self._groups = {entry.group.root: entry for entry in label_groups(self._registry, classes)}
-        self._state: dict[str, Any] = {"alive": torch.ones(table.size, dtype=torch.bool)}
+        self._state: dict[str, Any] = {"alive": torch.ones(size, dtype=torch.bool)}
 
     @contextmanager
-    def _conditions(self) -> Iterator[None]:
-        with traceable(self.model), plain_kernels(), dense_blocks(self._registry):
+    def _conditions(self, block_weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+        with traceable(self.model), plain_kernels(), dense_blocks(block_weights):
             yield
 
     @property
     def ran(self) -> set[nn.Module]:
         """Modules that the trace called."""
         return self._tracer.ran
+
+    @property
+    def busy(self) -> set[nn.Module]:
+        """Those among them that computed something: detectors that find nothing run their last heads on no box."""
+        return self._tracer.busy
+
+    @property
+    def selects(self) -> bool:
+        """Whether something is sorted or chosen by its value: there, rounding can change the outputs altogether."""
+        return self._tracer.selects
 
     def groups(self) -> list[ChannelGroup]:
         """All groups of coupled output channels, in the order of the model's layers."""
@@ -167,7 +184,7 @@ class LabelGraph:
         alive = before & ~gone
         for module in {module: None for module, _, _ in changed} | dict.fromkeys(self._tracer.norm_inputs):
             refresh_(module, self._tracer, alive)
-        repair_(self._tracer.stale, alive, before)
+        repair_(self._tracer.stale, alive, before, self._roots)
         rescale_(self._tracer.rescales, self._registry, alive, before)
         self._state["alive"] = alive
 
@@ -182,7 +199,10 @@ class LabelGraph:
         for root, removed in selection:
             gone |= self._labels(root, removed)
         gone[0] = False
-        with self._conditions(), MaskedReplay(self._tracer.steps, gone):
+        weights: dict[nn.Module, Tensor] = {
+            block: block.weight.detach() for block in self.model.modules() if isinstance(block, CPDBlock)
+        }
+        with self._conditions(weights), MaskedReplay(self._tracer.steps, gone):
             yield
 
     def bookkeeping(self) -> list[dict[str, Any]]:

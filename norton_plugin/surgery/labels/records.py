@@ -49,7 +49,8 @@ class Step:
 
     Attributes:
         kind: ``"zero"``: removed elements of the first operand count as zero. ``"reduce"``, ``"layer_norm"``,
-            ``"group_norm"``, ``"batch_norm"``: statistics are taken over the kept positions.
+            ``"group_norm"``, ``"batch_norm"``: statistics are taken over the kept positions. ``"kept"``: the operation
+            sees the kept positions alone.
         planes: Planes of the first operand.
     """
 

@@ -53,7 +53,8 @@ class Registry:
     """All families of a model, and the shadows of its parameters.
 
     Args:
-        model: Its floating-point parameters and buffers get labels, but for the kernel sizes of convolutions.
+        model: Its floating-point parameters and buffers get labels, but for the kernel sizes of convolutions and for
+            scripted modules: the code of those is compiled, and their tensors stay as they are.
         table: Where labels are taken from.
     """
 
@@ -105,6 +106,8 @@ class Registry:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     for registry in (module._parameters, module._buffers):
         for name, tensor in registry.items():
             if isinstance(module, CPDBlock) and name != "bias":

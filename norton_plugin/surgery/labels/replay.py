@@ -31,10 +31,15 @@ class MaskedReplay(TorchDispatchMode):
         self._seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         name = operation_name(func)
         step = self._steps.get((name, self._seen[name]))
         self._seen[name] += 1
-        kwargs = kwargs or {}
         if step is not None:
             gone = [(plane, self._removed[core(plane)]) for plane in step.planes]
             gone = [(plane, mask) for plane, mask in gone if bool(mask.any())]
@@ -97,6 +102,11 @@ def _reduced(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
     return func(_take(args[0], kept), *args[1:], **kwargs)
 
 
+def _among_kept(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
+    kept = _kept_positions(args[0], gone, lambda d: True)
+    return _put_back(func(_take(args[0], kept), *args[1:], **kwargs), args[0], kept)
+
+
 def _layer_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
     x, normalized, *rest = args
     first = x.dim() - len(normalized)
@@ -126,6 +136,7 @@ def _group_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
 _MASKED: dict[str, Callable[..., Any]] = {
     "zero": _zeroed,
     "reduce": _reduced,
+    "kept": _among_kept,
     "layer_norm": _layer_normed,
     "batch_norm": _batch_normed,
     "group_norm": _group_normed,

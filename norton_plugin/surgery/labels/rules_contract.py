@@ -38,8 +38,8 @@ def contract(
         if operand.constant and (not partner.constant or (layer and operand is b)):
             tracer.set_role(summed, "in")
             tracer.set_role(free, "out")
-    left = Shadow(tuple(p.narrow(2, 0, 1) for p in free_a))
-    right = Shadow(tuple(p.narrow(1, 0, 1) for p in free_b))
+    left = Shadow(tuple(p.narrow(2, 0, 1) for p in free_a), a.constant)
+    right = Shadow(tuple(p.narrow(1, 0, 1) for p in free_b), b.constant)
     planes = combine(tracer, [(left, (batch, n, 1)), (right, (batch, 1, m))], (batch, n, m))
     return planes, summed_a
 
@@ -123,10 +123,14 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
     """Input channels are consumed, filters make new ones; grouped ones lose the same of each group, or whole groups."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
-    inputs = []
+    if x.dim() == 3 and x.shape == call.out.shape and x.shape[1] == 1:
+        return _along_channels(tracer, x)
+    inputs, carried = [], []
     for plane in tracer.shadow(x).planes:
         if varying(plane) == [1]:
             inputs.append(along(plane, 1))
+        elif all(_untouched(call, d) for d in varying(plane)):
+            carried.append(core(plane))
         else:
             tracer.pin(plane, "a convolution runs over its channels")
     row_dim, column_dim = (1, 0) if transposed else (0, 1)
@@ -147,13 +151,28 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
     else:
         _consume(tracer, inputs, columns, x.shape[1])
     shape = tuple(call.out.shape)
-    operands = [(Shadow(tuple(spread(vector, shape, 1) for vector in rows)), shape)]
+    operands = [(Shadow((*(spread(vector, shape, 1) for vector in rows), *(p.expand(shape) for p in carried))), shape)]
     made_by = spread(rows[0], shape, 1) if len(rows) == 1 and groups == 1 else None
     if bias is not None:
         view = (1, -1) + (1,) * (len(shape) - 2)
         planes = tuple(plane.reshape(view) for plane in tracer.shadow(bias).planes)
         operands.append((Shadow(planes), (1, bias.shape[0]) + (1,) * (len(shape) - 2)))
     return Shadow(combine(tracer, operands, shape), rows=made_by)
+
+
+def _untouched(call: Call, dim: int) -> bool:
+    """Whether a convolution treats the positions of a dimension one by one, as with a kernel of one pixel."""
+    if dim < 2:
+        return dim == 0
+    weight, _, stride, padding = call.args[1:5]
+    return weight.shape[dim] == stride[dim - 2] == 1 and padding[dim - 2] == 0
+
+
+def _along_channels(tracer: Tracer, x: Tensor) -> Shadow:
+    """One kernel slides along the channels (efficient channel attention): then along the kept ones, side by side."""
+    planes = tracer.shadow(x).planes
+    tracer.step("kept", planes)
+    return Shadow(planes)
 
 
 def _consume(tracer: Tracer, inputs: Sequence[Tensor], columns: Sequence[Tensor], size: int) -> None:

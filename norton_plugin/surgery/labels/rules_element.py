@@ -12,6 +12,8 @@ from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.tracer import Tracer
 
+# Token mixing and talking heads: the other operand has its channels along another dimension.
+_POSITIONS = "its outputs are positions or heads, not channels"
 Operand = tuple[Shadow, tuple[int, ...]]
 
 
@@ -42,10 +44,16 @@ def combine(tracer: Tracer, operands: Sequence[Operand], shape: tuple[int, ...])
     free = []
     for plane, made_by in zip(result, makers, strict=True):
         own_dims = varying(plane)
-        others = [own for number, (_, own) in enumerate(operands) if number not in made_by]
-        if any(size > 1 for own in others for d, size in enumerate(own, len(shape) - len(own)) if d in own_dims):
+        others = [entry for number, entry in enumerate(operands) if number not in made_by]
+        fixed = [
+            shadow
+            for shadow, own in others
+            if any(size > 1 for d, size in enumerate(own, len(shape) - len(own)) if d in own_dims)
+        ]
+        if fixed:
             # Pinned for good: nobody needs to follow them any further.
-            tracer.pin(plane, "it meets a tensor of fixed width")
+            positions = all(shadow.planes and not shadow.constant for shadow in fixed)
+            tracer.pin(plane, _POSITIONS if positions else "it meets a tensor of fixed width")
         else:
             free.append(plane)
     return tuple(free)
@@ -73,7 +81,8 @@ def pointwise(tracer: Tracer, call: Call) -> Shadow | None:
     tensors = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
     operands = [(tracer.shadow(t), _own_sizes(t)) for t in tensors]
     planes = combine(tracer, operands, tuple(call.out.shape))
-    return Shadow(planes, rows=_rows(tracer, call, tensors))
+    rows = _rows(tracer, call, tensors)
+    return Shadow(planes, rows=None if rows is None or rows.shape != call.out.shape else rows)
 
 
 def _own_sizes(tensor: Tensor) -> tuple[int, ...]:
@@ -82,13 +91,16 @@ def _own_sizes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _rows(tracer: Tracer, call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
-    """Rows survive a factor, and the bias of the layer that they belong to."""
+    """Rows survive a constant factor, the bias of the layer that they belong to, and sums among themselves."""
     rows = tracer.shadow(tensors[0]).rows
     if rows is None:
         return None
-    if call.name in ("mul", "div", "neg") and len(tensors) == 1:
-        return rows
-    if call.name == "add" and len(tensors) == 2:
+    if call.name in ("mul", "div", "neg"):
+        return rows if all(tracer.shadow(t).constant for t in tensors[1:]) else None
+    if call.name in ("add", "sub") and len(tensors) == 2:
+        other = tracer.shadow(tensors[1]).rows
+        if other is not None and torch.equal(torch.unique(core(rows)), torch.unique(core(other))):
+            return rows
         families = tracer.registry.families
         owners = {families[int(i)].owner for i in tracer.registry.family_of(core(rows).reshape(-1)[:1])}
         bias = [core(plane).reshape(-1)[:1] for plane in tracer.shadow(tensors[1]).planes]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from norton_plugin.surgery.labels.planes import Shadow, core, varying
+from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_element import combine
 from norton_plugin.surgery.labels.tracer import Tracer
@@ -30,9 +30,9 @@ def repeat(tracer: Tracer, call: Call) -> Shadow:
 def cat(tracer: Tracer, call: Call) -> Shadow:
     """Side by side along one dimension; along the others the operands' channels are the same."""
     tensors = [t for t in call.args[0] if t.numel() or t.dim() > 1]
-    return _joined(
-        tracer, [(t, tracer.shadow(t).planes) for t in tensors], call.arg(1, "dim", 0) % call.out.dim(), call
-    )
+    dim = call.arg(1, "dim", 0) % call.out.dim()
+    joined = _joined(tracer, [(t, tracer.shadow(t).planes) for t in tensors], dim, call)
+    return joined._replace(rows=_joined_rows(tracer, tensors, lambda rows: torch.cat(rows, dim)))
 
 
 @rule("stack")
@@ -42,7 +42,13 @@ def stack(tracer: Tracer, call: Call) -> Shadow:
     entries: list[tuple[Tensor, Sequence[Tensor]]] = [
         (t.unsqueeze(dim), [p.unsqueeze(dim) for p in tracer.shadow(t).planes]) for t in call.args[0]
     ]
-    return _joined(tracer, entries, dim, call)
+    rows = _joined_rows(tracer, call.args[0], lambda rows: torch.stack(rows, dim))
+    return _joined(tracer, entries, dim, call)._replace(rows=rows)
+
+
+def _joined_rows(tracer: Tracer, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    rows = [tracer.shadow(tensor).rows for tensor in tensors]
+    return None if any(entry is None for entry in rows) else compact(join(rows))  # type: ignore[arg-type]
 
 
 def _joined(tracer: Tracer, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: int, call: Call) -> Shadow:

@@ -10,6 +10,7 @@ from torch import Tensor
 from norton_plugin.surgery.labels.planes import Shadow, along, core, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_move import fixed_along
+from norton_plugin.surgery.labels.rules_reshape import united
 from norton_plugin.surgery.labels.tracer import Tracer
 
 
@@ -59,7 +60,12 @@ def cut(tracer: Tracer, call: Call) -> Shadow:
         if dim in varying(plane) and length < size:
             start = call.arg(2, "start", 0) or 0
             start = start + size if start < 0 else start
-            if call.name == "slice" and call.arg(4, "step", 1) != 1:
+            step = call.arg(4, "step", 1) if call.name == "slice" else 1
+            if step != 1 and size == step * length:
+                # What every step'th channel is taken for, as by rotary positions, goes with those it is taken from.
+                runs = plane.unflatten(dim, (length, step))
+                piece = united(tracer, runs, [dim + 1]).select(dim + 1, 0)
+            elif step != 1:
                 tracer.pin(plane, "every so manieth of its channels is taken")
             elif size == 2 * length and start % length == 0:
                 halves = plane.split(length, dim)

@@ -58,8 +58,14 @@ def along_dimension(tracer: Tracer, call: Call) -> Any:
     dim = call.arg(1, "dim", -1)
     dim = (dim if isinstance(dim, int) else -1) % call.args[0].dim()
     planes = []
-    for plane in tracer.shadow(call.args[0]).planes:
-        if dim in varying(plane):
+    own = tracer.shadow(call.args[0]).planes
+    # Attention of channels to channels (XCiT): a channel that is gone gets none of it.
+    crossed = "softmax" in call.name and any(varying(plane) and dim not in varying(plane) for plane in own)
+    for plane in own:
+        if dim in varying(plane) and crossed:
+            tracer.step("kept", [plane])
+            planes.append(plane)
+        elif dim in varying(plane):
             tracer.pin(plane, f"{call.name.strip('_')} is taken over its channels")
         else:
             planes.append(plane)

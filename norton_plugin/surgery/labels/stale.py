@@ -36,17 +36,21 @@ class Source:
     factor: int = 1
 
 
-def sources_of(entry: StaleSize, counts: Tensor) -> list[Source]:
+def sources_of(entry: StaleSize, counts: Tensor, roots: Tensor | None = None) -> list[Source]:
     """Attributes that a literal size seems to come from, the likeliest first.
 
     The modules that were running are searched, the innermost of three first, for the size itself and for the size of
-    the whole that was split; where there is neither, for a half, a third or a quarter of the size.
+    the whole that was split; for the number of distinct channels where each is counted several times, as in all heads
+    of an attention; where there is none of these, for a half, a third or a quarter of the size.
 
     Args:
         entry: As the trace noted it.
         counts: (L,) bool, labels that count now.
+        roots: (L,) the class of every label, where it is known.
     """
     tries = [(entry.labels, 1)] if entry.whole is None else [(entry.labels, 1), (entry.whole, 1)]
+    if roots is not None and (repeats := len(entry.labels) // len(torch.unique(roots[entry.labels]))) > 1:
+        tries.append((entry.labels, repeats))
     found = [source for labels, factor in tries if (source := _search(entry, labels, factor, counts))]
     if found:
         return found
@@ -100,17 +104,18 @@ def shared_sizes(stale: Sequence[StaleSize], size: int) -> list[tuple[Tensor, Te
     return pairs
 
 
-def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor) -> None:
+def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor, roots: Tensor) -> None:
     """Replaces literal sizes in the modules that used them; whole numbers and entries of lists.
 
     Args:
         stale: As the trace noted them.
         alive: (L,) bool, labels in the model now.
         before: (L,) bool, labels in it before.
+        roots: (L,) the class of every label.
     """
     changes: dict[Attribute, dict[int, int]] = {}
     for entry in stale:
-        for source in sources_of(entry, before):
+        for source in sources_of(entry, before, roots):
             old, new = (int(counts[source.labels].sum()) // source.factor for counts in (before, alive))
             if old != new:
                 for attribute in source.attributes:

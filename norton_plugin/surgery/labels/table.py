@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Unions noted down before they are merged, which bounds the memory they take (16 bytes each).
+MAX_PENDING = 1 << 24
+
 
 def connected(size: int, first: Tensor, second: Tensor) -> Tensor:
     """Smallest member of the connected component of every node of an undirected graph.
@@ -56,6 +59,7 @@ class LabelTable:
         self.size = 1
         self._first: list[Tensor] = []
         self._second: list[Tensor] = []
+        self._pending = 0
         self._pins: list[tuple[Tensor, str]] = []
 
     def allocate(self, count: int) -> int:
@@ -72,6 +76,15 @@ class LabelTable:
             keys = torch.unique(a[wanted] * (1 << 31) + b[wanted])
             self._first.append(keys >> 31)
             self._second.append(keys & ((1 << 31) - 1))
+            self._pending += len(keys)
+            if self._pending > MAX_PENDING:
+                self._shorten()
+
+    def _shorten(self) -> None:
+        """Keeps one edge per label: from it to its class so far."""
+        roots = connected(self.size, torch.cat(self._first), torch.cat(self._second))
+        labels = torch.nonzero(roots != torch.arange(self.size)).reshape(-1)
+        self._first, self._second, self._pending = [labels], [roots[labels]], 0
 
     def pin(self, labels: Tensor, reason: str) -> None:
         """Says that these channels must stay."""

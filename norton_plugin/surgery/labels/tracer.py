@@ -23,6 +23,8 @@ from norton_plugin.surgery.labels.widths import Width
 
 # Labels a plane may hold; larger ones are given up (their channels stay), which bounds memory.
 MAX_CORE = 1 << 24
+# Operations whose outcome jumps when two values change places.
+_SELECTING = {"sort", "argsort", "topk", "nms", "nonzero", "argmax", "argmin", "unique", "_unique2"}
 
 
 class Tracer(TorchDispatchMode):
@@ -45,12 +47,14 @@ class Tracer(TorchDispatchMode):
         self.stale: list[StaleSize] = []
         self.stack: list[nn.Module] = []
         self.ran: set[nn.Module] = set()
+        self.busy: set[nn.Module] = set()
         self.group_inputs: dict[nn.Module, Tensor] = {}
         self.norm_inputs: dict[nn.Module, Tensor] = {}
         self.whole_groups: dict[nn.Module, bool] = {}
         self.rescales: list[Rescale] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
         self.problems: list[str] = []
+        self.selects = False
         self._paused = False
         self.call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
         self._shadows = WeakTensorKeyDictionary()
@@ -123,6 +127,7 @@ class Tracer(TorchDispatchMode):
         """
         pending = self.ties
         while True:
+            self._check_time()
             classes = self.table.resolve()
             violated = [tie for tie in pending if not _in_proportion(classes.roots, *tie)]
             if not violated:
@@ -152,18 +157,28 @@ class Tracer(TorchDispatchMode):
         finally:
             self._paused = before
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TracingError("the model's channels could not be followed within the time allowed for it")
+
     # -- dispatch ---------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if time.monotonic() > self.deadline:
-            raise TracingError("the model's channels could not be followed within the time allowed for it")
+        self._check_time()
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            # There composite operations arrive whole; elsewhere they have been taken apart by now.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         if self._paused:
             return out
         name = operation_name(func)
         self._current = name, self._counts[name]
         self._counts[name] += 1
+        self.selects |= name in _SELECTING
         self._shade(Call(func, name, args, kwargs, out))
         return out
 
@@ -173,7 +188,12 @@ class Tracer(TorchDispatchMode):
         constant = all(shadow.constant for shadow in shadows)
         outputs = call.out if isinstance(call.out, tuple | list) else [call.out]
         results: Sequence[Any] | None = [Shadow((), constant)] * len(outputs)
-        if any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
+        if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
+            # Nothing holds no labels, and any width would seem right.
+            for shadow in shadows:
+                for plane in shadow.planes if shadow.constant else ():
+                    self.pin(plane, "the example gives it nothing to compute")
+        elif any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
             results = self._apply(call)
             if results is None:
                 for shadow in shadows:

@@ -1,0 +1,71 @@
+"""Whether a CPDBlock computes what the convolution it replaces would compute with the rebuilt weight."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks.padding import pad, sides
+from norton_plugin.surgery.running import TOLERANCE, relative_error, traceable
+
+# Maps are cut down to about this many pixels a side, which bounds the cost; borders count for more then.
+_SIDE = 16
+
+
+def convolve(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolves with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
+    margins = sides(
+        block.padding,
+        size=(int(x.shape[-2]), int(x.shape[-1])),
+        kernel_size=block.kernel_size,
+        stride=block.stride,
+        dilation=block.dilation,
+    )
+    x = pad(x, margins, block.padding_mode)
+    return nn.functional.conv2d(x, weight, bias, block.stride, 0, block.dilation, block.groups)
+
+
+def replacement_error(
+    conv: nn.Module, block: CPDBlock, weight: Tensor, *, map_size: tuple[int, int] | None = None
+) -> float:
+    """Compares a block with the convolution itself, on random numbers.
+
+    A convolution is linear in its weight: with W^ in place of W it returns conv(x) + (W^ - W) * x. So the block is
+    held against the module that it replaces, whatever that one does with its weight and its padding.
+
+    Args:
+        conv: The module to be replaced.
+        block: Its replacement.
+        weight: W as read from the module, (N, C, Kh, Kw).
+        map_size: (H, W) of the layer's input; large ones are cut down.
+
+    Returns:
+        Largest difference, relative to the largest expected value; infinity where shapes differ.
+    """
+    size = _cut_down(block, map_size)
+    if weight.dtype == torch.float32:
+        error = _compared(conv, block, weight, size)
+        if error <= TOLERANCE / 10 or error == float("inf"):
+            return error
+    # Half precision, or a W^ that is far smaller than W: it is the computation that is compared, not its rounding.
+    return _compared(copy.deepcopy(conv).double(), copy.deepcopy(block).double(), weight.double(), size)
+
+
+def _compared(conv: nn.Module, block: CPDBlock, weight: Tensor, size: tuple[int, int]) -> float:
+    x = torch.randn(1, block.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+    with traceable(block):
+        dense, change = conv(x), convolve(block, x, block.weight - weight, None)
+        return float("inf") if dense.shape != change.shape else relative_error([block(x)], [dense + change])
+
+
+def _cut_down(block: CPDBlock, map_size: tuple[int, int] | None) -> tuple[int, int]:
+    sides_ = []
+    for axis in (0, 1):
+        least = max(_SIDE, 2 * (block.dilation[axis] * (block.kernel_size[axis] - 1) + 1))
+        own = least if map_size is None else map_size[axis]
+        # The remainder by the stride decides about padding.
+        sides_.append(own if own <= least else least + (own - least) % block.stride[axis])
+    return sides_[0], sides_[1]

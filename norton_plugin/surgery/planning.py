@@ -1,0 +1,141 @@
+"""Which channels of a model are to go, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.pabs import removal_scores
+from norton_plugin.patterns import lookup
+from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.surgery.counts import channels_to_keep
+from norton_plugin.surgery.distances import fold, group_distance
+from norton_plugin.surgery.groups import ChannelGroup
+from norton_plugin.surgery.report import PrunedGroup, Skipped
+from norton_plugin.surgery.surgeon import Plan
+
+
+def plan_groups(
+    groups: Sequence[ChannelGroup], pruning: Pruning, scope: Scope, frozen: set[nn.Module]
+) -> tuple[list[Plan], list[Skipped]]:
+    """Decides for every group which channels go.
+
+    Args:
+        groups: Of the graph.
+        pruning: Shares, rounding, criterion.
+        scope: Layers whose outputs may lose channels.
+        frozen: Modules whose outputs must keep their width.
+
+    Returns:
+        A plan for each group that loses channels, and the others with their reasons.
+    """
+    candidates: list[_Candidate] = []
+    skipped: list[Skipped] = []
+    for group in groups:
+        keep = _keep_of(group, pruning)
+        found = _why_not(group, keep, pruning, scope, frozen) or _scored(group, keep, pruning)
+        if isinstance(found, str):
+            skipped.append(Skipped(group.root, found))
+        else:
+            candidates.append(found)
+    shares = _global_shares(candidates, pruning) if pruning.global_ranking else {}
+    plans = []
+    for candidate in candidates:
+        group, keep = candidate.group, shares.get(candidate.group.root, candidate.keep)
+        count = _count(group, keep, pruning)
+        if count == group.size:
+            skipped.append(Skipped(group.root, _rounds(group, keep)))
+            continue
+        parts = group.channel_groups
+        gone = candidate.scores.argsort()[: (group.size - count) // parts].tolist()
+        removed = tuple(sorted(part * (group.size // parts) + i for part in range(parts) for i in gone))
+        members = tuple(dict.fromkeys(m.name for m in group.producers))
+        plans.append(Plan(group, removed, PrunedGroup(group.root, members, group.size, count, keep, candidate.notes)))
+    return plans, skipped
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A group that may lose channels.
+
+    Attributes:
+        group: The group.
+        keep: Share asked for.
+        scores: Importance of the channels of one of its equal parts; upwards in the order of removal.
+        notes: On factors that tell no filters apart.
+    """
+
+    group: ChannelGroup
+    keep: float
+    scores: Tensor
+    notes: tuple[str, ...]
+
+
+def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> str | None:
+    """Why a group keeps all its channels, or None."""
+    reason = group.blocked or _outside(group, pruning, scope, frozen)
+    if keep == 1:
+        return reason or "all its channels are asked to be kept"
+    if pruning.global_ranking or _count(group, keep, pruning) < group.size:
+        return reason
+    return _rounds(group, keep) if reason is None else f"{reason}; {_rounds(group, keep)}"
+
+
+def _rounds(group: ChannelGroup, keep: float) -> str:
+    return f"{group.size} channels at keep {keep:g} round to {group.size} (round_to)"
+
+
+def _scored(group: ChannelGroup, keep: float, pruning: Pruning) -> _Candidate | str:
+    """Compares the filters of a group; what is too large for that is left, with the reason."""
+    producers = [(m.module, m.indices, m.roots) for m in group.producers if isinstance(m.module, nn.Module)]
+    try:
+        matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)
+        return _Candidate(group, keep, removal_scores(fold(matrix, group.channel_groups)), notes)
+    except Exception as error:
+        return f"its filters cannot be compared ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _count(group: ChannelGroup, keep: float, pruning: Pruning) -> int:
+    return channels_to_keep(group.size, keep, round_to=pruning.round_to, parts=group.channel_groups)
+
+
+def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> str | None:
+    """Why the user does not want this group pruned, or None."""
+    for member in group.members:
+        if member.role == "in":
+            continue
+        if member.module in frozen:
+            return f"{member.name} is ignored"
+        if isinstance(member.module, nn.Module) and not scope.admits(member.name):
+            return f"{member.name} is outside the scope"
+    if not pruning.linear and all(isinstance(m.module, nn.Linear) for m in group.producers):
+        return "outputs of Linear layers are not to be pruned (pruning.linear)"
+    if not group.producers:
+        return "no layer whose filters could be compared makes these channels"
+    return None
+
+
+def _keep_of(group: ChannelGroup, pruning: Pruning) -> float:
+    """The largest share asked for any of the layers that make the channels."""
+    return max((lookup(pruning.keeps, m.name, pruning.keep) for m in group.producers), default=1.0)
+
+
+def _global_shares(candidates: Sequence[_Candidate], pruning: Pruning) -> dict[str, float]:
+    """Shares per group when all channels compete: one threshold on the normalised scores of the whole model."""
+    free = [c for c in candidates if not any(lookup(pruning.keeps, m.name, -1.0) >= 0 for m in c.group.producers)]
+    if not free:
+        return {}
+    weights = [torch.full_like(c.scores, float(c.group.channel_groups)) for c in free]
+    merged, order = torch.cat([c.scores for c in free]).sort()
+    removed = torch.cat(weights)[order].cumsum(0)
+    total = float(removed[-1])
+    position = int(torch.searchsorted(removed, total * (1 - pruning.keep)))
+    threshold = merged[min(position, len(merged) - 1)]
+    shares = {}
+    for candidate in free:
+        share = float((candidate.scores >= threshold).double().mean())
+        shares[candidate.group.root] = max(pruning.min_keep, share)
+    return shares

@@ -1,0 +1,150 @@
+"""tools/coverage.py: what becomes of a model, one row for every outcome; and the fixed sample of models."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOL = Path(__file__).parents[1] / "tools" / "coverage.py"
+SAMPLE = json.loads(TOOL.with_name("coverage_models.json").read_text())["ci"]
+# In place of the process that examines one model: what it does is the model's name.
+WORKER = """
+import json, sys, time
+from pathlib import Path
+
+name = sys.argv[1].partition(":")[2]
+with Path(__file__).with_suffix(".log").open("a") as file:
+    file.write(name + "\\n")
+if name == "sleeps":
+    time.sleep(30)
+if name == "grows":
+    room = bytearray(2**31)
+if name == "dies":
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+if name == "fails":
+    raise RuntimeError("something | else")
+row = {"model": sys.argv[1], "status": "full", "pruned": "3/3", "macs_before": 2_500_000, "error": 2e-7, "seconds": 0.1}
+print("noise of an import")
+print(json.dumps(row))
+"""
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("coverage_tool", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sweep(tool, tmp_path, monkeypatch):
+    """Runs the tool on made-up models; returns the rows in the file, the page, and which models were examined."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    monkeypatch.setattr(tool, "__file__", str(worker))
+
+    def run(*arguments: str) -> tuple[list[dict], str, list[str]]:
+        log = worker.with_suffix(".log")
+        log.write_text("")
+        results, table = tmp_path / "results" / "rows.jsonl", tmp_path / "page.md"
+        command = [str(TOOL), *arguments, "--results", str(results), "--table", str(table)]
+        monkeypatch.setattr(sys, "argv", command)
+        tool.main()
+        return (
+            [json.loads(line) for line in results.read_text().splitlines()],
+            table.read_text(),
+            log.read_text().split(),
+        )
+
+    return run
+
+
+def test_every_outcome_has_a_row(sweep):
+    names = ["works", "sleeps", "grows", "dies", "fails"]
+    rows, page, _ = sweep(*(f"timm:{name}" for name in names), "--time", "1", "--memory", "1")
+    assert {row["model"]: row["status"] for row in rows} == {
+        "timm:works": "full", "timm:sleeps": "timeout", "timm:grows": "memory", "timm:dies": "memory",
+        "timm:fails": "error",
+    }  # fmt: skip
+    reasons = {row["model"]: row.get("reason") for row in rows}
+    assert reasons["timm:sleeps"] == "over 1 s" and reasons["timm:fails"] == "RuntimeError: something | else"
+    assert "5 models: 1 full, 1 error, 1 timeout, 2 memory." in page
+    assert "| timm:works | full |  | 3/3 | 2 M |  |  | 2e-07 | 0.1 |" in page
+    assert "RuntimeError: something / else |" in page  # a bar would end the cell
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(sweep):
+    sweep("timm:one", "timm:fails")
+    rows, _, examined = sweep("timm:one", "timm:fails", "timm:two")
+    assert examined == ["two"] and [row["model"] for row in rows] == ["timm:one", "timm:fails", "timm:two"]
+    rows, page, examined = sweep("timm:one", "timm:fails", "--redo", "error", "timeout")
+    assert examined == ["fails"] and len(rows) == 4
+    assert "3 models: 2 full, 1 error." in page  # the last row of a model counts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--list", "no-such-list"], "invalid choice: 'no-such-list'"),
+        (["--source", "keras"], "invalid choice: 'keras'"),
+        (["--redo", "perfect"], "invalid choice: 'perfect'"),
+        (["--keep", "most"], "invalid float value: 'most'"),
+    ],
+)
+def test_bad_arguments_end_with_what_is_expected(arguments, message):
+    done = subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_lists_hold_what_they_promise(tool):
+    lists = json.loads(tool.LISTS.read_text())
+    assert len(lists["ci"]) == len(set(lists["ci"])) == 25
+    assert (len(lists["timm-families"]), len(lists["timm-known"]), len(lists["mmdet-families"])) == (85, 48, 88)
+
+
+MODELS = """
+from torch import nn
+
+def net():
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 4, 3))
+    model.input_size = (3, 12, 12)
+    return model
+
+def single():
+    return nn.Sequential(nn.Conv2d(3, 32, 1))
+
+def greedy():
+    raise MemoryError
+"""
+
+
+def test_one_model_in_this_process(tool, tmp_path, monkeypatch):
+    (tmp_path / "made_up_models.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = tool.examine("python:made_up_models:net", 0.7, "2", 60)
+    assert (row["status"], row["decomposed"], row["pruned"], row["narrowest"]) == ("full", "2/2", "1/1", 75.0)
+    assert row["error"] < 1e-6 and row["verifying"] <= row["seconds"] and row["macs_after"] < row["macs_before"]
+    row = tool.examine("python:made_up_models:single", 0.7, "auto", 60)
+    assert row["status"] == "none" and "1x1 kernel" in row["reason"]
+    assert tool.examine("python:made_up_models:absent", 0.7, "auto", 60)["status"] == "not buildable"
+    assert tool.examine("python:made_up_models:greedy", 0.7, "auto", 60)["status"] == "memory"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SAMPLE)
+def test_the_sample_is_compressed_and_proved_right(tool, source):
+    """At 70 % of the channels and rank 2; all of it in about a minute."""
+    pytest.importorskip(source.partition(":")[0])
+    row = tool.examine(source, 0.7, "auto", 120)
+    assert row["status"] in ("full", "partial"), row
+    assert row["macs_down"] >= 15, row
+    assert row["error"] < 1e-4, row
+    assert row["narrowest"] >= 60, row
