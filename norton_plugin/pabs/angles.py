@@ -1,7 +1,6 @@
 """Principal angles between the row spans of many factor matrices (design/method.md, section 2)."""
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,10 +48,10 @@ def row_subspaces(factor: Tensor) -> Subspaces:
         DecompositionError: The factor is not a finite floating (N, R, D) tensor with N, R, D >= 1.
     """
     check_factor(factor)
-    rows = factor.detach().to(torch.float64)
+    rows = factor.detach().to(torch.float64, copy=True)
     # Two steps: the largest entry first, so that squaring neither overflows nor underflows.
-    rows = rows / rows.abs().amax(2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    rows = rows / torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min(1e-300)
+    rows.div_(rows.abs().amax(2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny))
+    rows.div_(torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min(1e-300))
     if rows.shape[1] == 1:
         return Subspaces(rows.transpose(0, 1).contiguous(), (rows[:, 0] != 0).any(1).long())
     q, triangle = torch.linalg.qr(rows.mT)
@@ -60,7 +59,7 @@ def row_subspaces(factor: Tensor) -> Subspaces:
     relative = max(rows.shape[1:]) * torch.finfo(torch.float64).eps + 4 * torch.finfo(factor.dtype).eps
     present = values > relative * values[:, :1]
     rank = present.sum(1)
-    basis = (q @ u).mT * present.unsqueeze(2)
+    basis = q.mT if bool(present.all()) else (q @ u).mT * present.unsqueeze(2)
     return Subspaces(basis[:, : max(1, int(rank.max()))].transpose(0, 1).contiguous(), rank)
 
 
@@ -150,13 +149,14 @@ def _angle_block(small: Tensor, large: Tensor, *, same: bool, chunk_bytes: int) 
     q, columns, _ = large.shape
     block = small.new_zeros(rows, columns)
     side = max(1, math.isqrt(chunk_bytes // (8 * 2 * (p * q + 4))))
-    for top, left in _tiles(rows, columns, side, same=same):
-        here, there = small[:, top : top + side], large[:, left : left + side]
-        cross = here.reshape(-1, dim) @ there.reshape(-1, dim).mT
-        cross = cross.view(p, here.shape[1], q, there.shape[1]).transpose(1, 2).reshape(p, q, -1)
-        cosine = cross[0, 0].abs() if q == 1 else smallest_singular_values(cross)
-        cosine = cosine.view(here.shape[1], there.shape[1]).clamp_(max=1.0)
-        block[top : top + side, left : left + side] = torch.acos(cosine)
+    strips = [strip.reshape(-1, dim) for strip in large.split(side, 1)]  # copied once, not at every row of tiles
+    for top in range(0, rows, side):
+        here = small[:, top : top + side]
+        flat = here.reshape(-1, dim)
+        for left in range(top if same else 0, columns, side):  # one set: only what meets the upper triangle
+            cross = (flat @ strips[left // side].mT).view(p, here.shape[1], q, -1)
+            cosine = smallest_singular_values(cross.transpose(1, 2).reshape(p, q, -1))
+            block[top : top + side, left : left + side] = torch.acos(cosine.view(here.shape[1], -1).clamp_(max=1.0))
     near = block < math.acos(SINE_FROM_COSINE)
     if same:
         near = near.triu_(1)
@@ -165,13 +165,6 @@ def _angle_block(small: Tensor, large: Tensor, *, same: bool, chunk_bytes: int) 
         block = block.triu_(1)
         block = block + block.mT
     return block
-
-
-def _tiles(rows: int, columns: int, side: int, *, same: bool) -> Iterator[tuple[int, int]]:
-    """Corners of the tiles that cover the block; of one set with itself only those that meet the upper triangle."""
-    for top in range(0, rows, side):
-        for left in range(top if same else 0, columns, side):
-            yield top, left
 
 
 def _refine_small(angles: Tensor, near: Tensor, small: Tensor, large: Tensor, *, chunk_bytes: int) -> None:
@@ -195,7 +188,7 @@ def check_factor(factor: Tensor) -> None:
             f"a factor came with shape {tuple(factor.shape)} and type {factor.dtype}; expected a floating tensor "
             "(N, R, D) with at least one filter, component and entry. Reshape or convert it first."
         )
-    if not bool(torch.isfinite(factor).all()):
+    if not all(math.isfinite(float(bound)) for bound in factor.detach().aminmax()):  # both are NaN where any entry is
         raise DecompositionError(
             f"a factor of shape {tuple(factor.shape)} holds NaN or infinite values; expected finite ones. "
             "Check the weights the factors were made from."

@@ -1,5 +1,6 @@
 """Distances between the filters of one layer: PABS (the default), plain vectors, and how to combine layers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,11 +61,12 @@ def pabs_distance(
             a weight or names of another length.
     """
     labels = _check_pabs(factors, weight, names)
-    alive = torch.stack([(factor != 0).any(2) for factor in factors]).all(0)
+    alive = torch.stack([factor.detach().abs().amax(2) > 0 for factor in factors]).all(0)
+    all_alive = bool(alive.all())
     matrix = torch.zeros(len(alive), len(alive), dtype=torch.float64, device=alive.device)
     informative, notes = [], []
     for label, factor in zip(labels, factors, strict=True):
-        spans = row_subspaces(factor * alive.unsqueeze(2))
+        spans = row_subspaces(factor if all_alive else factor * alive.unsqueeze(2))
         if spans.informative:
             matrix += angles_between(spans, chunk_bytes=chunk_bytes)
             informative.append(label)
@@ -151,7 +153,8 @@ def check_distance(distance: PairwiseDistance | Tensor) -> Tensor:
             "of pabs_distance, vector_distance, vbd_distance, csa_distance or combine."
         )
     matrix = matrix.detach().to(torch.float64)
-    if not bool(torch.isfinite(matrix).all()) or bool((matrix < 0).any()):
+    lowest, highest = (float(bound) for bound in matrix.aminmax())
+    if not (lowest >= 0 and math.isfinite(highest)):
         raise DecompositionError(
             f"a distance matrix of {len(matrix)} filters holds NaN, infinite or negative values; expected finite "
             "values >= 0. Check the weights it was made from."
