@@ -60,6 +60,24 @@ def test_a_detector_that_finds_nothing_is_compared_by_its_last_layers(image):
     assert set(groups) == {"body.0"} and "differs from the masked one" in reasons["body.2"]
 
 
+def test_layers_whose_outputs_are_all_thrown_away_keep_their_width(image):
+    """Scores of many classes, of which none passes the threshold: the layer counts as the model's last."""
+
+    class Scores(Net):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(16, 12, 1)
+
+        def finish(self, x):
+            scores = x.reshape(1, 3, 4, 8, 8).permute(0, 3, 4, 1, 2).reshape(-1, 4).flatten()
+            return scores[scores > 1e6]
+
+    net = Scores()
+    groups, reasons = pruned(net, image)
+    assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
+    assert net.head.out_channels == 12 and "nothing to compute" in reasons["head"]
+
+
 def test_a_model_that_returns_nothing_proves_nothing(image):
     class Silent(Net):
         def finish(self, x):

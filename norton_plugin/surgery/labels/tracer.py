@@ -25,6 +25,8 @@ from norton_plugin.surgery.labels.widths import Width
 MAX_CORE = 1 << 24
 # Operations whose outcome jumps when two values change places.
 _SELECTING = {"sort", "argsort", "topk", "nms", "nonzero", "argmax", "argmin", "unique", "_unique2"}
+# Operations that take elements out of a tensor; where they take none, what follows tells nothing of its channels.
+_TAKING = {"index", "index_select", "masked_select", "gather", "take", "take_along_dim"}
 
 
 class Tracer(TorchDispatchMode):
@@ -191,7 +193,7 @@ class Tracer(TorchDispatchMode):
         if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
             # Nothing holds no labels, and any width would seem right.
             for shadow in shadows:
-                for plane in shadow.planes if shadow.constant else ():
+                for plane in shadow.planes if shadow.constant or call.name in _TAKING else ():
                     self.pin(plane, "the example gives it nothing to compute")
         elif any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
             results = self._apply(call)
