@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,11 +13,11 @@ from ..errors import SurgeryError, TracingError
 from ..pipeline import CompressionReport, compress
 from ..recipe import Recipe
 from .migration import plain_instances
-from .tracing import preserved_random_state, traces_of
+from .tracing import Trace, preserved_random_state, traces_of
 
 
 def compressed_copy(
-    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger
+    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger, outputs: Sequence[str] = ()
 ) -> tuple[nn.Module, CompressionReport, str]:
     """Compresses a copy; where the whole cannot be traced, less of it is.
 
@@ -24,6 +26,7 @@ def compressed_copy(
         example: (1, C, H, W) on its device.
         recipe: What to do.
         logger: Told what cannot be traced.
+        outputs: Layers whose outputs keep their width, as the model's own do.
 
     Returns:
         The compressed copy, the report, and what was traced in words.
@@ -35,12 +38,29 @@ def compressed_copy(
         traces = traces_of(model, example)
         for position, (trace, covered) in enumerate(traces, 1):
             try:
-                return *compress(model, example, recipe, forward_fn=trace), covered
+                return *compress(model, example, recipe, forward_fn=_with_outputs(trace, outputs)), covered
             except TracingError as error:
                 if position == len(traces):
                     raise
                 logger.warning("NORTON: %s; tracing less", error)
     raise SurgeryError("nothing of the model can be traced")
+
+
+def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
+    """The trace, with what the named layers return beside what it returns."""
+    if not names:
+        return trace
+
+    def run(model: nn.Module, example: Any) -> Any:
+        seen: list[Any] = []
+        handles = [model.get_submodule(n).register_forward_hook(lambda _, args, out: seen.append(out)) for n in names]
+        try:
+            return [trace(model, example), seen]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
 
 
 def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:

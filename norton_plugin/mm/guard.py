@@ -10,6 +10,7 @@ else; checkpoints without that entry pass as before.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ import mmengine.runner.checkpoint
 import mmengine.runner.runner
 from torch import nn
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, RecipeError
+from ..recipe import Recipe
 from ..surgery.structure import Structure, geometry, structure_hash
 from .migration import unwrap
 
@@ -71,6 +73,40 @@ def mismatch(model: nn.Module, structure: Structure) -> str | None:
             if "block" in own or own["shapes"].get(tensor) != shape:
                 return f"{name}.{tensor} has shape {own.get('shapes', {}).get(tensor)}, not {shape}"
     return None
+
+
+def check_settings(entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: float | None, resumed: bool) -> None:
+    """Refuses a checkpoint of a run with other settings.
+
+    Args:
+        entry: Of the checkpoint.
+        recipe: Of this run.
+        factor_decay: Of this run; it decides about the optimizer's groups, so it counts where ``resumed``.
+        resumed: Whether the optimizer's state is taken over as well.
+
+    Raises:
+        RecipeError: Every difference is named.
+    """
+    own: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    recorded: dict[str, Any] = dict(entry.get("recipe") or own)
+    if resumed and "factor_decay" in entry:
+        own, recorded = own | {"factor_decay": factor_decay}, recorded | {"factor_decay": entry["factor_decay"]}
+    if recorded != own:
+        raise RecipeError(
+            f"the checkpoint was compressed with another recipe ({', '.join(_differences(recorded, own))}); give "
+            "NortonHook the checkpoint's recipe, or start from the dense weights"
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted({*there, *here}):
+        first, second = there.get(key), here.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            lines += _differences(first, second, f"{prefix}{key}.")
+        elif first != second:
+            lines.append(f"{prefix}{key} {first!r} there, {second!r} here")
+    return lines
 
 
 def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import ArtifactError, NortonError, RecipeError
@@ -19,14 +19,29 @@ from ..pipeline import CompressionReport
 from ..surgery.structure import Structure, apply_structure_, structure_hash
 from . import after_surgery, guard
 from .compression import compressed_copy, without_frozen
+from .distill import FeatureDistillation
 from .export_config import write_config
 from .hook_report import tell
-from .migration import check_wrapper, migrate_, unwrap
+from .migration import migrate_, unwrap
 from .options import recipe_from_options
+from .preconditions import check_run, trains
 from .step_seed import StepSeedHook
+from .teacher import DenseTeacher, DistillSettings
 from .tracing import example_image
 
-_OPTIONS = ("at_epoch", "frozen", "input_size", "export", "step_seeds", "evaluate")
+_OPTIONS = (
+    "at_epoch",
+    "frozen",
+    "input_size",
+    "export",
+    "step_seeds",
+    "evaluate",
+    "checkpoint",
+    "factor_decay",
+    "distill",
+)
+# The compressed model before any fine-tuning.
+_FRESH = "norton_surgery.pth"
 # Fewer than of the recipe's default: detectors' images are large.
 _CALIBRATION_IMAGES = 256
 
@@ -36,10 +51,6 @@ class NortonHook(Hook):
     """Compresses the model when training starts, and rebuilds compressed models when checkpoints arrive.
 
     In a config: ``default_hooks = dict(norton=dict(type='norton_plugin.NortonHook', rank=4, keep=0.6))``.
-
-    Weight decay: factors take the parameter group, hence the decay, of the convolution they replace. Decay of d on
-    each of three factors shrinks their product by about 3 d a step; divide ``weight_decay`` (or the group's
-    ``decay_mult``) by 3 for the shrinkage the dense weight had.
 
     Args:
         at_epoch: Epochs to train densely first, at least 0.
@@ -52,6 +63,12 @@ class NortonHook(Hook):
             which a resumed run draws other samples and augmentations than an uninterrupted one.
         evaluate: Validate straight after surgery, before any fine-tuning; the metrics are logged and written to
             ``norton_report.json``.
+        checkpoint: Write ``norton_surgery.pth`` into the work dir: the model straight after surgery.
+        factor_decay: Multiplier of the weight decay for factors, at least 0. ``None`` leaves them the decay of the
+            convolution they replace: d on each of three factors shrinks their product by about 3 d a step, so 1/3
+            gives the shrinkage that the dense weight had.
+        distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
+            ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
         **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...). After surgery the
             statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms kept in
             evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
@@ -72,6 +89,9 @@ class NortonHook(Hook):
         export: bool = True,
         step_seeds: bool = True,
         evaluate: bool = False,
+        checkpoint: bool = False,
+        factor_decay: float | None = None,
+        distill: bool | Mapping[str, Any] | None = None,
         **recipe: Any,
     ) -> None:
         if "calibration" not in recipe:
@@ -89,6 +109,14 @@ class NortonHook(Hook):
         self.export = export
         self.seeds = StepSeedHook() if step_seeds else None
         self.evaluate = evaluate
+        self.checkpoint = checkpoint
+        if factor_decay is not None and (isinstance(factor_decay, bool) or not 0 <= float(factor_decay) < float("inf")):
+            raise RecipeError(f"factor_decay is {factor_decay!r}; expected a number, at least 0, or None")
+        self.factor_decay = factor_decay
+        self.distill = DistillSettings.from_option(distill)
+        self._teacher: DenseTeacher | None = None
+        self._teacher_note: dict[str, str] | None = None
+        self._learning: FeatureDistillation | None = None
         self.structure: Structure | None = None
         self.report: CompressionReport | None = None
 
@@ -96,27 +124,9 @@ class NortonHook(Hook):
         """Refuses runs in which compression would fail later, or silently do nothing.
 
         Raises:
-            RecipeError: A wrapper that owns the parameters, ``efficient_conv_bn_eval``, a mean teacher, or an
-                ``at_epoch`` that never comes.
+            RecipeError: See ``preconditions.check_run``.
         """
-        check_wrapper(runner)
-        if not _trains(runner):
-            return
-        if runner.cfg.get("efficient_conv_bn_eval") or _has_efficient_conv_bn_eval(unwrap(runner.model)):
-            raise RecipeError(
-                "efficient_conv_bn_eval keeps the old convolutions, so compression would change nothing; remove it "
-                "from the config"
-            )
-        if any(type(hook).__name__ == "MeanTeacherHook" for hook in runner.hooks):
-            raise RecipeError(
-                "MeanTeacherHook pairs the parameters of two models; compress the detector in a supervised run first, "
-                "and use its exported config as both student and teacher"
-            )
-        if self.at_epoch:
-            if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-                raise RecipeError("at_epoch needs an epoch-based training loop; leave it out to compress at the start")
-            if self.at_epoch >= runner.max_epochs:
-                raise RecipeError(f"at_epoch is {self.at_epoch}, but training ends after {runner.max_epochs} epochs")
+        check_run(runner, at_epoch=self.at_epoch)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Gives the model the checkpoint's structure, before its weights arrive.
@@ -131,14 +141,19 @@ class NortonHook(Hook):
             self._take_dense(runner, written_by_us=entry is not None)
             return
         assert entry is not None  # noqa: S101
-        self._check_recipe(entry)
+        resumed = trains(runner) and bool(getattr(runner, "_resume", False))
+        guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumed)
         if self.structure is not None:
             if structure_hash(self.structure) != structure_hash(structure):
                 raise ArtifactError(
                     "the model of this run already has another structure than the checkpoint; load it in a new run"
                 )
             return
-        migrate_(runner, lambda model: apply_structure_(model, structure))
+        if self.distill is not None and trains(runner):
+            self._teacher = DenseTeacher(unwrap(runner.model))
+            self._teacher_note = entry.get("teacher")
+            self._teacher.read(_folders(runner), self._teacher_note)
+        migrate_(runner, lambda model: apply_structure_(model, structure), factor_decay=self.factor_decay)
         self.structure = structure
         runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])
 
@@ -146,11 +161,13 @@ class NortonHook(Hook):
         """Compresses at the start, where no checkpoint brought a structure."""
         if self.structure is None and self.at_epoch == 0:
             self._compress(runner)
+        self._learn_from_teacher(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Compresses after ``at_epoch`` epochs, and seeds the epoch."""
         if self.structure is None and runner.epoch >= self.at_epoch:
             self._compress(runner)
+            self._learn_from_teacher(runner)
         if self.seeds is not None:
             self.seeds.before_train_epoch(runner)
 
@@ -170,6 +187,8 @@ class NortonHook(Hook):
             "structure": self.structure,
             "structure_hash": None if self.structure is None else structure_hash(self.structure),
             "recipe": self.recipe.to_dict(),
+            "factor_decay": self.factor_decay,
+            **({} if self._teacher_note is None else {"teacher": self._teacher_note}),
         }
 
     def after_train(self, runner: Runner) -> None:
@@ -179,6 +198,8 @@ class NortonHook(Hook):
             ArtifactError: The model has lost the structure.
         """
         self._check_model(runner)
+        if self._learning is not None:
+            self._learning.remove()
         if self.export and runner.rank == 0 and self.structure is not None:
             path = write_config(runner.cfg, self.structure, Path(runner.work_dir))
             if path is not None:
@@ -187,9 +208,9 @@ class NortonHook(Hook):
     def _take_dense(self, runner: Runner, *, written_by_us: bool) -> None:
         """A checkpoint without structure: fine as a start, or before ``at_epoch``; an error otherwise."""
         resumed = bool(getattr(runner, "_resume", False))
-        if self.structure is None and _trains(runner) and (not resumed or written_by_us):
+        if self.structure is None and trains(runner) and (not resumed or written_by_us):
             return
-        if _trains(runner) and resumed:
+        if trains(runner) and resumed:
             raise ArtifactError(
                 "the checkpoint to resume from holds no structure, so it is of a run without NortonHook; to compress "
                 "its model and start a run from it, give it as load_from and leave resume out"
@@ -197,16 +218,6 @@ class NortonHook(Hook):
         raise ArtifactError(
             "the checkpoint holds no structure: its model is not compressed; take NortonHook out of the config "
             "(leave the key default_hooks.norton out; mmengine rejects None there) to work with the dense model"
-        )
-
-    def _check_recipe(self, entry: dict[str, Any]) -> None:
-        stored, own = entry.get("recipe"), json.loads(json.dumps(self.recipe.to_dict()))
-        if stored is None or stored == own:
-            return
-        differences = ", ".join(_differences(stored, own))
-        raise RecipeError(
-            f"the checkpoint was compressed with another recipe ({differences}); give NortonHook the checkpoint's "
-            "recipe, or start from the dense weights"
         )
 
     def _check_model(self, runner: Runner) -> None:
@@ -222,6 +233,10 @@ class NortonHook(Hook):
     def _compress(self, runner: Runner) -> None:
         """Decides on the first rank, changes every rank's model in the same way, and tells."""
         model = unwrap(runner.model)
+        kept: tuple[str, ...] = ()
+        if self.distill is not None:
+            kept = self.distill.layers_of(model)
+            self._teacher = DenseTeacher(model)
         state: dict[str, Tensor] = {}
         plan: list[Any] = [None]
         covered = ""
@@ -229,7 +244,9 @@ class NortonHook(Hook):
             try:
                 example = example_image(runner, model, self.input_size)
                 recipe = self.recipe if self.frozen else without_frozen(self.recipe, model)
-                compressed, self.report, covered = compressed_copy(model, example, recipe, logger=runner.logger)
+                compressed, self.report, covered = compressed_copy(
+                    model, example, recipe, logger=runner.logger, outputs=kept
+                )
                 state, plan = dict(compressed.state_dict()), [self.report.structure]
             except NortonError as error:
                 if not is_distributed():
@@ -246,7 +263,7 @@ class NortonHook(Hook):
             if runner.rank == 0:  # the others get the values when the model is wrapped again
                 live.load_state_dict(state)
 
-        migration = migrate_(runner, change)
+        migration = migrate_(runner, change, factor_decay=self.factor_decay)
         self.structure = json.loads(json.dumps(structure))
         runner.logger.info(
             "NORTON: %d parameters replaced, %d slots of the optimizer renewed, %d moving averages restarted",
@@ -254,6 +271,8 @@ class NortonHook(Hook):
             migration.moved,
             migration.averages,
         )
+        if self._teacher is not None and runner.rank == 0:
+            self._teacher_note = self._teacher.write(Path(runner.work_dir))
         images = 0
         if self.recipe.calibration.batch_norm:
             images = after_surgery.reestimate_(runner, structure, images=self.recipe.calibration.images)
@@ -261,23 +280,17 @@ class NortonHook(Hook):
         if self.report is not None:
             self.report = replace(self.report, calibration_images=images)
             tell(runner, self.report, covered=covered, metrics=metrics)
+        if self.checkpoint:
+            runner.save_checkpoint(
+                runner.work_dir, _FRESH, save_optimizer=False, save_param_scheduler=False, by_epoch=False
+            )
+
+    def _learn_from_teacher(self, runner: Runner) -> None:
+        if self._teacher is not None and self.distill is not None:
+            self._learning = self._teacher.attach(unwrap(runner.model), self.distill)
 
 
-def _trains(runner: Runner) -> bool:
-    """Whether ``train`` was called: only then is the training loop built."""
-    return isinstance(getattr(runner, "_train_loop", None), BaseLoop)
-
-
-def _has_efficient_conv_bn_eval(model: nn.Module) -> bool:
-    return any(getattr(module, "efficient_conv_bn_eval_forward", None) is not None for module in model.modules())
-
-
-def _differences(stored: dict[str, Any], own: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key in sorted({*stored, *own}):
-        there, here = stored.get(key), own.get(key)
-        if isinstance(there, dict) and isinstance(here, dict):
-            lines += _differences(there, here, f"{prefix}{key}.")
-        elif there != here:
-            lines.append(f"{prefix}{key} {there!r} there, {here!r} here")
-    return lines
+def _folders(runner: Runner) -> list[Path]:
+    """Where files that a run wrote beside its checkpoints may be."""
+    given = getattr(runner, "_load_from", None)
+    return [*([] if given is None else [Path(given).parent]), Path(runner.work_dir)]

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict, _ParamScheduler
 from mmengine.runner import Runner, turn_on_activation_checkpointing
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..errors import RecipeError, SurgeryError
+from .optimizer import split_factors_
 
 # Methods that mmengine replaces on single objects: checkpointing wraps forward, torch.compile the training step.
 _OVERRIDES = ("forward", "train_step", "val_step", "test_step")
@@ -75,7 +76,7 @@ _OFFLINE = (
 )
 
 
-def migrate_(runner: Runner, change: Callable[[nn.Module], None]) -> Migration:
+def migrate_(runner: Runner, change: Callable[[nn.Module], None], *, factor_decay: float | None = None) -> Migration:
     """Changes the runner's model in place, and everything that refers to its parameters with it.
 
     New parameters take the slots of those they replace, in the same parameter group, so that scaled learning rates,
@@ -85,6 +86,8 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None]) -> Migration:
     Args:
         runner: At any point after its ``__init__``.
         change: Surgery; told the unwrapped model.
+        factor_decay: Multiplier of the weight decay for factors (``optimizer.split_factors_``); ``None`` leaves them
+            that of the layer they replace.
 
     Returns:
         What was done.
@@ -97,6 +100,9 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None]) -> Migration:
     change(model)
     successors = _successors(before, model)
     moved = sum(_move_(optimizer, successors, model) for optimizer in _optimizers(runner))
+    if factor_decay is not None:
+        for optimizer in _optimizers(runner):
+            split_factors_(optimizer, _schedulers(runner, optimizer), model, factor_decay=factor_decay)
     replaced = {name for name, (old, _) in before.items() if name and model.get_submodule(name) is not old}
     _checkpoint_activations_again_(runner, model, replaced)
     compiled = vars(runner.model).pop("train_step", None) is not None
@@ -154,6 +160,18 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
     if isinstance(wrapper, OptimWrapperDict):
         return [each.optimizer for each in wrapper.values()]
     return [wrapper.optimizer] if isinstance(wrapper, OptimWrapper) else []
+
+
+def _schedulers(runner: Runner, optimizer: torch.optim.Optimizer) -> list[_ParamScheduler]:
+    """The schedulers that change this optimizer, which they know by itself or by its wrapper."""
+    known = runner.param_schedulers or []
+    every = [each for group in known.values() for each in group] if isinstance(known, dict) else list(known)
+    return [
+        scheduler
+        for scheduler in every
+        if isinstance(scheduler, _ParamScheduler)
+        and optimizer in (scheduler.optimizer, getattr(scheduler.optimizer, "optimizer", None))
+    ]
 
 
 def _move_(optimizer: torch.optim.Optimizer, successors: Successors, model: nn.Module) -> int:

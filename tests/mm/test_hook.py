@@ -54,6 +54,7 @@ def optimized(runner):
 
 def difference(first, second):
     assert list(first) == list(second)
+    assert all(bool(value.isfinite().all()) for value in first.values())
     return max(
         float((a.double() - b.double()).abs().max()) for a, b in zip(first.values(), second.values(), strict=True)
     )

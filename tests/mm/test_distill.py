@@ -1,0 +1,269 @@
+"""NortonHook's options about what the compressed model learns from, and how its factors decay."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.errors import ArtifactError, RecipeError
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import ToyData, ToyNet, toy_config
+
+from norton_plugin.mm import NortonHook, TimmClassifier
+from norton_plugin.mm.distill import FeatureDistillation, distillation_loss, feature_loss
+from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.mm.teacher import FILE, DenseTeacher, DistillSettings
+
+NORTON = {"rank": 2, "keep": 0.5}
+DISTILL = {"weight": 0.01, "layers": ["stage.norm2", "shared"]}
+
+
+@pytest.fixture(autouse=True)
+def _clean_process():
+    with preserved_process():
+        yield
+
+
+def run(work_dir, *, epochs=2, norton=None, **changes):
+    runner = Runner.from_cfg(toy_config(work_dir, norton={**NORTON, **(norton or {})}, epochs=epochs, **changes))
+    runner.train()
+    return runner
+
+
+def difference(first, second):
+    first, second = first.model.state_dict(), second.model.state_dict()
+    assert list(first) == list(second)
+    assert all(bool(value.isfinite().all()) for value in first.values())
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
+def test_feature_loss_is_the_relative_squared_error():
+    teacher = [torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0]])]
+    student = [torch.tensor([[3.0, 3.0]]), torch.tensor([[1.0]])]
+    assert feature_loss(student, teacher).item() == pytest.approx((1 / 25 + 1 / 4) / 2)
+    assert feature_loss(teacher, teacher).item() == 0.0
+
+
+def test_the_loss_is_added_while_training_only():
+    torch.manual_seed(0)
+    model, teacher = ToyNet(), ToyNet().eval()
+    plain = copy.deepcopy(model)
+    data = ToyData()
+    batch = {"inputs": data.images[:4], "data_samples": torch.tensor([0, 1, 2, 0])}
+    learning = FeatureDistillation(model, teacher, ["stage.conv2"], weight=3.0)
+    losses = model.train()(**batch, mode="loss")
+
+    def feature(net, x):
+        x = F.relu(net.stem(x))
+        return net.stage["conv2"](F.relu(net.stage["norm1"](net.stage["conv1"](x))))
+
+    own, target = feature(plain.train(), batch["inputs"]), feature(teacher, batch["inputs"])
+    assert losses["loss_distill"].item() == pytest.approx(
+        3 * float((own - target).square().sum() / target.square().sum()), rel=1e-5
+    )
+    assert losses["loss"].item() == pytest.approx(float(copy.deepcopy(plain)(**batch, mode="loss")["loss"]), rel=1e-5)
+    losses["loss_distill"].backward()
+    assert model.stage["conv1"].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    assert set(model.eval()(**batch, mode="loss")) == {"loss"}
+    assert isinstance(model(batch["inputs"]), torch.Tensor)
+    learning.remove()
+    assert set(model.train()(**batch, mode="loss")) == {"loss"}
+
+
+def test_other_widths_are_an_error():
+    model, teacher = ToyNet(), ToyNet()
+    model.stage["conv1"] = nn.Conv2d(8, 12, 3, padding=1)
+    model.stage["norm1"], model.stage["conv2"] = nn.BatchNorm2d(12), nn.Conv2d(12, 16, 3, stride=2, padding=1)
+    FeatureDistillation(model, teacher, ["stage.conv1"], weight=1.0)
+    with pytest.raises(RecipeError, match=r"\(4, 12, 12, 12\).*\(4, 16, 12, 12\).*keeps"):
+        model.train()(ToyData().images[:4], torch.zeros(4, dtype=torch.long), mode="loss")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    with preserved_process():
+        return run(folder, epochs=4, norton={"distill": DISTILL}), folder
+
+
+def test_what_is_distilled_keeps_its_width_and_the_rest_is_pruned(whole):
+    model = whole[0].model
+    assert isinstance(model.stage["conv1"], CPDBlock) and model.stage["conv1"].out_channels == 8
+    assert model.stage["norm2"].num_features == 16 and model.shared.out_channels == 16
+
+
+def test_the_teacher_is_nobodys_parameter(whole):
+    runner, folder = whole
+    checkpoint = torch.load(folder / "epoch_4.pth", weights_only=True)
+    assert not any("teacher" in name for name in checkpoint["state_dict"])
+    assert len(checkpoint["state_dict"]) == len(runner.model.state_dict())
+    optimized = sum(len(group["params"]) for group in runner.optim_wrapper.optimizer.param_groups)
+    assert optimized == sum(p.requires_grad for p in runner.model.parameters())
+    # The file holds the dense weights that the run started with.
+    kept = torch.load(folder / FILE, weights_only=True)["state_dict"]
+    torch.manual_seed(0)
+    assert kept["shared.weight"].shape == (16, 16, 3, 3) and kept.keys() == ToyNet().state_dict().keys()
+
+
+def test_it_changes_what_is_learnt_and_resumes_exactly(whole, tmp_path):
+    first, folder = whole
+    resumed = run(
+        tmp_path / "resumed",
+        epochs=4,
+        norton={"distill": DISTILL},
+        load_from=str(folder / "epoch_2.pth"),
+        resume=True,
+    )
+    assert difference(resumed, first) == 0.0
+    plain = run(tmp_path / "plain", epochs=4, norton={"distill": {**DISTILL, "weight": 1e-9}})
+    assert difference(plain, first) > 1e-4
+
+
+def test_a_resumed_run_without_the_dense_weights_ends_at_once(whole, tmp_path):
+    _, folder = whole
+    (tmp_path / "alone").mkdir()
+    checkpoint = tmp_path / "alone" / "epoch_2.pth"
+    checkpoint.write_bytes((folder / "epoch_2.pth").read_bytes())
+    options = {"epochs": 4, "norton": {"distill": DISTILL}, "load_from": str(checkpoint), "resume": True}
+    with pytest.raises(ArtifactError, match=f"{FILE}.*copy it there"):
+        run(tmp_path / "work", **options)
+    (tmp_path / "alone" / FILE).write_bytes(b"something else")
+    with pytest.raises(ArtifactError, match="another SHA-256"):
+        run(tmp_path / "work", **options)
+
+
+def test_a_checkpoint_without_distillation_has_no_teacher(tmp_path):
+    run(tmp_path / "plain", epochs=2)
+    with pytest.raises(ArtifactError, match="leave distill out"):
+        run(
+            tmp_path / "work",
+            epochs=3,
+            norton={"distill": True},
+            load_from=str(tmp_path / "plain" / "epoch_1.pth"),
+            resume=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ("yes", "'yes'; expected True"),
+        ({"wieght": 1}, "unknown setting 'wieght'"),
+        ({"weight": 0}, "distill.weight is 0"),
+        ({"temperature": -1}, "distill.temperature is -1"),
+        ({"layers": []}, r"distill.layers is \[\]"),
+        ({"layers": ["stage.conv9"]}, "'stage.conv9', which the ToyNet does not have"),
+        (True, "neither neck nor backbone"),
+    ],
+)
+def test_bad_settings(distill, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        run(tmp_path, norton={"distill": distill})
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_a_classifier_learns_from_the_logits():
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))  # noqa: E731
+    student, dense = TimmClassifier(make()), TimmClassifier(make())
+    settings = DistillSettings.from_option({"weight": 0.3, "temperature": 2.0})
+    assert settings.layers_of(student) == ()
+    teacher = DenseTeacher(dense)
+    assert teacher.attach(student, settings) is None
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 4])
+    losses = student(images, labels, mode="loss")
+    logits = student.model(images)
+    assert losses["loss_ce"].item() == pytest.approx(0.7 * float(F.cross_entropy(logits, labels)), rel=1e-5)
+    expected = distillation_loss(logits, dense.model.eval()(images), temperature=2.0)
+    assert losses["loss_kd"].item() == pytest.approx(0.3 * float(expected), rel=1e-5)
+    with pytest.raises(RecipeError, match="at most 1"):
+        DistillSettings(weight=1.5).layers_of(student)
+
+
+class Groups(Hook):
+    """Notes decay and learning rate of every parameter at every step."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        names = {p: name for name, p in runner.model.named_parameters()}
+        groups = runner.optim_wrapper.optimizer.param_groups
+        self.seen.append({names[p]: (g["weight_decay"], g["lr"]) for g in groups for p in g["params"]})
+
+
+def trained(work_dir, factor_decay, **changes):
+    config = toy_config(work_dir, norton={**NORTON, "factor_decay": factor_decay}, epochs=4, **changes)
+    runner = Runner.from_cfg(config)
+    groups = Groups()
+    runner.register_hook(groups)
+    runner.train()
+    return runner, groups.seen
+
+
+@pytest.mark.parametrize("grouping", ["one group", "a group for each parameter"])
+def test_factors_decay_by_themselves_and_their_rates_do_not_change(tmp_path, grouping):
+    changes = {}
+    if grouping == "one group":
+        changes["optim_wrapper"] = {
+            "type": "OptimWrapper",
+            "optimizer": {"type": "SGD", "lr": 0.05, "weight_decay": 3e-3},
+        }
+    # A schedule that needs the groups' base values: T_max is passed, the rate rises again.
+    changes["param_scheduler"] = [{"type": "CosineAnnealingLR", "T_max": 2, "by_epoch": True, "eta_min_ratio": 0.1}]
+    _, plain = trained(tmp_path / "plain", None, **changes)
+    runner, own = trained(tmp_path / "own", 0.5, **changes)
+    factors = {
+        f"{name}.{factor}"
+        for name, module in runner.model.named_modules()
+        if isinstance(module, CPDBlock)
+        for factor in ("head", "vertical", "horizontal")
+    }
+    assert factors and len(own) == len(plain) == 16
+    for one, other in zip(plain, own, strict=True):
+        assert one.keys() == other.keys()
+        for name, (decay, rate) in one.items():
+            assert other[name] == (pytest.approx(decay * (0.5 if name in factors else 1)), pytest.approx(rate)), name
+    assert len({rate for step in own for _, rate in step.values()}) > 3
+
+
+def test_own_decay_resumes_exactly(tmp_path):
+    first, _ = trained(tmp_path / "first", 0.0)
+    resume = {"load_from": str(tmp_path / "first" / "epoch_2.pth"), "resume": True}
+    second, _ = trained(tmp_path / "second", 0.0, **resume)
+    assert difference(first, second) == 0.0
+    with pytest.raises(RecipeError, match="factor_decay 0.0 there, 0.5 here"):
+        trained(tmp_path / "third", 0.5, **resume)
+
+
+@pytest.mark.parametrize("value", [-1, True, float("nan")])
+def test_bad_decay(value):
+    with pytest.raises(RecipeError, match="factor_decay"):
+        NortonHook(rank=2, factor_decay=value)
+
+
+def test_the_model_straight_after_surgery_can_be_kept(tmp_path):
+    runner = run(tmp_path, epochs=1, norton={"checkpoint": True})
+    fresh = torch.load(tmp_path / "norton_surgery.pth", weights_only=True)
+    assert fresh["state_dict"].keys() == runner.model.state_dict().keys()
+    assert "optimizer" not in fresh and fresh["meta"]["epoch"] == 0
+    assert not torch.equal(fresh["state_dict"]["fc.weight"], runner.model.fc.weight)
+    tested = Runner.from_cfg(
+        toy_config(tmp_path / "test", norton=NORTON, load_from=str(tmp_path / "norton_surgery.pth"))
+    )
+    model = tested.test() and tested.model
+    assert torch.equal(model.stage["conv1"].head, fresh["state_dict"]["stage.conv1.head"])
