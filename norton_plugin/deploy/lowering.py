@@ -48,6 +48,14 @@ class Pad2d(nn.Module):
         return pad(x, amounts, self.padding_mode)
 
 
+def flushed(weight: Tensor) -> Tensor:
+    """The weight with zeros in place of subnormal numbers.
+
+    Products of small factors underflow into them, and processors may compute with them many times slower.
+    """
+    return torch.where(weight.abs() < torch.finfo(weight.dtype).tiny, 0.0, weight)
+
+
 def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple[int, int]) -> nn.Conv2d:
     """A convolution that owns a copy of the weight (N, C, Kh, Kw)."""
     filters, channels, kh, kw = weight.shape
@@ -61,7 +69,7 @@ def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple
         dtype=weight.dtype,
         **geometry,  # type: ignore[arg-type]
     )
-    conv.weight.data.copy_(weight)
+    conv.weight.data.copy_(flushed(weight))
     if bias is not None and conv.bias is not None:
         conv.bias.data.copy_(bias)
     return conv

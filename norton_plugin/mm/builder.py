@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import RecipeError
 from ..surgery.structure import apply_structure_
+from . import fuse
 
 
 @MODELS.register_module(name="CompressedModel")
@@ -31,5 +32,6 @@ def compressed_model(norton: Mapping[str, Any], **model: Any) -> nn.Module:
         raise RecipeError(f"CompressedModel needs norton=dict(type=..., structure=...); missing: {sorted(missing)}")
     built: nn.Module = MODELS.build({**model, "type": norton["type"]})
     structure = norton["structure"]
+    fuse.install()
     apply_structure_(built, structure.to_dict() if hasattr(structure, "to_dict") else structure)
     return built

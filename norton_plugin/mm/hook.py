@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ArtifactError, NortonError, RecipeError
 from ..pipeline import CompressionReport
 from ..surgery.structure import Structure, apply_structure_, structure_hash
-from . import after_surgery, guard
+from . import after_surgery, fuse, guard
 from .compression import compressed_copy, without_frozen
 from .distill import FeatureDistillation
 from .export_config import write_config
@@ -103,6 +103,7 @@ class NortonHook(Hook):
             raise RecipeError(f"at_epoch is {at_epoch!r}; expected a number of epochs, at least 0")
         if input_size is not None and (len(input_size) != 2 or any(int(size) < 1 for size in input_size)):
             raise RecipeError(f"input_size is {input_size!r}; expected (height, width) in pixels, or None")
+        fuse.install()
         self.at_epoch = at_epoch
         self.frozen = frozen
         self.input_size = None if input_size is None else [int(size) for size in input_size]

@@ -14,6 +14,7 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.surgery.copies import refresh_copies_
 from norton_plugin.surgery.labels import LabelGraph
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
@@ -83,6 +84,7 @@ def prune_(
         original.restore_()
         work.skipped += [Skipped(root, problem) for root in work.records]
         work.records.clear()
+    refresh_copies_(model)
     not_run = "the example does not run it" if forward_fn is None and not left else "it is outside of what is traced"
     skipped = [*left, *work.skipped, *work.unseen(not_run)]
     if require and not work.records:

@@ -53,3 +53,17 @@ def test_models_are_lowered_once_per_shared_block():
         lower_(net)
     with pytest.raises(SurgeryError, match="is itself a CPDBlock"):
         lower_(shared)
+
+
+@pytest.mark.parametrize("form", ["dense", "grouped"])
+def test_products_that_underflow_become_zero(form):
+    block = CPDBlock(2, 3, 3, 1, bias=False)
+    for factor in block.factors:
+        factor.data.fill_(1.0)
+    block.vertical.data[0], block.horizontal.data[0] = 1e-20, 1e-20  # 1e-40 is subnormal in single precision
+    layer = lower_block(block, form)
+    weights = [conv.weight for conv in layer.modules() if isinstance(conv, nn.Conv2d)]
+    smallest = torch.finfo(torch.float32).tiny
+    assert all(bool(((w == 0) | (w.abs() >= smallest)).all()) for w in weights)
+    x = torch.randn(1, 2, 5, 5)
+    assert torch.equal(layer(x)[:, 0], torch.zeros(1, 3, 3)) and torch.allclose(layer(x)[:, 1:], block(x)[:, 1:])

@@ -416,7 +416,7 @@ def test_the_hook_notices_a_model_that_was_rebuilt(tmp_path):
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """T2, T21, T22: after the wrapper is made anew both ranks train the same parameters."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     script = str(Path(__file__).parent / "toy.py")
     done = subprocess.run([*command, script, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -231,16 +231,6 @@ def test_plain_torch_pruning_use(residual, image):
     assert residual(image).shape == (2, 10)
 
 
-def test_grouped_blocks_are_pruned_alike_in_each_group():
-    block = CPDBlock(8, 8, 3, 1, groups=2)
-    CPDBlockPruner().prune_in_channels(block, [1, 5])
-    assert block.in_channels == 6 and block.head.shape == (8, 1, 3)
-    with pytest.raises(SurgeryError, match="same channels in each"):
-        CPDBlockPruner().prune_in_channels(block, [0, 4])
-    with pytest.raises(SurgeryError, match="cannot remove"):
-        CPDBlockPruner().prune_out_channels(block, [9])
-
-
 def test_an_example_of_zeros_does_not_hide_a_mistake():
     """On a constant image a convolution without bias yields zeros, and any group would seem right."""
     net = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), Averaging(), nn.Conv2d(16, 4, 3, bias=False), nn.Flatten())
