@@ -225,7 +225,7 @@ def test_not_a_model():
 
 def test_a_model_that_cannot_be_copied():
     model = network()
-    model.cache = model[0](IMAGE)  # a tensor with a history
+    model.cache = [model[0](IMAGE)]  # a tensor with a history, out of reach
     with pytest.raises(SurgeryError, match="the model cannot be copied .* detach tensors"):
         compress(model, IMAGE, BOTH)
 

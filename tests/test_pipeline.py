@@ -310,3 +310,24 @@ def test_resnet20_at_rank_one_reaches_the_cost_of_the_formula():
     assert blocks == len(report.decomposition.layers) == 19
     assert report.macs_after == total + 64 * 10
     assert report.macs_before == 40_551_040
+
+
+def test_tensors_that_a_module_computed_and_keeps_are_copied_without_their_history(image):
+    """As the older torch.nn.utils.weight_norm does."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+    net[4] = nn.utils.weight_norm(net[4])
+    kept, image = net[4].weight, image[:, :, :8, :8]
+    expected = net.eval()(image)
+    small, report = compress(net, image, Recipe(pruning=Pruning(keep=0.5)))
+    assert report.pruning.groups and small[0].out_channels == 8
+    assert net[4].weight is kept and kept.grad_fn is not None
+    assert torch.equal(net(image), expected)
