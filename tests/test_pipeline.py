@@ -325,8 +325,9 @@ def test_tensors_that_a_module_computed_and_keeps_are_copied_without_their_histo
         nn.Linear(32, 4),
     )
     net[4] = nn.utils.weight_norm(net[4])
-    kept, image = net[4].weight, image[:, :, :8, :8]
+    image = image[:, :, :8, :8]
     expected = net.eval()(image)
+    kept = net[4].weight
     small, report = compress(net, image, Recipe(pruning=Pruning(keep=0.5)))
     assert report.pruning.groups and small[0].out_channels == 8
     assert net[4].weight is kept and kept.grad_fn is not None
