@@ -99,7 +99,7 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
         chosen = Decomposition(rank=2 if rank == "auto" else int(rank), sweeps=20, restarts=1)
         recipe = Recipe(decomposition=chosen, pruning=Pruning(keep=keep), time_limit=min(60.0, time_limit / 4))
         start = time.perf_counter()
-        _, report = compress(loaded.model.eval(), loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
+        _, report = compress(loaded.model, loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
         left = blocking(report.pruning.skipped)
         convs = len(report.decomposition.layers) + len(report.decomposition.skipped)
         row |= {

@@ -149,6 +149,7 @@ def compress(
             opened.example_inputs,
             chosen,
             calibration=calibration,
+            forward_fn=opened.forward_fn,
             on_step=lambda step: status.update(_STEPS.get(step, step)),
         )
         status.update(f"writing {output}")

@@ -30,7 +30,7 @@ def evaluate(
     Example: norton evaluate resnet18-small --data imagenet/val
     """
     from norton_plugin.cli.images import open_images
-    from norton_plugin.cli.models import open_model
+    from norton_plugin.cli.models import check_classifier, open_model
     from norton_plugin.mm import evaluate as measure
 
     with out.status(f"building {source}"):
@@ -41,6 +41,7 @@ def evaluate(
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
         )
+        check_classifier(opened)
         if opened.weights == "random":
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         images = open_images(data, opened.preprocessing)

@@ -98,7 +98,7 @@ def finetune(
     Example: norton finetune small --data train --val val --epochs 20 --teacher dense.pth -o small-tuned
     """
     from norton_plugin.cli.images import is_packed, open_images
-    from norton_plugin.cli.models import check_directory, open_model, save_model
+    from norton_plugin.cli.models import check_classifier, check_directory, open_model, save_model
     from norton_plugin.mm import FinetuneSettings
     from norton_plugin.mm import finetune as train
 
@@ -111,6 +111,7 @@ def finetune(
             input_size=options.parse_input_size(input_size),
             seed=seed,
         )
+        check_classifier(opened)
         packed = is_packed(opened.preprocessing)
         settings = FinetuneSettings(
             epochs=epochs,

@@ -47,7 +47,7 @@ def inspect(
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
         )
-        found = inspect_model(opened.model, opened.example_inputs, scope=scope)
+        found = inspect_model(opened.model, opened.example_inputs, scope=scope, forward_fn=opened.forward_fn)
     out.show(_table(found, source), _totals(found))
     out.result({"source": opened.spec, "input_size": list(opened.preprocessing.input_size), **asdict(found)})
 

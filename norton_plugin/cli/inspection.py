@@ -12,7 +12,7 @@ from norton_plugin.budget import count_cost
 from norton_plugin.pipeline import check_model
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery.decompose import plan_decomposition
-from norton_plugin.surgery.running import run_model
+from norton_plugin.surgery.running import ForwardFunction, run_model
 from norton_plugin.surgery.swap import names_by_identity
 
 
@@ -66,13 +66,16 @@ class Inspection:
     parameters: int
 
 
-def inspect_model(model: nn.Module, example_inputs: Any, *, scope: Scope | None = None) -> Inspection:
+def inspect_model(
+    model: nn.Module, example_inputs: Any, *, scope: Scope | None = None, forward_fn: ForwardFunction | None = None
+) -> Inspection:
     """Looks at every layer; the model is not changed.
 
     Args:
         model: Any model.
         example_inputs: As of ``pipeline.compress``.
         scope: Layers outside are listed as such.
+        forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
 
     Raises:
         RecipeError: A pattern of the scope matches nothing.
@@ -81,7 +84,7 @@ def inspect_model(model: nn.Module, example_inputs: Any, *, scope: Scope | None 
     check_model(model, example_inputs)
     scope = scope or Scope()
     scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
-    cost = count_cost(model, lambda: run_model(model, example_inputs))
+    cost = count_cost(model, lambda: run_model(model, example_inputs, forward_fn))
     targets, skipped = plan_decomposition(model, Decomposition(rank=1), scope=scope, map_sizes=cost.map_sizes)
     eligible = {target.names[0] for target in targets}
     reasons = {entry.name: entry.reason for entry in skipped}

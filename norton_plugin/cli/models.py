@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from norton_plugin.artifact import MANIFEST, Manifest, load, read_manifest, save
 from norton_plugin.errors import ArtifactError, SourceError
+from norton_plugin.surgery.running import ForwardFunction
 from norton_plugin.surgery.structure import diff, geometry
-from norton_plugin.zoo import Preprocessing, load_source, rebuild
+from norton_plugin.zoo import Preprocessing, forward_of, load_source, rebuild
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Opened:
         name: For people: the source, or the directory.
         weights: ``"random"``, ``"pretrained"``, or the file or directory they came from.
         manifest: Of the artefact, None for a source.
+        forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class Opened:
     name: str
     weights: str
     manifest: Manifest | None = None
+    forward_fn: ForwardFunction | None = None
 
 
 def open_model(
@@ -75,7 +78,15 @@ def open_model(
             source, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes, input_size=input_size
         )
     weights = "pretrained" if pretrained else "random" if checkpoint is None else str(checkpoint)
-    return Opened(built.model, built.example_inputs, built.preprocessing, built.spec, source, weights)
+    return Opened(
+        built.model,
+        built.example_inputs,
+        built.preprocessing,
+        built.spec,
+        source,
+        weights,
+        forward_fn=built.forward_fn,
+    )
 
 
 def _is_directory(source: str) -> bool:
@@ -103,8 +114,10 @@ def _open_artefact(directory: Path) -> Opened:
     generator = torch.Generator().manual_seed(0)
     inputs = int(manifest.extra.get("inputs", 1))
     example = tuple(torch.randn((1, *preprocessing.input_size), generator=generator) for _ in range(inputs))
-    model = load(directory, rebuild(manifest.source)).eval()
-    return Opened(model, example, preprocessing, manifest.source, str(directory), str(directory), manifest)
+    model = load(directory, rebuild(manifest.source))
+    forward_fn = forward_of(manifest.source, model, example)
+    name = str(directory)
+    return Opened(model, example, preprocessing, manifest.source, name, name, manifest, forward_fn)
 
 
 def save_model(
@@ -129,6 +142,19 @@ def save_model(
     structure = diff(geometry(rebuild(opened.spec)), geometry(model))
     facts = {"preprocessing": asdict(opened.preprocessing), "inputs": len(opened.example_inputs)}
     return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
+
+
+def check_classifier(opened: Opened) -> None:
+    """Refuses a model that does not map images to classes.
+
+    Raises:
+        SourceError: It is a detector.
+    """
+    if opened.forward_fn is not None:
+        raise SourceError(
+            f"{opened.name} is a detector, and this command works on classifiers; train and test it by mmdet's own "
+            "tools with the norton hook (norton export-config --help)"
+        )
 
 
 def check_directory(directory: Path) -> None:

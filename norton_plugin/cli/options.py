@@ -15,7 +15,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="timm:NAME, torchvision:NAME, cifar:NAME, python:package.module:function, or an artefact directory.",
+        help="timm:NAME, torchvision:NAME, mmdet:CONFIG, cifar:NAME, python:package.module:function, or an artefact.",
         show_default=False,
     ),
 ]

@@ -5,11 +5,12 @@ The only package that imports the models of timm, torchvision, mmdet and scikit-
 
 from .checkpoint import load_checkpoint_, read_state_dict
 from .preprocessing import Preprocessing
-from .sources import ModelSource, list_models, load_source, rebuild
+from .sources import ModelSource, forward_of, list_models, load_source, rebuild
 
 __all__ = [
     "ModelSource",
     "Preprocessing",
+    "forward_of",
     "list_models",
     "load_checkpoint_",
     "load_source",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +41,17 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         example: Normalised image (1, 3, H, W), to find out what runs.
     """
     if isinstance(model, TwoStageDetector):
-        parts = [part for part, run in _two_stage_parts(model) if _runs(model, part, run, example)]
+        with _evaluating(model):
+            pyramid = _outcome(model, "the neck", features, example)
+            if pyramid is None:
+                return features, "backbone and neck"  # whoever runs it is told why it cannot be run
+            runs = _two_stage_parts(model)
+            parts = [part for part, run in runs if _outcome(model, part, run, pyramid) is not None]
         return _TwoStage(tuple(parts)), ", ".join(["backbone and neck", *parts])
-    has_head = isinstance(model, SingleStageDetector) and getattr(model, "bbox_head", None) is not None
-    if has_head and _runs(model, "bbox_head", _single_stage, example):
-        return _single_stage, "backbone, neck and bbox_head"
+    if isinstance(model, SingleStageDetector) and getattr(model, "bbox_head", None) is not None:
+        with _evaluating(model):
+            if _outcome(model, "bbox_head", _single_stage, example) is not None:
+                return _single_stage, "backbone, neck and bbox_head"
     return features, "backbone and neck"
 
 
@@ -71,47 +79,64 @@ class _TwoStage:
 def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     """Parts that follow the neck, each a function of the model and its features."""
     if getattr(model, "with_rpn", False):
-        yield "rpn_head", _run_rpn
+        yield "rpn_head", partial(_run_on_pyramid, "rpn_head")
     roi_head = getattr(model, "roi_head", None)
+    for name in ("semantic_head", "glbctx_head"):
+        if getattr(roi_head, name, None) is not None:
+            yield f"roi_head.{name}", partial(_run_on_pyramid, f"roi_head.{name}")
     for kind, count in (("bbox", BOXES), ("mask", MASKS)):
         heads = _as_list(getattr(roi_head, f"{kind}_head", None))
-        extractors = _as_list(getattr(roi_head, f"{kind}_roi_extractor", None))
-        extractors = extractors or _as_list(getattr(roi_head, "bbox_roi_extractor", None))
+        extractors = _extractors(roi_head, kind)
+        if kind == "mask" and getattr(roi_head, "mask_info_flow", False):
+            yield "roi_head.mask_head", _run_mask_flow
+            continue
         single = not isinstance(getattr(roi_head, f"{kind}_head", None), nn.ModuleList)
         for index in range(min(len(heads), len(extractors))):
             name = f"roi_head.{kind}_head" + ("" if single else f".{index}")
-            yield name, _RoIPart(kind, index, count)
+            yield name, partial(_run_roi_head, kind, index, count)
 
 
-def _run_rpn(model: nn.Module, pyramid: Any) -> Any:
-    return model.rpn_head(pyramid)  # type: ignore[operator]
+def _run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
+    return model.get_submodule(name)(pyramid)
 
 
-class _RoIPart:
+def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
     """One head on constant pooled features: no gradient leads from its input to the pyramid."""
+    roi_head: Any = model.roi_head
+    head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
+    pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
+    if getattr(roi_head, "with_shared_head", False):
+        pooled = roi_head.shared_head(pooled)
+        if getattr(head, "with_avg_pool", None) is None and kind == "bbox":
+            return [pooled]
+        return [pooled, head(pooled)]
+    return head(pooled)
 
-    def __init__(self, kind: str, index: int, count: int) -> None:
-        self.kind, self.index, self.count = kind, index, count
 
-    def __call__(self, model: nn.Module, pyramid: Any) -> Any:
-        roi_head: Any = model.roi_head
-        heads = _as_list(getattr(roi_head, f"{self.kind}_head"))
-        extractors = _as_list(getattr(roi_head, f"{self.kind}_roi_extractor", None))
-        extractor: Any = (extractors or _as_list(roi_head.bbox_roi_extractor))[self.index]
-        size = extractor.roi_layers[0].output_size
-        size = size if isinstance(size, tuple) else (size, size)
-        like = next(model.parameters())
-        generator = torch.Generator().manual_seed(0)
-        pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
-        pooled = pooled.to(like).repeat(self.count, 1, 1, 1)
-        # The regions are constant, but a trace must take them for data: what is made of constants alone is a weight.
-        pooled = pooled + 0 * pyramid[0].mean()
-        if getattr(roi_head, "with_shared_head", False):
-            pooled = roi_head.shared_head(pooled)
-            if getattr(heads[self.index], "with_avg_pool", None) is None and self.kind == "bbox":
-                return [pooled]
-            return [pooled, heads[self.index](pooled)]
-        return heads[self.index](pooled)
+def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
+    """The mask heads of a hybrid task cascade, each of which reads the features of the one before."""
+    roi_head: Any = model.roi_head
+    pooled, feature, predictions = _pooled(model, _extractors(roi_head, "mask")[-1], MASKS, pyramid), None, []
+    for head in roi_head.mask_head:
+        prediction, feature = head(pooled, feature)
+        predictions.append(prediction)
+    return predictions
+
+
+def _pooled(model: nn.Module, extractor: Any, count: int, pyramid: Any) -> Tensor:
+    size = extractor.roi_layers[0].output_size
+    size = size if isinstance(size, tuple) else (size, size)
+    like = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
+    pooled = pooled.to(like).repeat(count, 1, 1, 1)
+    # The regions are constant, but a trace must take them for data: what is made of constants alone is a weight.
+    return pooled + 0 * pyramid[0].mean()
+
+
+def _extractors(roi_head: Any, kind: str) -> list[nn.Module]:
+    own = _as_list(getattr(roi_head, f"{kind}_roi_extractor", None))
+    return own or _as_list(getattr(roi_head, "bbox_roi_extractor", None))
 
 
 def _as_list(modules: Any) -> list[nn.Module]:
@@ -120,20 +145,25 @@ def _as_list(modules: Any) -> list[nn.Module]:
     return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
 
 
-@torch.no_grad()
-def _runs(model: nn.Module, part: str, run: Trace, example: Tensor) -> bool:
-    """Whether a part can be run by itself; the reason is logged where it cannot."""
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; flags come back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        whole = run is _single_stage
-        run(model, example if whole else model.extract_feat(example))  # type: ignore[operator]
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _outcome(model: nn.Module, part: str, run: Trace, inputs: Any) -> Any:
+    """What a part returns; None where it cannot be run by itself, and the reason is logged."""
+    try:
+        return run(model, inputs)
     except Exception as error:
         logger.info(
             "%s is not traced (%s: %s): its layers are decomposed, not pruned", part, type(error).__name__, error
         )
-        return False
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return True
+        return None

@@ -1,11 +1,11 @@
 """What every file of the zoo offers, and the errors they share."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import SourceError
 from .preprocessing import Preprocessing
@@ -20,19 +20,20 @@ class Built:
         kwargs: JSON-able arguments that build the same architecture again.
         preprocessing: What its images look like.
         inputs: Number of input tensors its ``forward`` takes.
-        trace: For models that a plain call does not run: maps model and example to the function that runs what can
-            be traced, and what it covers in words.
     """
 
     model: nn.Module
     kwargs: dict[str, Any]
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     inputs: int = 1
-    trace: Callable[[nn.Module, Tensor], tuple[Callable[[nn.Module, Any], Any], str]] | None = None
 
 
 class Ecosystem(Protocol):
-    """The two functions a file of the zoo defines."""
+    """The two functions a file of the zoo defines.
+
+    One whose models a plain call does not run defines a third, ``trace_of``: it maps a model and an example to the
+    function that runs what can be traced, and what that covers in words.
+    """
 
     def names(self) -> list[str]:
         """Return the names that ``build`` accepts."""
@@ -74,5 +75,5 @@ def no_weights(kind: str, name: str, error: Exception) -> SourceError:
 def first_line(error: Exception, *, width: int = 160) -> str:
     """Shorten an error to its kind and first line, at most ``width`` characters."""
     lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {' '.join(lines[0].split())}" if lines else type(error).__name__
     return text if len(text) <= width else text[: width - 3] + "..."

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
+from torch import Tensor, nn
 
 from ..errors import MissingExtraError, SourceError
-from .ecosystem import Built, failed_build, no_weights, unknown_model
+from .ecosystem import Built, failed_build, no_weights
+from .mmdet_configs import cause, from_json, names, read, to_json, without_downloads
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
 
 _INPUT_SIZE = (3, 320, 320)
 # A model cannot be built for many reasons: operators of CUDA alone, packages that are absent, arguments of old configs.
 _BUILD_ERRORS = (ImportError, KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError)
 
-
-def names() -> list[str]:
-    """Return the config files of the installed mmdet, relative to its ``configs`` and without ``.py``."""
-    root = _configs()
-    found = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
-    return sorted(name for name in found if not name.startswith("_base_") and "/" in name)
+__all__ = ["build", "names", "trace_of"]
 
 
 def build(
@@ -44,7 +41,7 @@ def build(
         kwargs: ``{"model": ...}``, the model's config, in place of reading ``name`` again.
 
     Returns:
-        The detector and the function that traces its parts.
+        The detector.
 
     Raises:
         SourceError: Unknown name, a config without a model, or a detector that cannot be built here.
@@ -59,60 +56,50 @@ def build(
         from mmdet.utils import register_all_modules
     except ImportError as error:
         raise MissingExtraError(f"mmdet:{name} needs mmdet with mmcv's operators: {error}") from error
-    from .detector_parts import trace_of
-
-    arguments = dict(kwargs or {})
-    model_config = arguments.get("model") or _read(name)
-    register_all_modules(init_default_scope=False)
+    given = dict(kwargs or {}).get("model")
     size = resolve_input_size(input_size, _INPUT_SIZE)
+    register_all_modules(init_default_scope=False)
+    config = without_downloads(from_json(given)) if given else read(name)
     try:
         with DefaultScope.overwrite_default_scope("mmdet"):
-            model = MODELS.build(ConfigDict(without_downloads(model_config)))
+            # A copy: heads write into what they are built from.
+            model = MODELS.build(ConfigDict(without_downloads(config)))
+            _initialise_(model)
     except _BUILD_ERRORS as error:
+        if (reason := cause(error)) is not None:
+            raise SourceError(f"mmdet:{name} cannot be built: {reason}") from error
         raise failed_build("mmdet", name, error) from error
+    _allow_zero_eps_(model)
+    model.eval()
     return Built(
-        model=model.eval(),
-        kwargs={"model": without_downloads(model_config)},
-        preprocessing=_preprocessing(model_config, size),
-        trace=trace_of,
+        model=model,
+        kwargs={"model": to_json(config)},
+        preprocessing=_preprocessing(config, size),
     )
 
 
-def without_downloads(config: Any) -> Any:
-    """A copy of a model's config, as plain dicts and lists, that fetches no weights."""
-    if isinstance(config, Mapping):
-        return {
-            key: without_downloads(value)
-            for key, value in config.items()
-            if key != "pretrained"
-            and not (key == "init_cfg" and isinstance(value, Mapping) and value.get("type") == "Pretrained")
-        }
-    if isinstance(config, list | tuple):
-        return [without_downloads(value) for value in config]
-    return config
+def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, Any], Any], str]:
+    """See :func:`norton_plugin.zoo.detector_parts.trace_of`."""
+    from . import detector_parts
+
+    return detector_parts.trace_of(model, example)
 
 
-def _read(name: str) -> Mapping[str, Any]:
-    path = Path(name)
-    if path.suffix != ".py" or not path.is_file():
-        path = _configs() / f"{name.removesuffix('.py')}.py"
-    if not path.is_file():
-        raise unknown_model("mmdet", name, names())
+def _initialise_(model: Any) -> None:
+    """Gives the model the weights its training would begin with: some parameters are left unset until then."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # mmengine logs several lines for every parameter
     try:
-        config = Config.fromfile(path)
-    except Exception as error:  # a config is a program
-        raise failed_build("mmdet", name, error) from error
-    if "model" not in config:
-        raise SourceError(f"mmdet:{name} has no `model`; expected the config of a detector")
-    return config.model
+        model.init_weights()
+    finally:
+        logging.disable(before)
 
 
-def _configs() -> Path:
-    spec = importlib.util.find_spec("mmdet")
-    folders = spec.submodule_search_locations if spec is not None else None
-    if not folders:
-        raise MissingExtraError("mmdet is not installed; pip install 'norton-plugin[mmdet]'")
-    return Path(folders[0]) / ".mim" / "configs"
+def _allow_zero_eps_(model: nn.Module) -> None:
+    """Gives BatchNorm with eps 0, which torch 2.11 refuses, the smallest eps: added to a variance it changes no bit."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps == 0:
+            module.eps = torch.finfo(torch.float32).tiny
 
 
 def _preprocessing(config: Mapping[str, Any], size: Sequence[int]) -> Preprocessing:

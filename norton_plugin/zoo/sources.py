@@ -95,14 +95,28 @@ def load_source(
         load_checkpoint_(built.model, checkpoint)
     generator = torch.Generator().manual_seed(0)
     shape = (1, *built.preprocessing.input_size)
-    model = built.model.eval()
+    model = _evaluating(built.model)
     example = tuple(torch.randn(shape, generator=generator) for _ in range(built.inputs))
-    forward_fn: ForwardFunction | None = None
-    if built.trace is not None:
-        trace, _ = built.trace(model, example[0])
-        forward_fn = lambda net, inputs: trace(net, inputs[0])  # noqa: E731
     source = {"kind": kind, "name": name, "kwargs": built.kwargs}
-    return ModelSource(model, example, source, built.preprocessing, forward_fn)
+    return ModelSource(model, example, source, built.preprocessing, forward_of(source, model, example))
+
+
+def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequence[Tensor]) -> ForwardFunction | None:
+    """How a model of a source is run, before surgery or after it.
+
+    Args:
+        spec: :attr:`ModelSource.spec`.
+        model: Built from it.
+        example_inputs: What it is run on, to find out which parts run.
+
+    Returns:
+        ``(model, example_inputs) -> output`` for ``compress``, or ``None`` where a plain call runs the model.
+    """
+    trace_of = getattr(_ecosystem(spec["kind"]), "trace_of", None)
+    if trace_of is None:
+        return None
+    trace, _ = trace_of(model, example_inputs[0])
+    return lambda net, inputs: trace(net, inputs[0])
 
 
 def rebuild(spec: Mapping[str, Any]) -> nn.Module:
@@ -120,7 +134,12 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
     absent = [key for key in ("kind", "name") if not isinstance(spec.get(key), str)]
     if absent:
         raise SourceError(f"the model's source lacks {' and '.join(absent)}; expected kind, name and kwargs")
-    return _ecosystem(spec["kind"]).build(spec["name"], kwargs=spec.get("kwargs") or {}).model.eval()
+    return _evaluating(_ecosystem(spec["kind"]).build(spec["name"], kwargs=spec.get("kwargs") or {}).model)
+
+
+def _evaluating(model: nn.Module) -> nn.Module:
+    model.eval()  # returns nothing where a model overrides train() carelessly
+    return model
 
 
 def list_models(kind: str) -> list[str]:

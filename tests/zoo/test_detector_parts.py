@@ -82,6 +82,59 @@ def test_a_compressed_two_stage_detector_detects(mask_rcnn):
     assert len(result.pred_instances) == 10 and result.pred_instances.masks.shape[1:] == (64, 64)
 
 
+def htc():
+    """Two stages whose mask heads read one another's features, and a semantic head on the pyramid."""
+    model = faster_rcnn(mask=True)
+    plain, rcnn = model["roi_head"], model["train_cfg"]["rcnn"]
+    mask = {**plain["mask_head"], "type": "HTCMaskHead"}
+    model["type"] = "HybridTaskCascade"
+    model["train_cfg"]["rcnn"] = [rcnn, rcnn]
+    model["roi_head"] = {
+        **plain,
+        "type": "HybridTaskCascadeRoIHead",
+        "num_stages": 2,
+        "stage_loss_weights": [1, 0.5],
+        "interleaved": True,
+        "mask_info_flow": True,
+        "bbox_head": [{**plain["bbox_head"], "reg_class_agnostic": True} for _ in range(2)],
+        "mask_head": [{**mask, "with_conv_res": later} for later in (False, True)],
+        "semantic_roi_extractor": {**plain["mask_roi_extractor"], "featmap_strides": [8]},
+        "semantic_head": {
+            "type": "FusedSemanticHead",
+            "num_ins": 5,
+            "fusion_level": 1,
+            "num_convs": 2,
+            "in_channels": 16,
+            "conv_out_channels": 16,
+            "num_classes": 3,
+        },
+    }
+    return model
+
+
+def test_mask_heads_that_read_one_another():
+    model = build(htc()).eval()
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    heads = "roi_head.semantic_head, roi_head.bbox_head.0, roi_head.bbox_head.1, roi_head.mask_head"
+    assert covered == f"backbone and neck, rpn_head, {heads}"
+    compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert not [s for s in report.pruning.skipped if "outside of what is traced" in s.reason]
+    assert report.pruning.largest_error < 1e-4
+    first, second = compressed.roi_head.mask_head
+    # The second head reads the features of the first, on which it adds regions as wide as the pyramid.
+    assert first.convs[-1].conv.out_channels == second.conv_res.conv.in_channels == 8
+    assert second.conv_res.conv.out_channels == 16
+    semantic = compressed.roi_head.semantic_head
+    assert semantic.lateral_convs[0].conv.out_channels == semantic.convs[0].conv.in_channels == 8
+    assert semantic.conv_embedding.conv.out_channels == 16
+
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
+    [result] = compressed.eval().predict(EXAMPLE, [sample])
+    assert result.pred_instances.masks.shape == (10, 64, 64)
+
+
 def test_a_part_that_does_not_run_is_left_out():
     model = build(faster_rcnn())
 

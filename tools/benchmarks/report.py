@@ -7,18 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-Facts = dict[str, Any]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+from report_detectors import detectors
+from report_table import Facts, table
 
 
 def ranks(facts: Facts) -> str:
@@ -240,6 +233,7 @@ def bccd(facts: Facts) -> str:
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
+    ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),

@@ -1,0 +1,116 @@
+"""Configs of mmdet as sources: nothing is fetched, JSON keeps what mmdet tells apart, and reasons are in words."""
+
+import json
+import socket
+
+import pytest
+import torch
+
+pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+
+from norton_plugin.errors import SourceError
+from norton_plugin.zoo import list_models, load_source, rebuild
+from norton_plugin.zoo import mmdet_configs as configs
+
+pytestmark = pytest.mark.mm
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise socket.gaierror("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssd/ssd300_coco",  # tuples that mmdet insists on
+        "ld/ld_r18-gflv1-r101_fpn_1x_coco",  # the config of a teacher, in another file
+    ],
+)
+def test_a_config_is_rebuilt_from_json(name):
+    source = load_source(f"mmdet:{name}", input_size=64)
+    spec = json.loads(json.dumps(source.spec))
+    assert shapes(rebuild({**spec, "name": "gone"})) == shapes(source.model)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"a": (1, 2), "b": [3, (4, {"c": ()})], "d": None},
+        {"order": ("act", "conv", "norm"), "skip_inds": [(0, 1), (0,), ()]},
+        [],
+        ((),),
+    ],
+)
+def test_json_keeps_tuples(config):
+    assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))) == config
+
+
+def test_a_teacher_is_built_without_its_weights():
+    read = configs.read("lad/lad_r101-paa-r50_fpn_2xb8_coco_1x")
+    assert "teacher_ckpt" not in read and read["teacher_backbone"]["depth"] == 50
+    read = configs.read("ld/ld_r18-gflv1-r101_fpn_1x_coco")
+    assert "teacher_ckpt" not in read and read["teacher_config"]["model"]["backbone"]["depth"] == 101
+    assert "init_cfg" not in read["backbone"]
+
+
+def test_fresh_weights_are_those_training_begins_with(capsys):
+    """L2Norm leaves its scale unset, whatever was in memory, until the weights are initialised."""
+    model = load_source("mmdet:ssd/ssd300_coco", input_size=64).model
+    assert torch.equal(model.neck.l2_norm.weight, torch.full((512,), 20.0))
+    assert capsys.readouterr() == ("", "")
+    fetched = {"init_cfg": [{"type": "Kaiming", "layer": "Conv2d"}, {"type": "Pretrained", "checkpoint": "far"}]}
+    assert configs.without_downloads(fetched) == {"init_cfg": [{"type": "Kaiming", "layer": "Conv2d"}]}
+    assert configs.without_downloads({"init_cfg": {"checkpoint": "far"}, "depth": 18}) == {"depth": 18}
+
+
+def test_batch_norm_with_eps_zero_runs():
+    """torch refuses eps 0; the smallest positive number leaves every variance above 1e-30 the same."""
+    source = load_source("mmdet:nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco", input_size=64)
+    norm = source.model.backbone.bn1
+    assert 0 < norm.eps < 1e-37
+    torch.manual_seed(0)
+    x, variance = torch.randn(2, 64, 5, 5), torch.rand(64) + 1e-20
+    norm.running_var.copy_(variance)
+    with torch.no_grad():
+        found = norm(x)
+    assert torch.equal(variance + norm.eps, variance)
+    assert torch.allclose(found, x / variance.sqrt()[:, None, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cascade_rpn/cascade-rpn_r50-caffe_fpn_1x_coco", "it is not written for the installed mmdet .*num_classes"),
+        ("faster_rcnn/faster-rcnn_r5O_fpn_1x_coco", "did you mean faster_rcnn/faster-rcnn_r50_fpn_1x_coco"),
+    ],
+)
+def test_reasons(name, message):
+    with pytest.raises(SourceError, match=message) as caught:
+        load_source(f"mmdet:{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_absent_package_is_named(tmp_path):
+    imports = {"imports": ["no_such_package_here.models"], "allow_failed_imports": False}
+    (tmp_path / "config.py").write_text(f"custom_imports = {imports!r}\nmodel = dict(type='FCOS')\n")
+    with pytest.raises(SourceError, match="it needs no_such_package_here, .* pip install no_such_package_here"):
+        load_source(f"mmdet:{tmp_path / 'config.py'}")
+    assert configs.cause(RuntimeError("skimage2 is not installed,   please install it")) == (
+        "it needs skimage2, which is not installed; pip install skimage2"
+    )
+    assert configs.cause(RuntimeError("torch is not installed")) is None
+    assert configs.cause(KeyError("type")) is None
+
+
+def test_names():
+    found = list_models("mmdet")
+    assert "faster_rcnn/faster-rcnn_r50_fpn_1x_coco" in found
+    assert not any(name.startswith("_base_") for name in found)
