@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -49,7 +50,9 @@ parameters that are constant at the start, which would hide mistakes.
 - **seconds** are those of `compress` on a shared machine, **verifying** its share for verification; **GiB** is the
   peak of the process.
 
-What torch-pruning's graph does with the patterns that made models fail there is in
+torch-pruning 1.6.1 alone, asked to remove 30 % of the channels with the same versions, prunes 33 of the 85
+timm families, 37 of the 48 well-known models of timm, and 35 of the 88 configs of mmdet; two-stage detectors with an
+FPN exceed 12 GiB. What its graph does with the patterns that made models fail there is in
 [results](results/README.md#patterns-torch-prunings-dependency-graph-does-not-follow).
 """
 COMMANDS = {
@@ -173,10 +176,29 @@ def markdown(rows: Iterable[dict[str, Any]], commands: Sequence[str]) -> str:
         own = [row for row in rows if row["model"].startswith(f"{kind}:")]
         counts = Counter(row["status"] for row in own)
         counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-        lines += ["", f"## {kind}", "", f"{len(own)} models: {counted}.", ""]
+        lines += ["", f"## {kind}", "", f"{len(own)} models: {counted}. {_extremes(own)}".rstrip(), ""]
         lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
         lines += [_line(row) for row in own]
     return "\n".join(lines) + "\n"
+
+
+def _extremes(rows: Sequence[dict[str, Any]]) -> str:
+    """What the rows of one ecosystem come to, and the worst of them."""
+    pruned = [row for row in rows if row["status"] in ("full", "partial")]
+    if not pruned:
+        return ""
+    least, most = min(pruned, key=lambda row: row["macs_down"]), max(pruned, key=lambda row: row.get("error") or 0.0)
+    narrowest, slowest = min(pruned, key=lambda row: row["narrowest"]), max(pruned, key=lambda row: row["seconds"])
+    return (
+        f"MACs down by {statistics.median(row['macs_down'] for row in pruned):.0f} % in the median, least "
+        f"{least['macs_down']} % ({_short(least)}); narrowest layer {narrowest['narrowest']} % ({_short(narrowest)}); "
+        f"largest error {most.get('error') or 0.0:.0e} ({_short(most)}); {slowest['seconds']} s at most "
+        f"({_short(slowest)})."
+    )
+
+
+def _short(row: dict[str, Any]) -> str:
+    return str(row["model"]).partition(":")[2]
 
 
 def _line(row: dict[str, Any]) -> str:
