@@ -414,11 +414,16 @@ def test_the_hook_notices_a_model_that_was_rebuilt(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{}, {"distill": {"layers": "shared", "weight": 0.01}, "factor_decay": 0.3}], ids=["plain", "distilled"]
+)
+def test_two_processes(tmp_path, options):
     """T2, T21, T22: after the wrapper is made anew both ranks train the same parameters."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     script = str(Path(__file__).parent / "toy.py")
-    done = subprocess.run([*command, script, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, script, str(tmp_path), json.dumps(options)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f"rank{rank}.pth") for rank in (0, 1)]
     assert all(rank["same"] and rank["reduced"] for rank in ranks)

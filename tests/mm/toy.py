@@ -1,5 +1,6 @@
 """A small network and data for tests of NortonHook, also run as a script by torchrun."""
 
+import json
 import os
 import sys
 
@@ -149,14 +150,17 @@ def toy_config(work_dir, *, norton=None, epochs=2, **changes):
     return Config(config)
 
 
-def main(work_dir):
-    """Two epochs on two processes over gloo; each rank writes what its model became."""
+def main(work_dir, options):
+    """Two epochs on two processes over gloo; each rank writes what its model became.
+
+    Further options of the hook come as JSON.
+    """
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     os.environ.setdefault("LOCAL_RANK", "0")
     config = toy_config(
         work_dir,
-        norton={"rank": 2, "keep": 0.5},
+        norton={"rank": 2, "keep": 0.5, **json.loads(options)},
         launcher="pytorch",
         model_wrapper_cfg={"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False},
     )
@@ -178,4 +182,4 @@ def main(work_dir):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])
