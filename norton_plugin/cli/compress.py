@@ -91,6 +91,7 @@ def compress(
     checkpoint: options.Checkpoint = None,
     num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
+    trust_code: options.TrustCode = False,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, metavar="N", help="Of ALS, random weights and the images' order.")
     ] = None,
@@ -134,6 +135,7 @@ def compress(
             checkpoint=checkpoint,
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
+            trust_code=trust_code,
             seed=chosen.decomposition.seed,
         )
         if opened.weights == "random":

@@ -22,6 +22,7 @@ def evaluate(
     checkpoint: options.Checkpoint = None,
     num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
+    trust_code: options.TrustCode = False,
 ) -> None:
     """Measure top-1 and top-5 accuracy of a model on a folder of images.
 
@@ -40,6 +41,7 @@ def evaluate(
             checkpoint=checkpoint,
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
+            trust_code=trust_code,
         )
         check_classifier(opened)
         if opened.weights == "random":

@@ -89,6 +89,7 @@ def finetune(
     checkpoint: options.Checkpoint = None,
     num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
+    trust_code: options.TrustCode = False,
     seed: options.Seed = 0,
 ) -> None:
     """Fine-tune an artefact (or a dense source) on a folder of images, and write the result as an artefact.
@@ -109,6 +110,7 @@ def finetune(
             checkpoint=checkpoint,
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
+            trust_code=trust_code,
             seed=seed,
         )
         check_classifier(opened)
@@ -178,7 +180,7 @@ def _teacher(given: str | None, opened: Opened) -> nn.Module | None:
     if given == "pretrained":
         spec = opened.spec
         return load_source(f"{spec['kind']}:{spec['name']}", pretrained=True, kwargs=spec.get("kwargs")).model
-    dense = rebuild(opened.spec)
+    dense = rebuild(opened.spec, trust_code=True)  # it was, when it was opened
     load_checkpoint_(dense, given)
     return dense
 

@@ -23,6 +23,7 @@ def inspect(
     checkpoint: options.Checkpoint = None,
     num_classes: options.NumClasses = None,
     input_size: options.InputSize = None,
+    trust_code: options.TrustCode = False,
     include: Annotated[
         list[str] | None, typer.Option("--include", metavar="PATTERN", help="Only layers named so; repeatable.")
     ] = None,
@@ -46,6 +47,7 @@ def inspect(
             checkpoint=checkpoint,
             num_classes=num_classes,
             input_size=options.parse_input_size(input_size),
+            trust_code=trust_code,
         )
         found = inspect_model(opened.model, opened.example_inputs, scope=scope, forward_fn=opened.forward_fn)
     out.show(_table(found, source), _totals(found))

@@ -49,6 +49,7 @@ def open_model(
     num_classes: int | None = None,
     input_size: tuple[int, ...] | int | None = None,
     seed: int = 0,
+    trust_code: bool = False,
 ) -> Opened:
     """Builds a source, or loads an artefact.
 
@@ -59,6 +60,7 @@ def open_model(
         num_classes: Outputs of the classifier.
         input_size: One side, (H, W) or (C, H, W) in pixels.
         seed: Of weights that are not loaded.
+        trust_code: Run the function that an artefact names.
 
     Raises:
         SourceError: The model cannot be had, or options are given that an artefact decides itself.
@@ -73,7 +75,7 @@ def open_model(
                 raise SourceError(
                     f"{', '.join(given)} cannot be changed: {source} is an artefact; give a source instead"
                 )
-            return _open_artefact(Path(source))
+            return _open_artefact(Path(source), trust_code=trust_code)
         built = load_source(
             source, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes, input_size=input_size
         )
@@ -102,7 +104,7 @@ def _is_directory(source: str) -> bool:
     return False
 
 
-def _open_artefact(directory: Path) -> Opened:
+def _open_artefact(directory: Path, *, trust_code: bool) -> Opened:
     manifest = read_manifest(directory)
     if not manifest.source:
         raise ArtifactError(f"{directory} does not say what built its model; load it in Python with norton_plugin.load")
@@ -114,7 +116,7 @@ def _open_artefact(directory: Path) -> Opened:
     generator = torch.Generator().manual_seed(0)
     inputs = int(manifest.extra.get("inputs", 1))
     example = tuple(torch.randn((1, *preprocessing.input_size), generator=generator) for _ in range(inputs))
-    model = load(directory, rebuild(manifest.source))
+    model = load(directory, rebuild(manifest.source, trust_code=trust_code))
     forward_fn = forward_of(manifest.source, model, example)
     name = str(directory)
     return Opened(model, example, preprocessing, manifest.source, name, name, manifest, forward_fn)
@@ -139,7 +141,7 @@ def save_model(
         report: As of ``artifact.save``.
         extra: As of ``artifact.save``; what is needed to open the artefact again is added.
     """
-    structure = diff(geometry(rebuild(opened.spec)), geometry(model))
+    structure = diff(geometry(rebuild(opened.spec, trust_code=True)), geometry(model))
     facts = {"preprocessing": asdict(opened.preprocessing), "inputs": len(opened.example_inputs)}
     return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
 

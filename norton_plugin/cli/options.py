@@ -41,6 +41,14 @@ InputSize = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the Python function that an artefact names, where its model comes from one.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all random choices.")]
 OutputDirectory = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; a previous artefact is replaced.")

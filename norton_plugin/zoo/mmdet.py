@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtraError, SourceError
 from .ecosystem import Built, failed_build, no_weights
-from .mmdet_configs import cause, from_json, names, read, to_json, without_downloads
+from .mmdet_configs import cause, check_stored, from_json, names, read, to_json, without_downloads
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
 
 _INPUT_SIZE = (3, 320, 320)
@@ -59,7 +59,11 @@ def build(
     given = dict(kwargs or {}).get("model")
     size = resolve_input_size(input_size, _INPUT_SIZE)
     register_all_modules(init_default_scope=False)
-    config = without_downloads(from_json(given)) if given else read(name)
+    if given:
+        config = without_downloads(from_json(given))
+        check_stored(name, config)
+    else:
+        config = read(name)
     try:
         with DefaultScope.overwrite_default_scope("mmdet"):
             # A copy: heads write into what they are built from.

@@ -16,6 +16,8 @@ from ..errors import MissingExtraError, SourceError
 from .ecosystem import failed_build, unknown_model
 
 _TUPLE = "__tuple__"
+# Where dotted names of model classes lie.
+_MODELS = ("mmdet.models.", "mmcv.cnn.", "mmcv.ops.", "mmengine.model.", "torch.nn.", "mmpretrain.models.")
 # Keys that name a file of weights to fetch while a model is built.
 _WEIGHTS = ("pretrained", "teacher_ckpt")
 # Packages whose name to import is not their name to install.
@@ -90,6 +92,30 @@ def from_json(config: Any) -> Any:
             return tuple(from_json(value) for value in config[_TUPLE])
         return {key: from_json(value) for key, value in config.items()}
     return [from_json(value) for value in config] if isinstance(config, list) else config
+
+
+def check_stored(name: str, config: Any) -> None:
+    """Refuses a config from an artefact that would run more than constructors of models.
+
+    mmengine imports whatever dotted name a ``type`` holds, and calls it; a teacher's config given as a path is run.
+
+    Raises:
+        SourceError: Such a value.
+    """
+    if isinstance(config, list | tuple):
+        for value in config:
+            check_stored(name, value)
+    if not isinstance(config, Mapping):
+        return
+    kind, teacher = config.get("type"), config.get("teacher_config")
+    if isinstance(kind, str) and "." in kind and not kind.startswith(_MODELS):
+        raise SourceError(
+            f"mmdet:{name} is stored with type {kind!r}; expected a registered name, or a class of a model"
+        )
+    if teacher is not None and not isinstance(teacher, Mapping):
+        raise SourceError(f"mmdet:{name} is stored with teacher_config {teacher!r}; expected the config itself")
+    for value in config.values():
+        check_stored(name, value)
 
 
 def cause(error: BaseException) -> str | None:

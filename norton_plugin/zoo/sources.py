@@ -119,22 +119,30 @@ def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequen
     return lambda net, inputs: trace(net, inputs[0])
 
 
-def rebuild(spec: Mapping[str, Any]) -> nn.Module:
+def rebuild(spec: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build the architecture of :attr:`ModelSource.spec` again, with fresh weights and no download.
 
     Args:
-        spec: ``{"kind", "name", "kwargs"}``.
+        spec: ``{"kind", "name", "kwargs"}``; it may come from a file of others.
+        trust_code: Also call what it names of kind ``python``, which may be any function with any arguments, and read
+            a config of mmdet that is not in it.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        SourceError: A key is absent, or the model cannot be built.
+        SourceError: A key is absent, code is not trusted, or the model cannot be built.
     """
     absent = [key for key in ("kind", "name") if not isinstance(spec.get(key), str)]
     if absent:
         raise SourceError(f"the model's source lacks {' and '.join(absent)}; expected kind, name and kwargs")
-    return _evaluating(_ecosystem(spec["kind"]).build(spec["name"], kwargs=spec.get("kwargs") or {}).model)
+    kind, name, kwargs = spec["kind"], spec["name"], spec.get("kwargs") or {}
+    if not trust_code and (kind == "python" or (kind == "mmdet" and not kwargs.get("model"))):
+        raise SourceError(
+            f"the model is built by code, {kind}:{name} with arguments {dict(kwargs)}, which is not run unasked; look "
+            "at it, then trust it (--trust-code, or trust_code=True)"
+        )
+    return _evaluating(_ecosystem(kind).build(name, kwargs=kwargs).model)
 
 
 def _evaluating(model: nn.Module) -> nn.Module:

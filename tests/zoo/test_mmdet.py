@@ -114,3 +114,23 @@ def test_names():
     found = list_models("mmdet")
     assert "faster_rcnn/faster-rcnn_r50_fpn_1x_coco" in found
     assert not any(name.startswith("_base_") for name in found)
+
+
+def test_a_stored_config_runs_nothing_but_constructors_of_models(tmp_path):
+    """mmengine calls whatever a dotted type names, and runs a teacher's config that is given as a path."""
+    target = tmp_path / "made"
+    script = tmp_path / "teacher.py"
+    script.write_text(f"import os\nos.mkdir({str(target)!r})\nmodel = dict()\n")
+    good = load_source("mmdet:retinanet/retinanet_r18_fpn_1x_coco", input_size=64).spec
+    for place in (lambda m: m, lambda m: m["backbone"], lambda m: m["bbox_head"]["anchor_generator"]):
+        spec = json.loads(json.dumps(good))
+        inner = place(spec["kwargs"]["model"])
+        inner.clear()
+        inner.update({"type": "os.mkdir", "path": str(target)})
+        with pytest.raises(SourceError, match="stored with type 'os.mkdir'"):
+            rebuild(spec)
+    spec = json.loads(json.dumps(good))
+    spec["kwargs"]["model"]["teacher_config"] = str(script)
+    with pytest.raises(SourceError, match="stored with teacher_config"):
+        rebuild(spec)
+    assert not target.exists()

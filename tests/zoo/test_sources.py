@@ -64,7 +64,9 @@ def test_python_function(tmp_path, monkeypatch):
     source = load_source("python:mine_for_norton:net", num_classes=5, input_size=8, kwargs={"width": 6})
     assert source.spec == {"kind": "python", "name": "mine_for_norton:net", "kwargs": {"width": 6, "num_classes": 5}}
     assert source.model(*source.example_inputs).shape == (1, 5)
-    assert isinstance(rebuild(source.spec), nn.Sequential)
+    assert isinstance(rebuild(source.spec, trust_code=True), nn.Sequential)
+    with pytest.raises(SourceError, match="python:mine_for_norton:net with arguments .* not run unasked.*--trust-code"):
+        rebuild(source.spec)
     for name, message in [
         ("net", "no argument named pretrained"),
         ("number", "returned a int, expected a torch.nn.Module"),
@@ -160,3 +162,15 @@ def test_a_missing_package_is_named_with_its_pip_command(kind, package, monkeypa
     monkeypatch.delitem(sys.modules, f"norton_plugin.zoo.{kind}", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'norton-plugin\[timm\]'"):
         load_source(f"{kind}:resnet18")
+
+
+def test_a_stored_source_runs_nothing(tmp_path):
+    """Artefacts may come from anyone: what they name is not called."""
+    target = tmp_path / "made"
+    with pytest.raises(SourceError, match="python:os:mkdir"):
+        rebuild({"kind": "python", "name": "os:mkdir", "kwargs": {"path": str(target)}})
+    script = tmp_path / "config.py"
+    script.write_text(f"import os\nos.mkdir({str(target)!r})\nmodel = dict(type='X')\n")
+    with pytest.raises(SourceError, match="not run unasked"):
+        rebuild({"kind": "mmdet", "name": str(script), "kwargs": {}})
+    assert not target.exists()
