@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import ArtifactError, NortonError, RecipeError
+from ..errors import ArtifactError, NortonError, RecipeError, SurgeryError
 from ..pipeline import CompressionReport
 from ..surgery.structure import Structure, apply_structure_, structure_hash
 from . import after_surgery, fuse, guard
@@ -249,10 +249,12 @@ class NortonHook(Hook):
                     model, example, recipe, logger=runner.logger, outputs=kept
                 )
                 state, plan = dict(compressed.state_dict()), [self.report.structure]
-            except NortonError as error:
+            except Exception as error:
                 if not is_distributed():
                     raise
-                plan = [error]  # the other ranks wait, and have to fail as well
+                # The other ranks wait, and have to fail as well.
+                known = isinstance(error, NortonError)
+                plan = [error if known else SurgeryError(f"the first rank failed: {type(error).__name__}: {error}")]
         if is_distributed():
             broadcast_object_list(plan)
         if isinstance(plan[0], NortonError):

@@ -131,6 +131,12 @@ def test_it_changes_what_is_learnt_and_resumes_exactly(whole, tmp_path):
     assert difference(plain, first) > 1e-4
 
 
+def test_a_compiled_step_learns_the_same(tmp_path):
+    plain = run(tmp_path / "plain", epochs=1, norton={"distill": DISTILL})
+    compiled = run(tmp_path / "compiled", epochs=1, norton={"distill": DISTILL}, compile={"backend": "eager"})
+    assert difference(plain, compiled) < 1e-6
+
+
 def test_a_resumed_run_without_the_dense_weights_ends_at_once(whole, tmp_path):
     _, folder = whole
     (tmp_path / "alone").mkdir()
