@@ -120,13 +120,14 @@ class Surgeon:
         """The same, whatever the error."""
         found = Snapshot(self.model.modules(), self.graph.bookkeeping())
         try:
+            self._cut_(plans)
+            actual = self.outputs(dtype=dtype)  # first: where it breaks, the other pass is spared
+            found.restore_()  # models may count their calls or keep what they computed
             with self.graph.masked([(plan.group.root, plan.removed) for plan in plans]):
                 expected = self.outputs(dtype=dtype)
             if not expected:
                 return "nothing that the model computes on the example tells whether it is right"
-            found.restore_()  # models may count their calls or keep what they computed
-            self._cut_(plans)
-            return relative_error(self.outputs(dtype=dtype), expected)
+            return relative_error(actual, expected)
         except Exception as problem:
             return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
         finally:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.detectors.base import BaseDetector
+from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
@@ -40,19 +41,14 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         model: A detector.
         example: Normalised image (1, 3, H, W), to find out what runs.
     """
-    if isinstance(model, TwoStageDetector):
-        with _evaluating(model):
-            pyramid = _outcome(model, "the neck", features, example)
-            if pyramid is None:
-                return features, "backbone and neck"  # whoever runs it is told why it cannot be run
-            runs = _two_stage_parts(model)
-            parts = [part for part, run in runs if _outcome(model, part, run, pyramid) is not None]
-        return _TwoStage(tuple(parts)), ", ".join(["backbone and neck", *parts])
-    if isinstance(model, SingleStageDetector) and getattr(model, "bbox_head", None) is not None:
-        with _evaluating(model):
-            if _outcome(model, "bbox_head", _single_stage, example) is not None:
-                return _single_stage, "backbone, neck and bbox_head"
-    return features, "backbone and neck"
+    with _evaluating(model):
+        if not isinstance(model, TwoStageDetector) and _outcome(model, "the whole", whole, example) is not None:
+            return whole, "the whole detector"
+        pyramid = _outcome(model, "the neck", features, example)
+        if pyramid is None:
+            return features, "backbone and neck"  # whoever runs it is told why it cannot be run
+        parts = [part for part, run in _parts(model) if _outcome(model, part, run, pyramid) is not None]
+    return _PartByPart(tuple(parts)), ", ".join(["backbone and neck", *parts])
 
 
 def features(model: nn.Module, example: Tensor) -> Any:
@@ -60,11 +56,20 @@ def features(model: nn.Module, example: Tensor) -> Any:
     return model.extract_feat(example)  # type: ignore[operator]
 
 
-def _single_stage(model: nn.Module, example: Tensor) -> Any:
-    return model(example, None, mode="tensor")
+def whole(model: nn.Module, example: Tensor) -> Any:
+    """Runs all of a detector that has no regions: mode ``tensor``, for images that are not padded."""
+    size = tuple(example.shape[-2:])
+    facts = {
+        "img_shape": size,
+        "batch_input_shape": size,
+        "pad_shape": size,
+        "ori_shape": size,
+        "scale_factor": (1.0, 1.0),
+    }
+    return model(example, [DetDataSample(metainfo=dict(facts)) for _ in example], mode="tensor")
 
 
-class _TwoStage:
+class _PartByPart:
     """Runs the pyramid, then the given parts on it or on constant regions."""
 
     def __init__(self, parts: tuple[str, ...]) -> None:
@@ -72,14 +77,25 @@ class _TwoStage:
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
         pyramid = features(model, example)
-        runs = dict(_two_stage_parts(model))
+        runs = dict(_parts(model))
         return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
 
 
-def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
+def _parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     """Parts that follow the neck, each a function of the model and its features."""
+    if isinstance(model, TwoStageDetector):
+        yield from _two_stage_parts(model)
+        return
+    for name, _ in model.named_children():
+        if name.endswith("_head"):
+            yield name, partial(_run_on_pyramid, name)
+
+
+def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     if getattr(model, "with_rpn", False):
         yield "rpn_head", partial(_run_on_pyramid, "rpn_head")
+    if getattr(model, "semantic_head", None) is not None:
+        yield "semantic_head", partial(_run_on_pyramid, "semantic_head")
     roi_head = getattr(model, "roi_head", None)
     for name in ("semantic_head", "glbctx_head"):
         if getattr(roi_head, name, None) is not None:

@@ -42,7 +42,7 @@ def mask_rcnn(_registered):
 def test_single_stage_is_traced_whole():
     model = build(retinanet())
     trace, covered = zoo.trace_of(model, EXAMPLE)
-    assert covered == "backbone, neck and bbox_head"
+    assert covered == "the whole detector"
     compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
     assert [s.name for s in report.pruning.skipped if "outputs of the model" in s.reason] == [
         "bbox_head.retina_cls",
