@@ -117,7 +117,14 @@ class FeatureDistillation:
             return None
         self._active = False
         student, self._seen = self._seen, []
-        teacher = features(self.teacher, self.layers, kwargs["inputs"] if "inputs" in kwargs else args[0])
+        if not any(each.requires_grad for each in student):
+            raise RecipeError(
+                f"distillation compares the outputs of {', '.join(self.layers)}, which carry no gradient: they are "
+                "frozen, lie within activation checkpointing, or did not run; name other layers"
+            )
+        inputs = kwargs["inputs"] if "inputs" in kwargs else args[0]
+        samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
+        teacher = features(self.teacher, self.layers, inputs, samples)
         shapes = [[tuple(each.shape) for each in found] for found in (student, teacher)]
         if shapes[0] != shapes[1]:
             raise RecipeError(
@@ -128,7 +135,7 @@ class FeatureDistillation:
 
 
 @torch.no_grad()
-def features(model: nn.Module, layers: Sequence[str], inputs: Any) -> list[Tensor]:
+def features(model: nn.Module, layers: Sequence[str], inputs: Any, data_samples: Any = None) -> list[Tensor]:
     """All floating-point tensors that the named layers return for a batch, in the order in which they run.
 
     Detectors run their backbone and neck alone where no other layer is named; anything else runs in mode ``tensor``.
@@ -137,6 +144,7 @@ def features(model: nn.Module, layers: Sequence[str], inputs: Any) -> list[Tenso
         model: A model of mmengine.
         layers: Dotted names.
         inputs: Preprocessed images.
+        data_samples: What the model takes beside them; two-stage detectors need it beyond the neck.
     """
     seen: list[Tensor] = []
     handles = [
@@ -147,7 +155,7 @@ def features(model: nn.Module, layers: Sequence[str], inputs: Any) -> list[Tenso
         if early and hasattr(model, "extract_feat"):
             model.extract_feat(inputs)  # type: ignore[operator]
         else:
-            model(inputs, mode="tensor")
+            model(inputs, data_samples, mode="tensor")
     finally:
         for handle in handles:
             handle.remove()

@@ -153,7 +153,8 @@ class NortonHook(Hook):
         if self.distill is not None and trains(runner):
             self._teacher = DenseTeacher(unwrap(runner.model))
             self._teacher_note = entry.get("teacher")
-            self._teacher.read(_folders(runner), self._teacher_note)
+            keep_in = Path(runner.work_dir) if runner.rank == 0 else None
+            self._teacher.read(_folders(runner), self._teacher_note, keep_in=keep_in)
         migrate_(runner, lambda model: apply_structure_(model, structure), factor_decay=self.factor_decay)
         self.structure = structure
         runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])

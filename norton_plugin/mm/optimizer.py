@@ -1,6 +1,6 @@
 """Which parameters decay, and how strongly."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,8 +8,10 @@ from mmengine.optim import _ParamScheduler
 from torch import nn
 
 from ..blocks import CPDBlock
+from ..errors import RecipeError
 
 _FACTORS = ("head", "vertical", "horizontal")
+_DECAY = "weight_decay"
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, factor_decay: float = 1 / 3) -> list[dict[str, Any]]:
@@ -41,34 +43,56 @@ def split_factors_(
 ) -> int:
     """Gives the factors of CPD blocks a weight decay of their own, in an optimizer that is there already.
 
-    A group that holds factors and other parameters becomes two; the new ones stand at the end, in the order of those
-    they come from, with the same settings, so that learning rates and schedules go on alike.
+    A group that holds factors and other parameters becomes two: the factors' stands right after the one they come
+    from, with the same settings, so that learning rates and schedules go on alike.
 
     Args:
         optimizer: Changed in place.
-        schedulers: Those of this optimizer; told the base values of the new groups.
+        schedulers: Those of this optimizer; their values for each group follow, decay that they schedule included.
         model: Holds the blocks.
         factor_decay: Multiplier of the groups' decay for factors, at least 0; see :func:`parameter_groups`.
 
     Returns:
         Groups added.
+
+    Raises:
+        RecipeError: The optimizer has no weight decay.
     """
     factors = _factors(model)
-    added = []
-    for position, group in enumerate(list(optimizer.param_groups)):
+    values = [lists for scheduler in schedulers for lists in _values_by_group(scheduler)]
+    added = 0
+    for position, group in reversed(list(enumerate(optimizer.param_groups))):
         own = [p for p in group["params"] if id(p) in factors]
         if not own:
             continue
-        decay = group["weight_decay"] * factor_decay
-        if len(own) == len(group["params"]):
-            group["weight_decay"] = decay
-            continue
-        group["params"] = [p for p in group["params"] if id(p) not in factors]
-        optimizer.param_groups.append({**group, "params": own, "weight_decay": decay})
-        added.append(position)
-    for scheduler in schedulers:
-        scheduler.base_values += [scheduler.base_values[position] for position in added]
-    return len(added)
+        if _DECAY not in group:
+            raise RecipeError(
+                f"factor_decay is {factor_decay}, but {type(optimizer).__name__} has no weight_decay to multiply; "
+                "leave factor_decay out"
+            )
+        if len(own) < len(group["params"]):
+            group["params"] = [p for p in group["params"] if id(p) not in factors]
+            position, group = position + 1, {**group, "params": own}
+            optimizer.param_groups.insert(position, group)
+            for _, numbers in values:
+                # mmengine may count a further group of its own behind the optimizer's: none is put at the end
+                numbers.insert(position, numbers[position - 1])
+            added += 1
+        for key in (_DECAY, f"initial_{_DECAY}"):
+            if key in group:
+                group[key] = group[key] * factor_decay
+        for name, numbers in values:
+            if name == _DECAY:
+                numbers[position] = numbers[position] * factor_decay
+    return added
+
+
+def _values_by_group(scheduler: _ParamScheduler) -> Iterator[tuple[str, list[float]]]:
+    """What is scheduled, and the lists in which a scheduler of mmengine keeps one number for each group."""
+    for name in ("base_values", "_last_value", "min_values"):
+        numbers = vars(scheduler).get(name)
+        if isinstance(numbers, list):
+            yield scheduler.param_name, numbers
 
 
 def _factors(model: nn.Module) -> set[int]:

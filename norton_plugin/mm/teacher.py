@@ -106,12 +106,13 @@ class DenseTeacher:
         part.replace(folder / FILE)
         return {"file": FILE, "sha256": _digest(folder / FILE)}
 
-    def read(self, folders: Iterable[Path], note: Mapping[str, str] | None) -> None:
+    def read(self, folders: Iterable[Path], note: Mapping[str, str] | None, *, keep_in: Path | None = None) -> None:
         """Takes the weights that a checkpoint speaks of.
 
         Args:
             folders: Where they may be.
             note: As :meth:`write` returned it; ``None`` where the run wrote none.
+            keep_in: Folder that gets a copy of the file where it has none, for the next resume; ``None`` for none.
 
         Raises:
             ArtifactError: They are not there, or are others.
@@ -132,6 +133,8 @@ class DenseTeacher:
             if _digest(path) == note["sha256"]:
                 state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
                 self.model.load_state_dict(state)
+                if keep_in is not None:
+                    _keep(path, keep_in / FILE, note["sha256"])
                 return
         raise ArtifactError(
             f"{found[0]} is not the file that the run wrote (another SHA-256); copy the right one there"
@@ -154,6 +157,14 @@ class DenseTeacher:
         assert isinstance(self.model, TimmClassifier)  # noqa: S101
         model.set_teacher(self.model.model, weight=settings.weight, temperature=settings.temperature)
         return None
+
+
+def _keep(source: Path, target: Path, digest: str) -> None:
+    if target.is_file() and _digest(target) == digest:
+        return
+    part = target.with_name(f"{target.name}.part")
+    part.write_bytes(source.read_bytes())
+    part.replace(target)
 
 
 def _digest(path: Path) -> str:

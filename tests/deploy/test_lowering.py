@@ -55,6 +55,14 @@ def test_models_are_lowered_once_per_shared_block():
         lower_(shared)
 
 
+def test_small_weights_in_half_precision_stay():
+    block = CPDBlock(2, 3, 3, 1, bias=False).half()
+    for factor in block.factors:
+        factor.data.fill_(0.025)  # 1.6e-5, below the smallest normal number of half precision
+    [weight] = lower_block(block, "dense").parameters()
+    assert torch.equal(weight, block.weight) and bool((weight > 0).all())
+
+
 @pytest.mark.parametrize("form", ["dense", "grouped"])
 def test_products_that_underflow_become_zero(form):
     block = CPDBlock(2, 3, 3, 1, bias=False)

@@ -15,13 +15,17 @@ from norton_plugin.errors import ArtifactError, RecipeError
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.optim.scheduler.lr_scheduler import CosineRestartLR, ReduceOnPlateauLR
+from mmengine.optim.scheduler.param_scheduler import CosineRestartParamScheduler
+from mmengine.runner import Runner, turn_on_activation_checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyData, ToyNet, toy_config
 
 from norton_plugin.mm import NortonHook, TimmClassifier
 from norton_plugin.mm.distill import FeatureDistillation, distillation_loss, feature_loss
+from norton_plugin.mm.optimizer import split_factors_
 from norton_plugin.mm.quiet import preserved_process
 from norton_plugin.mm.teacher import FILE, DenseTeacher, DistillSettings
 
@@ -82,6 +86,48 @@ def test_the_loss_is_added_while_training_only():
     assert set(model.train()(**batch, mode="loss")) == {"loss"}
 
 
+def test_outputs_without_gradient_are_an_error():
+    """The loss would be logged and do nothing: a frozen stem, a layer within activation checkpointing (T16)."""
+    batch = (ToyData().images[:4], torch.zeros(4, dtype=torch.long))
+    model = ToyNet().train()
+    learning = FeatureDistillation(model, ToyNet(), ["stem"], weight=1.0)
+    with pytest.raises(RecipeError, match="outputs of stem, which carry no gradient"):
+        model(*batch, mode="loss")
+    learning.remove()
+    model.part = model.alias = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU())
+    teacher = copy.deepcopy(model)
+    turn_on_activation_checkpointing(model, ["part"])
+    FeatureDistillation(model, teacher, ["part.0"], weight=1.0)
+    with pytest.raises(RecipeError, match="outputs of part.0, which carry no gradient"):
+        model(*batch, mode="loss")
+
+
+def test_layers_beyond_the_neck_of_a_two_stage_detector():
+    """They run on what the data samples say of the images."""
+    pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+    from detectors import faster_rcnn
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmdet.utils import register_all_modules
+    from mmengine.config import ConfigDict
+    from mmengine.registry import DefaultScope
+    from mmengine.structures import InstanceData
+
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(ConfigDict(faster_rcnn())).train()
+    teacher = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for parameter in teacher.rpn_head.rpn_conv.parameters():
+            parameter.mul_(2)  # linear: the student gives half of what the teacher does
+    shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (64, 64))
+    sample = DetDataSample(metainfo={**shapes, "scale_factor": (1.0, 1.0)})
+    sample.gt_instances = InstanceData(bboxes=torch.tensor([[4.0, 4, 40, 40]]), labels=torch.tensor([0]))
+    FeatureDistillation(model, teacher, ["rpn_head.rpn_conv"], weight=1.0)
+    losses = model(torch.randn(1, 3, 64, 64), [sample], mode="loss")
+    assert losses["loss_distill"].item() == pytest.approx(0.25, rel=1e-3)
+
+
 def test_other_widths_are_an_error():
     model, teacher = ToyNet(), ToyNet()
     model.stage["conv1"] = nn.Conv2d(8, 12, 3, padding=1)
@@ -135,6 +181,18 @@ def test_a_compiled_step_learns_the_same(tmp_path):
     plain = run(tmp_path / "plain", epochs=1, norton={"distill": DISTILL})
     compiled = run(tmp_path / "compiled", epochs=1, norton={"distill": DISTILL}, compile={"backend": "eager"})
     assert difference(plain, compiled) < 1e-6
+
+
+def test_a_resumed_run_in_another_folder_can_be_resumed_there(whole, tmp_path):
+    """It has the dense weights as well: ``--resume`` alone names no other folder."""
+    first, folder = whole
+    options = {"epochs": 4, "norton": {"distill": DISTILL}, "resume": True}
+    (tmp_path / "norton_teacher.pth").write_bytes(b"of an older run")
+    run(tmp_path, **options, load_from=str(folder / "epoch_1.pth"))
+    for name in ("epoch_4.pth", "epoch_3.pth"):
+        (tmp_path / name).unlink()
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_2.pth"))
+    assert difference(run(tmp_path, **options), first) == 0.0
 
 
 def test_a_resumed_run_without_the_dense_weights_ends_at_once(whole, tmp_path):
@@ -245,6 +303,54 @@ def test_factors_decay_by_themselves_and_their_rates_do_not_change(tmp_path, gro
         for name, (decay, rate) in one.items():
             assert other[name] == (pytest.approx(decay * (0.5 if name in factors else 1)), pytest.approx(rate)), name
     assert len({rate for step in own for _, rate in step.values()}) > 3
+
+
+def grouped():
+    """A block with a linear layer in one group, another layer in a second: mmengine counts a third of its own."""
+    model = nn.ModuleDict({"block": CPDBlock(4, 4, 3, 2), "fc": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = [{"params": [*model["fc"].parameters(), *model["block"].parameters()], "lr": 0.1}]
+    groups.append({"params": list(model["head"].parameters()), "lr": 0.01})
+    return model, OptimWrapper(torch.optim.SGD(groups, lr=1.0, weight_decay=0.4))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        (lambda w: CosineRestartLR(w, periods=[2, 2], restart_weights=[1, 0.5], eta_min_ratio=0.1), "lr"),
+        (lambda w: ReduceOnPlateauLR(w, monitor="loss", patience=0, factor=0.5), "lr"),
+        (lambda w: CosineRestartParamScheduler(w, "weight_decay", [2, 2], [1, 0.5], eta_min_ratio=0.1), "weight_decay"),
+    ],
+    ids=["restart", "plateau", "scheduled decay"],
+)
+def test_schedules_follow_the_groups(schedule, name):
+    """Every schedule gives the factors what it gives the group they come from, times the multiplier for decay."""
+
+    def values(split):
+        model, wrapper = grouped()
+        scheduler = schedule(wrapper)
+        if split:
+            assert split_factors_(wrapper.optimizer, [scheduler], model, factor_decay=0.25) == 1
+        names, seen = {p: name for name, p in model.named_parameters()}, []
+        for _ in range(4):
+            wrapper.optimizer.step()
+            scheduler.step(*([{"loss": 1.0}] if isinstance(scheduler, ReduceOnPlateauLR) else []))
+            groups = wrapper.optimizer.param_groups
+            seen.append({names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]})
+        assert len(scheduler.get_last_value()) == len(wrapper.param_groups)
+        return seen
+
+    factors = {f"block.{factor}" for factor in ("head", "vertical", "horizontal")}
+    for before, after in zip(values(False), values(True), strict=True):
+        for parameter, (rate, decay) in before.items():
+            share = 0.25 if parameter in factors else 1.0
+            assert after[parameter] == (pytest.approx(rate), pytest.approx(decay * share)), parameter
+    assert len({step["fc.weight"][name == "weight_decay"] for step in values(True)}) > 1
+
+
+def test_an_optimizer_without_decay():
+    model, _ = grouped()
+    with pytest.raises(RecipeError, match="Rprop has no weight_decay"):
+        split_factors_(torch.optim.Rprop(model.parameters()), [], model, factor_decay=0.5)
 
 
 def test_own_decay_resumes_exactly(tmp_path):
