@@ -18,6 +18,7 @@ from norton_plugin.surgery.snapshot import Snapshot
 
 # In half precision a difference of this many units in the last place is accepted.
 _UNITS = 4
+_UNTOLD = "nothing that the model computes on the example tells whether it is right"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Surgeon:
     ) -> tuple[list[PrunedGroup], list[Skipped], float]:
         """Removes what proves right: halves of the plans are tried until the faulty groups stand alone.
 
+        Large batches come first, so that most is done when time runs out. What holds a batch that failed is not tried
+        again: where the first half of a batch stands, the second is at fault.
+
         Args:
             plans: What is wanted.
             time_limit: Seconds after which no further group is tried.
@@ -82,22 +86,28 @@ class Surgeon:
         accepted: list[Plan] = []
         errors: dict[str, float] = {}
         failures: list[Skipped] = []
-        stack = [list(plans)] if plans else []
-        while stack:
-            batch = stack.pop()
-            if time.perf_counter() - start > time_limit:
+        faulty: list[tuple[set[str], str]] = []
+        waiting = [list(plans)] if plans else []
+        while waiting:
+            waiting.sort(key=len, reverse=True)
+            batch = waiting.pop(0)
+            roots = {plan.group.root for plan in [*accepted, *batch]}
+            outcome: float | str | None = next((reason for known, reason in faulty if known <= roots), None)
+            if outcome is None and time.perf_counter() - start > time_limit:
                 reason = "could not be verified within the time allowed for it"
                 failures += [Skipped(plan.group.root, reason) for plan in batch]
                 continue
-            outcome = self._attempt([*accepted, *batch])
+            if outcome is None:
+                outcome = self._attempt([*accepted, *batch])
             if isinstance(outcome, float):
                 accepted += batch
                 errors |= dict.fromkeys([plan.group.root for plan in batch], outcome)
-            elif len(batch) == 1:
-                failures.append(Skipped(batch[0].group.root, outcome))
+            elif len(batch) == 1 or outcome == _UNTOLD:
+                failures += [Skipped(plan.group.root, outcome) for plan in batch]
             else:
+                faulty.append((roots, outcome))
                 middle = len(batch) // 2
-                stack += [batch[middle:], batch[:middle]]
+                waiting += [batch[:middle], batch[middle:]]
         self._cut_(accepted)
         kept = {plan.group.root for plan in accepted}
         records = [replace(p.record, error=errors[p.group.root]) for p in plans if p.group.root in kept]
@@ -121,13 +131,11 @@ class Surgeon:
         found = Snapshot(self.model.modules(), self.graph.bookkeeping())
         try:
             self._cut_(plans)
-            actual = self.outputs(dtype=dtype)  # first: where it breaks, the other pass is spared
+            got = self.outputs(dtype=dtype)  # first, because it is here that things break
             found.restore_()  # models may count their calls or keep what they computed
             with self.graph.masked([(plan.group.root, plan.removed) for plan in plans]):
                 expected = self.outputs(dtype=dtype)
-            if not expected:
-                return "nothing that the model computes on the example tells whether it is right"
-            return relative_error(actual, expected)
+            return relative_error(got, expected) if expected else _UNTOLD
         except Exception as problem:
             return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
         finally:

@@ -1,5 +1,6 @@
 """What counts as proof that a pruned model is right, and what does not."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,59 @@ def test_a_detector_that_finds_nothing_is_compared_by_its_last_layers(image):
     assert set(groups) == {"body.0"} and "differs from the masked one" in reasons["body.2"]
 
 
+def test_a_model_that_returns_no_tensor_proves_nothing(image):
+    class Counting(Net):
+        def finish(self, x):
+            return float(x.sum())
+
+    groups, reasons = pruned(Counting(), image)
+    assert groups == {} and set(reasons) == {"body.0", "body.2", "head"}
+    assert all("tells whether it is right" in reason for reason in reasons.values())
+
+
+def test_what_is_computed_for_nobody_keeps_its_width_and_proves_the_layers_before_it(image):
+    class Silent(Net):
+        def finish(self, x):
+            return None
+
+    groups, reasons = pruned(Silent(), image)
+    assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
+    assert reasons == {"head": "no operation that can be seen reads its channels"}
+
+
+def test_what_is_handed_to_compiled_code_keeps_its_width(image):
+    """The operator reads the numbers of ``offset`` past torch, as deformable convolutions do."""
+
+    class Deformable(Net):
+        def __init__(self):
+            super().__init__()
+            self.offset = nn.Conv2d(16, 18, 3, padding=1)
+
+        def middle(self, x):
+            shift = float(np.asarray(self.offset(x)[0].tolist())[-1].mean())
+            return x + shift
+
+    groups, reasons = pruned(Deformable(), image)
+    assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
+    assert reasons["offset"] == "no operation that can be seen reads its channels"
+
+
+def test_the_head_of_a_detector_that_finds_nothing_keeps_its_width(image):
+    """Scores of all boxes and classes in one row, cut off at a threshold that none of them reaches."""
+
+    class Threshold(Net):
+        def finish(self, x):
+            rows = x.view(1, -1, 2, 8, 8).permute(0, 3, 4, 1, 2).reshape(1, -1, 2)[0]
+            scores = rows.sigmoid().flatten()
+            keep = scores > 2.0
+            scores, order = scores[keep].topk(0)
+            return {"scores": scores, "labels": torch.where(keep)[0][order] % rows.shape[-1]}
+
+    groups, reasons = pruned(Threshold(), image)
+    assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
+    assert reasons == {"head": "some of its channels are taken out by position"}
+
+
 def test_layers_whose_outputs_are_all_thrown_away_keep_their_width(image):
     """Scores of many classes, of which none passes the threshold: the layer counts as the model's last."""
 
@@ -75,16 +129,7 @@ def test_layers_whose_outputs_are_all_thrown_away_keep_their_width(image):
     net = Scores()
     groups, reasons = pruned(net, image)
     assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
-    assert net.head.out_channels == 12 and "nothing to compute" in reasons["head"]
-
-
-def test_a_model_that_returns_nothing_proves_nothing(image):
-    class Silent(Net):
-        def finish(self, x):
-            return None
-
-    groups, reasons = pruned(Silent(), image)
-    assert groups == {} and "tells whether it is right" in reasons["body.0"]
+    assert net.head.out_channels == 12 and "taken out by position" in reasons["head"]
 
 
 def test_a_layer_that_runs_on_nothing_stays(image):

@@ -83,9 +83,9 @@ def image() -> Tensor:
 @pytest.mark.parametrize(
     ("function", "pruned", "reason"),
     [
-        (lambda x: torch.from_numpy(np.tanh(x.detach().numpy())), INNER, "breaks the model"),
-        (lambda x: torch.tensor(x.tolist()), INNER, "breaks the model"),
-        (Rounding.apply, INNER, "breaks the model"),
+        (lambda x: torch.from_numpy(np.tanh(x.detach().numpy())), INNER, "can be seen reads"),
+        (lambda x: torch.tensor(x.tolist()), INNER, "can be seen reads"),
+        (Rounding.apply, INNER, "can be seen reads"),
         (of_fixed_width, INNER, "breaks the model"),
         (lambda x: x.masked_scatter(x > 0, x[x > 0]), INNER, "taken out by position"),
         (lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]), INNER, "no rule follows channels"),

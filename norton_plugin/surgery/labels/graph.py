@@ -35,6 +35,7 @@ from norton_plugin.surgery.labels.replay import MaskedReplay
 from norton_plugin.surgery.labels.stale import repair_, shared_sizes
 from norton_plugin.surgery.labels.table import LabelTable
 from norton_plugin.surgery.labels.tracer import Tracer
+from norton_plugin.surgery.labels.unread import pin_unread
 from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model, traceable
 
 # Importing them registers their rules.
@@ -99,7 +100,7 @@ class LabelGraph:
                 self._tracer.pin(plane, "its channels are outputs of the model")
         size = self._tracer.table.size
         self._tracer.ties += shared_sizes(self._tracer.stale, size)
-        classes = self._tracer.settle_ties()
+        classes = pin_unread(self._tracer, self._tracer.settle_ties())
         self._roots = classes.roots
         self._groups = {entry.group.root: entry for entry in label_groups(self._registry, classes)}
         self._state: dict[str, Any] = {"alive": torch.ones(size, dtype=torch.bool)}

@@ -43,7 +43,7 @@ def label_groups(registry: Registry, classes: Classes) -> list[LabelGroup]:
     generator = torch.Generator().manual_seed(0)
     code = torch.randint(-(2**62), 2**62, (len(registry.families),), generator=generator)
     signature = torch.zeros_like(classes.roots).index_add_(0, roots, code[family_of])
-    producing = torch.tensor([_produces(family) for family in registry.families])
+    producing = torch.tensor([produces(family) for family in registry.families])
     made = torch.zeros(len(classes.roots), dtype=torch.bool)
     made[roots[producing[family_of]]] = True
     pinned = classes.pinned != 0
@@ -72,7 +72,8 @@ def _unique_in_order(values: Tensor) -> Tensor:
     return unique[torch.argsort(first)]
 
 
-def _produces(family: Family) -> bool:
+def produces(family: Family) -> bool:
+    """Whether these are the filters of a layer."""
     return family.role == "out" and family.tensor == "weight" and isinstance(family.owner, _PRODUCERS)
 
 
@@ -105,7 +106,7 @@ def _group(
     parts = 1
     present = torch.unique(families).tolist()
     for number in present:
-        if root is None and _produces(registry.families[number]):
+        if root is None and produces(registry.families[number]):
             root = registry.families[number]
             parts = int((families == number).sum()) // count
     for number in present:

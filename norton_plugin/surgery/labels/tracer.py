@@ -25,8 +25,6 @@ from norton_plugin.surgery.labels.widths import Width
 MAX_CORE = 1 << 24
 # Operations whose outcome jumps when two values change places.
 _SELECTING = {"sort", "argsort", "topk", "nms", "nonzero", "argmax", "argmin", "unique", "_unique2"}
-# Operations that take elements out of a tensor; where they take none, what follows tells nothing of its channels.
-_TAKING = {"index", "index_select", "masked_select", "gather", "take", "take_along_dim"}
 
 
 class Tracer(TorchDispatchMode):
@@ -191,21 +189,28 @@ class Tracer(TorchDispatchMode):
         outputs = call.out if isinstance(call.out, tuple | list) else [call.out]
         results: Sequence[Any] | None = [Shadow((), constant)] * len(outputs)
         if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
-            # Nothing holds no labels, and any width would seem right.
+            # Nothing holds no labels, and any width would seem right: weights stay, and what is chosen from is chosen
+            # from by position.
             for shadow in shadows:
-                for plane in shadow.planes if shadow.constant or call.name in _TAKING else ():
+                for plane in shadow.planes if shadow.constant else ():
                     self.pin(plane, "the example gives it nothing to compute")
+            if any(shadow.planes and not shadow.constant for shadow in shadows):
+                self._follow(call, shadows)
         elif any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
-            results = self._apply(call)
-            if results is None:
-                for shadow in shadows:
-                    for plane in shadow.planes:
-                        self.pin(plane, f"no rule follows channels through {call.name}")
-                results = [Shadow((), constant)] * len(outputs)
+            results = self._follow(call, shadows) or results
         for tensor, shadow in zip(outputs, results or [], strict=False):
             # A tensor lifted from plain data may carry what unseen code computed: it does not count as seen.
             if isinstance(tensor, Tensor) and call.name != "lift_fresh":
                 self.assign(tensor, shadow._replace(constant=constant))
+
+    def _follow(self, call: Call, shadows: Sequence[Shadow]) -> Sequence[Shadow] | None:
+        """Shadows of the outputs by the operation's rule; without one, the channels of its operands stay."""
+        results = self._apply(call)
+        if results is None:
+            for shadow in shadows:
+                for plane in shadow.planes:
+                    self.pin(plane, f"no rule follows channels through {call.name}")
+        return results
 
     def _apply(self, call: Call) -> Sequence[Shadow] | None:
         function = RULES.get(call.name)
