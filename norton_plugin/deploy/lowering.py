@@ -117,6 +117,7 @@ def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
             layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=n * r, **whole))
             layers.append(_conv(torch.ones_like(head[:, :, :1]).unsqueeze(-1), bias, groups=n))
     lowered = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+    lowered.from_block = True  # type: ignore[assignment]  # mm/fuse.py folds the norm that follows into the last
     return lowered.train(block.training)
 
 

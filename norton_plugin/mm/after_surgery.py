@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..calibration import reestimate_batch_norm_
 from ..errors import SurgeryError
@@ -111,8 +112,22 @@ def _rewind(runner: Runner) -> None:
 
 
 def _batches(runner: Runner, model: BaseModel) -> Iterator[dict[str, Any]]:
-    for data in runner.train_dataloader:
+    loader = runner.train_dataloader
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        loader = _aside(loader)
+    for data in loader:
         yield model.data_preprocessor(data, True)
+
+
+def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same images in an order of its own.
+
+    Loops that count iterations draw from one endless iterator, which is there already: a sampler such as mmengine's
+    ``InfiniteSampler`` has a single order, and would be used up.
+    """
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    order = torch.randperm(len(loader.dataset)).tolist()  # type: ignore[arg-type]
+    return DataLoader(loader.dataset, batch_size=size, sampler=order, collate_fn=loader.collate_fn)
 
 
 def _losses(model: nn.Module, batch: Any) -> None:

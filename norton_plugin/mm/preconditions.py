@@ -28,7 +28,7 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
             "efficient_conv_bn_eval keeps the old convolutions, so compression would change nothing; remove it from "
             "the config"
         )
-    if any(type(hook).__name__ == "MeanTeacherHook" for hook in runner.hooks):
+    if any(base.__name__ == "MeanTeacherHook" for hook in runner.hooks for base in type(hook).__mro__):
         raise RecipeError(
             "MeanTeacherHook pairs the parameters of two models; compress the detector in a supervised run first, and "
             "use its exported config as both student and teacher"

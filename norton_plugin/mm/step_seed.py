@@ -2,13 +2,17 @@
 
 import functools
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
+
+# Beyond all steps, whose numbers seed as well.
+_BATCHES = 2**40
 
 
 class StepSeedHook(Hook):
@@ -34,6 +38,10 @@ class StepSeedHook(Hook):
         loader = runner.train_dataloader
         if isinstance(loader, DataLoader):
             seed_workers_(loader, seed)
+        loop = runner.train_loop
+        if isinstance(loop, IterBasedTrainLoop) and not isinstance(loop.dataloader_iterator, SeededBatches):
+            seed = self._seed(runner) + runner.rank
+            loop.dataloader_iterator = SeededBatches(loop.dataloader_iterator, seed)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, differently on every rank."""
@@ -41,6 +49,32 @@ class StepSeedHook(Hook):
 
     def _seed(self, runner: Runner) -> int:
         return int(runner.seed or 0) if self.seed is None else self.seed
+
+
+class SeededBatches:
+    """Batches, each drawn under a seed of its own.
+
+    Loops that count iterations draw a batch before any hook hears of the step, and when a run is resumed they draw
+    all earlier ones in a row.
+
+    Args:
+        batches: Drawn from the start of the run.
+        seed: At least 0.
+    """
+
+    def __init__(self, batches: Iterator[Any], seed: int) -> None:
+        self.batches = batches
+        self.seed = seed
+        self.drawn = 0
+
+    def __iter__(self) -> "SeededBatches":
+        return self
+
+    def __next__(self) -> Any:
+        """Draws one."""
+        _seed_all(_mix(self.seed, _BATCHES + self.drawn))
+        self.drawn += 1
+        return next(self.batches)
 
 
 def seed_workers_(loader: DataLoader[Any], seed: int) -> None:
