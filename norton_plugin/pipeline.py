@@ -258,12 +258,16 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
             )
 
 
+def _computed_attributes(model: nn.Module) -> dict[int, Any]:
+    """Detached copies, by identity, of tensors that modules compute and keep, such as the weights of weight_norm."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
 def _copy(model: nn.Module) -> nn.Module:
-    # Tensors that a module computed and keeps, as torch.nn.utils.weight_norm does, refuse to be copied.
-    kept = [v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and not v.is_leaf]
     try:
         with torch.no_grad():  # scripted modules copy their parameters by an operation
-            copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+            copied = copy.deepcopy(model, _computed_attributes(model))
     except Exception as error:
         raise SurgeryError(
             f"the model cannot be copied ({type(error).__name__}: {error}); detach tensors that it keeps as plain "

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import sys
+import threading
 
 import pytest
 import torch
@@ -225,9 +226,23 @@ def test_not_a_model():
 
 def test_a_model_that_cannot_be_copied():
     model = network()
-    model.cache = [model[0](IMAGE)]  # a tensor with a history, out of reach
-    with pytest.raises(SurgeryError, match="the model cannot be copied .* detach tensors"):
+    model.lock = threading.Lock()
+    with pytest.raises(SurgeryError, match="the model cannot be copied .* before it is wrapped or compiled"):
         compress(model, IMAGE, BOTH)
+
+
+def test_tensors_with_a_history_are_copied_without_it():
+    """What a model has computed and kept, as the weights of weight_norm; its own tensor stays what it was."""
+    model = network()
+    model.cache = kept = model[0](IMAGE)
+    compressed, report = compress(model, IMAGE, BOTH)
+    assert model.cache is kept and kept.grad_fn is not None and report.status == "full"
+    assert compressed.cache.is_leaf and torch.equal(compressed.cache, kept)
+    normed = network()
+    torch.nn.utils.weight_norm(normed[3])
+    before, (compressed, report) = normed(IMAGE), compress(normed, IMAGE, BOTH)
+    assert torch.equal(normed(IMAGE), before) and report.largest_error < 1e-4
+    assert compressed(IMAGE).shape == before.shape
 
 
 class Detached(nn.Module):

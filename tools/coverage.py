@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 LISTS = Path(__file__).with_name("coverage_models.json")
+ALONE = Path(__file__).with_name("coverage_alone.json")
+UPSTREAM = Path(__file__).parents[1] / "docs" / "results" / "upstream.json"
 STATUSES = ("full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory")
 # What exceptions say that stand for a limit on memory.
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "bad_alloc")
@@ -47,13 +50,8 @@ parameters that are constant at the start, which would hide mistakes.
   over the kept ones, because that is what the smaller layer computes. Detectors whose outputs are sorted, or empty,
   are compared by the layers before that.
 - **narrowest**: the smallest share of its channels that any layer kept; counts are rounded to multiples of 8.
-- **seconds** are those of `compress` on a shared machine, **verifying** its share for verification; **GiB** is the
-  peak of the process.
-
-torch-pruning 1.6.1 alone, asked to remove 30 % of the channels with the same versions, prunes 33 of the 85
-timm families, 37 of the 48 well-known models of timm, and 35 of the 88 configs of mmdet; two-stage detectors with an
-FPN exceed 12 GiB. What its graph does with the patterns that made models fail there is in
-[results](results/README.md#patterns-torch-prunings-dependency-graph-does-not-follow).
+- **seconds** are those of `compress` on a shared machine, **verifying** its share for verification, which tries no
+  further group after a quarter of the time limit or 60 s; **GiB** is the peak of the process.
 """
 COMMANDS = {
     "timm": "python tools/coverage.py --list timm-families timm-known",
@@ -169,46 +167,95 @@ def sources(arguments: argparse.Namespace) -> list[str]:
 
 
 def markdown(rows: Iterable[dict[str, Any]], commands: Sequence[str]) -> str:
-    """The page: how to read it, then a table for each ecosystem, most complete first."""
+    """The page: how to read it, summaries, then a table for each ecosystem, most complete first."""
     rows = sorted(rows, key=lambda row: (STATUSES.index(row["status"]), row["model"]))
     lines = ["# Coverage", "", *(f"    {command}" for command in commands), "", INTRODUCTION.strip()]
-    for kind in dict.fromkeys(row["model"].partition(":")[0] for row in sorted(rows, key=lambda row: row["model"])):
+    kinds = sorted({row["model"].partition(":")[0] for row in rows})
+    lines += [*_summary(rows, kinds), *_beside_torch_pruning(rows), *_reasons(rows)]
+    for kind in kinds:
         own = [row for row in rows if row["model"].startswith(f"{kind}:")]
         counts = Counter(row["status"] for row in own)
         counted = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-        lines += ["", f"## {kind}", "", f"{len(own)} models: {counted}. {_extremes(own)}".rstrip(), ""]
-        lines += ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
-        lines += [_line(row) for row in own]
+        lines += ["", f"## {kind}", "", f"{len(own)} models: {counted}."]
+        lines += _table(COLUMNS.values(), map(_cells, own))
     return "\n".join(lines) + "\n"
 
 
-def _extremes(rows: Sequence[dict[str, Any]]) -> str:
-    """What the rows of one ecosystem come to, and the worst of them."""
-    pruned = [row for row in rows if row["status"] in ("full", "partial")]
-    if not pruned:
-        return ""
-    least, most = min(pruned, key=lambda row: row["macs_down"]), max(pruned, key=lambda row: row.get("error") or 0.0)
-    narrowest, slowest = min(pruned, key=lambda row: row["narrowest"]), max(pruned, key=lambda row: row["seconds"])
-    return (
-        f"MACs down by {statistics.median(row['macs_down'] for row in pruned):.0f} % in the median, least "
-        f"{least['macs_down']} % ({_short(least)}); narrowest layer {narrowest['narrowest']} % ({_short(narrowest)}); "
-        f"largest error {most.get('error') or 0.0:.0e} ({_short(most)}); {slowest['seconds']} s at most "
-        f"({_short(slowest)})."
-    )
+def _table(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    lines = [[str(cell).replace("|", "/") for cell in row] for row in [list(heads), *rows]]  # a bar would end the cell
+    texts = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return ["", texts[0], "|" + " --- |" * len(lines[0]), *texts[1:]]
 
 
-def _short(row: dict[str, Any]) -> str:
-    return str(row["model"]).partition(":")[2]
-
-
-def _line(row: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> list[Any]:
     cells = dict(row)
     if "macs_before" in row:
         cells["macs_before"] = f"{row['macs_before'] / 1e6:.0f} M"
     if row.get("error") is not None:
         cells["error"] = f"{row['error']:.0e}"
-    text = [str(cells.get(key, "") if cells.get(key) is not None else "").replace("|", "/") for key in COLUMNS]
-    return "| " + " | ".join(text) + " |"
+    return ["" if cells.get(key) is None else cells[key] for key in COLUMNS]
+
+
+def _summary(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
+    """What came of each ecosystem in one line; figures are those of the models that were pruned."""
+    table = []
+    for kind in kinds:
+        own = [row for row in rows if row["model"].startswith(f"{kind}:")]
+        counts = Counter(row["status"] for row in own)
+        cells = [kind, len(own), *(counts[status] for status in STATUSES[:5]), sum(counts[s] for s in STATUSES[5:])]
+        if done := [row for row in own if row.get("error") is not None and "macs_down" in row]:
+            down, seconds = [row["macs_down"] for row in done], [row["seconds"] for row in done]
+            cells += [f"{statistics.median(down):.1f} ({min(down):.1f})", f"{max(row['error'] for row in done):.0e}"]
+            cells += [min(row["narrowest"] for row in done), f"{statistics.median(seconds):.1f} ({max(seconds):.1f})"]
+        table.append(cells)
+    heads = ["ecosystem", "models", *STATUSES[:5], "error, timeout, memory", "MACs down %, median (least)"]
+    heads += ["largest error", "narrowest layer %", "seconds, median (most)"]
+    return ["", "## Summary", *_table(heads, table)]
+
+
+def _beside_torch_pruning(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lists once more beside what torch-pruning does by itself, and why it fails."""
+    lists, alone = json.loads(LISTS.read_text()), json.loads(ALONE.read_text())
+    status = {row["model"]: row["status"] for row in rows}
+    table = []
+    for name in [name for name in alone if name in lists]:
+        if counts := Counter(status[model] for model in lists[name] if model in status):
+            done = [counts["full"], counts["partial"]]
+            table.append([name, len(lists[name]), *done, sum(counts.values()) - sum(done), len(alone[name])])
+    if not table:
+        return []
+    heads = ["list", "models", "full", "partial", "other", "torch-pruning alone"]
+    page = ["", "## Beside torch-pruning alone", "", alone["note"], *_table(heads, table)]
+    if UPSTREAM.exists():
+        cases = json.loads(UPSTREAM.read_text())["cases"]
+        page += [
+            "",
+            "What its dependency graph does not follow, for a report upstream (`tools/benchmarks/upstream.py`):",
+        ]
+        page += _table(
+            ["pattern", "seen in", "torch-pruning alone", "cause", "here"],
+            [[case[key] for key in ("pattern", "seen_in", "alone", "cause", "here")] for case in cases],
+        )
+    return page
+
+
+def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why groups are left, the most frequent first, and which models cannot be built at all."""
+    groups: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    for row in rows:
+        for count, reason in re.findall(r"(\d+) x (.*?)(?=; \d+ x |$)", row.get("reason", "")):
+            reason = re.sub(r" by (inf|[\d.e+-]+)(?= )| \(.*", "", reason)
+            groups[reason] += int(count)
+            models[reason] += 1
+    page = []
+    if groups:
+        table = [[reason, count, models[reason]] for reason, count in groups.most_common()]
+        page += ["", "## Why groups are left", *_table(["reason", "groups", "models"], table)]
+    if absent := [row for row in rows if row["status"] == "not buildable"]:
+        table = [[row["model"], row["reason"].removeprefix(row["model"]).strip()] for row in absent]
+        page += ["", "## Not buildable here", *_table(["model", "reason"], table)]
+    return page
 
 
 def main() -> None:

@@ -114,24 +114,6 @@ def test_the_head_of_a_detector_that_finds_nothing_keeps_its_width(image):
     assert reasons == {"head": "some of its channels are taken out by position"}
 
 
-def test_layers_whose_outputs_are_all_thrown_away_keep_their_width(image):
-    """Scores of many classes, of which none passes the threshold: the layer counts as the model's last."""
-
-    class Scores(Net):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Conv2d(16, 12, 1)
-
-        def finish(self, x):
-            scores = x.reshape(1, 3, 4, 8, 8).permute(0, 3, 4, 1, 2).reshape(-1, 4).flatten()
-            return scores[scores > 1e6]
-
-    net = Scores()
-    groups, reasons = pruned(net, image)
-    assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
-    assert net.head.out_channels == 12 and "taken out by position" in reasons["head"]
-
-
 def test_a_layer_that_runs_on_nothing_stays(image):
     class Idle(Net):
         def __init__(self):

@@ -107,7 +107,7 @@ def refresh_(module: nn.Module, tracer: Tracer, alive: Tensor) -> None:
         elif module in tracer.norm_inputs:
             module.normalized_shape = (int(alive[tracer.norm_inputs[module]].sum()),)  # type: ignore[assignment]
     elif isinstance(module, nn.MultiheadAttention):
-        module.embed_dim = module.out_proj.weight.shape[0]
+        module.embed_dim = module.out_proj.weight.shape[1]  # its rows are free where nothing is added to its output
         module.head_dim = module.embed_dim // module.num_heads
         if module.in_proj_weight is not None:
             module.kdim = module.vdim = module.embed_dim

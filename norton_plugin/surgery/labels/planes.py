@@ -23,11 +23,14 @@ class Shadow(NamedTuple):
         constant: Whether the tensor is computed from parameters and constants alone.
         rows: Labels before any of them were replaced by a representative, while every element is still a multiple
             of one output of a layer; None afterwards.
+        scores: Whether it holds products of channels with channels, one for each pair of positions: where it has no
+            planes, its dimensions are positions and heads.
     """
 
     planes: tuple[Tensor, ...] = ()
     constant: bool = True
     rows: Tensor | None = None
+    scores: bool = False
 
 
 def varying(plane: Tensor) -> list[int]:

@@ -105,7 +105,7 @@ def bmm(tracer: Tracer, call: Call) -> Shadow:
     a, b = call.args
     planes, summed = contract(tracer, tracer.shadow(a), tracer.shadow(b), (a.shape, b.shape))
     tracer.step("zero", summed)
-    return Shadow(planes)
+    return Shadow(planes, scores=bool(summed))
 
 
 @rule("baddbmm")
@@ -115,7 +115,10 @@ def baddbmm(tracer: Tracer, call: Call) -> Shadow:
     planes, summed = contract(tracer, tracer.shadow(a), tracer.shadow(b), (a.shape, b.shape))
     tracer.step("zero", summed)
     shape = tuple(call.out.shape)
-    return Shadow(combine(tracer, [(Shadow(planes), shape), (tracer.shadow(term), tuple(term.shape))], shape))
+    product = Shadow(planes, scores=bool(summed))
+    return Shadow(
+        combine(tracer, [(product, shape), (tracer.shadow(term), tuple(term.shape))], shape), scores=bool(summed)
+    )
 
 
 @rule("convolution", "_convolution", "conv2d", "mkldnn_convolution", "cudnn_convolution")
@@ -143,7 +146,7 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
             columns.append(along(plane, column_dim))
         else:
             tracer.pin(plane, "the kernel of a convolution is computed from it")
-    tracer.set_role(columns, "in")
+    tracer.set_role(columns, "both" if groups > 1 and transposed else "in")
     tracer.set_role(rows, "both" if groups > 1 and groups == x.shape[1] else "out")
     tracer.step("zero", [spread(vector, x.shape, 1) for vector in inputs])
     if groups > 1:

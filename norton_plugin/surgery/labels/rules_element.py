@@ -52,7 +52,7 @@ def combine(tracer: Tracer, operands: Sequence[Operand], shape: tuple[int, ...])
         ]
         if fixed:
             # Pinned for good: nobody needs to follow them any further.
-            positions = all(shadow.planes and not shadow.constant for shadow in fixed)
+            positions = all((shadow.planes or shadow.scores) and not shadow.constant for shadow in fixed)
             tracer.pin(plane, _POSITIONS if positions else "it meets a tensor of fixed width")
         else:
             free.append(plane)

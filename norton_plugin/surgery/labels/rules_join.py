@@ -86,3 +86,18 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
         for plane in planes:
             tracer.pin(plane, "its channels are written into a buffer of fixed width")
     return Shadow(tuple(planes))
+
+
+@rule("index_put")
+def put(tracer: Tracer, call: Call) -> Shadow | None:
+    """Rows written into a tensor, as the boxes of one level of a pyramid among all: its channels are theirs."""
+    target, indices, source = call.args[:3]
+    old, new = tracer.shadow(target), tracer.shadow(source)
+    if source.numel() == 0:
+        return old
+    rows_alone = len(indices) == 1 and indices[0].dim() == 1 and source.dim() == target.dim() and not target._is_view()
+    if not rows_alone or any(0 in varying(plane) for plane in (*old.planes, *new.planes)):
+        return None
+    shape = (1, *target.shape[1:])
+    operands = [(Shadow(tuple(p.narrow(0, 0, 1) for p in s.planes), s.constant), shape) for s in (old, new)]
+    return Shadow(tuple(plane.expand(target.shape) for plane in combine(tracer, operands, shape)))

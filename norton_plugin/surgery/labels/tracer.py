@@ -25,6 +25,8 @@ from norton_plugin.surgery.labels.widths import Width
 MAX_CORE = 1 << 24
 # Operations whose outcome jumps when two values change places.
 _SELECTING = {"sort", "argsort", "topk", "nms", "nonzero", "argmax", "argmin", "unique", "_unique2"}
+# Operations that make new numbers of what they are given; what is said of scores ends there.
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"}
 
 
 class Tracer(TorchDispatchMode):
@@ -198,10 +200,11 @@ class Tracer(TorchDispatchMode):
                 self._follow(call, shadows)
         elif any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
             results = self._follow(call, shadows) or results
+        passed_on = call.name not in _PRODUCTS and any(shadow.scores for shadow in shadows)
         for tensor, shadow in zip(outputs, results or [], strict=False):
             # A tensor lifted from plain data may carry what unseen code computed: it does not count as seen.
             if isinstance(tensor, Tensor) and call.name != "lift_fresh":
-                self.assign(tensor, shadow._replace(constant=constant))
+                self.assign(tensor, shadow._replace(constant=constant, scores=shadow.scores or passed_on))
 
     def _follow(self, call: Call, shadows: Sequence[Shadow]) -> Sequence[Shadow] | None:
         """Shadows of the outputs by the operation's rule; without one, the channels of its operands stay."""

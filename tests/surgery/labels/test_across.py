@@ -169,3 +169,58 @@ def test_token_mixing_has_no_channels(image):
     reasons = {entry.name: entry.reason for entry in report.skipped}
     assert reasons["middle.tokens"] == "its outputs are positions or heads, not channels"
     assert [group.root for group in report.groups] == ["stem"] and blocking(report.skipped) == []
+
+
+def test_a_depthwise_transposed_convolution_passes_its_channels_on(image):
+    net = Net(nn.ConvTranspose2d(16, 16, 3, padding=1, groups=16)).eval()
+    report = prune_(net, image, Pruning(keep=0.5))
+    assert [(group.root, group.after) for group in report.groups] == [("stem", 8)] and report.largest_error < 1e-5
+    assert [entry.name for entry in report.skipped] == ["head"] and net.middle.groups == net.head.in_channels == 8
+
+
+class Biased(nn.Module):
+    """Attention of four heads whose scores get a bias for each head, made from the places by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Conv2d(16, 48, 1), nn.Conv2d(16, 16, 1)
+        self.bias = nn.Sequential(nn.Linear(2, 12), nn.ReLU(), nn.Linear(12, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.qkv(x).reshape(b, 3, 4, -1, h * w).unbind(1)
+        places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"), -1).view(-1, 2)
+        bias = self.bias((places[:, None] - places).float()).permute(2, 0, 1)
+        scores = F.normalize(q, dim=2).transpose(-2, -1) @ F.normalize(k, dim=2) + bias
+        return self.proj((v @ scores.softmax(-1).transpose(-2, -1)).reshape(b, -1, h, w))
+
+
+def test_a_bias_of_the_scores_has_as_many_outputs_as_heads(image, halve):
+    torch.manual_seed(0)
+    pruned, blocked, error = halve(Net(Biased()), image)
+    assert blocked["middle.bias.2"] == "its outputs are positions or heads, not channels" and len(blocked) == 2
+    assert pruned["middle.bias.0"] == (12, 6) and pruned["middle.qkv"] == (48, 24) and error < 1e-5
+
+
+class Levels(nn.Module):
+    """Two layers fill the rows of one tensor, as boxes are pooled from the levels of a pyramid."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(16, 12, 1), nn.Conv2d(16, 12, 1)
+        self.read = nn.Conv2d(12, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine, coarse = self.fine(x), self.coarse(x)
+        pooled = torch.zeros(2 * len(x), fine.shape[1], *fine.shape[2:])
+        for level, rows in enumerate((fine, coarse, fine[:0])):
+            pooled[torch.where(torch.arange(2 * len(x)) % 2 + 10 * (len(rows) == 0) == level)[0]] = rows
+        return self.read(pooled)
+
+
+def test_rows_written_into_a_tensor_bring_their_channels(image, halve):
+    torch.manual_seed(0)
+    net = Net(Levels())
+    pruned, blocked, error = halve(net, image)
+    assert pruned == {"stem": (16, 8), "middle.fine": (12, 6), "middle.read": (16, 8)} and error < 1e-5
+    assert net.middle.coarse.out_channels == net.middle.read.in_channels == 6 and set(blocked) == {"head"}

@@ -212,6 +212,33 @@ def test_multihead_attention(halve):
     assert model.attention.embed_dim == 16 and model.attention.head_dim == 4
 
 
+@pytest.mark.parametrize(("root", "width", "embedding"), [("embed", 16, 16), ("attention.out_proj", 16, 32)])
+def test_attention_of_learned_queries(root, width, embedding):
+    """Nothing is added to its outputs: their width and the embedding's are two groups, right one without the other."""
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+            self.queries = nn.Parameter(torch.randn(1, 2, 32))
+            self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x):
+            x = self.embed(x)
+            return self.head(self.attention(self.queries.expand(len(x), -1, -1), x, x)[0])
+
+    model, x = Model().eval(), torch.randn(2, 5, 6)
+    graph = LabelGraph(model, x)
+    gone = range(1, 32, 2)
+    with torch.no_grad(), graph.masked([(root, gone)]):
+        expected = model(x)
+    graph.prune_(root, gone)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected)
+    assert graph.width(root) == width and model.attention.embed_dim == embedding
+
+
 def test_groups_of_a_residual_network(residual, image):
     graph = LabelGraph(residual, image)
     found = {g.root: (g.size, g.channel_groups, g.blocked) for g in graph.groups()}
