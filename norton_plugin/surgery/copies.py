@@ -21,9 +21,8 @@ def refresh_copies_(model: nn.Module) -> int:
     """
     renewed = 0
     for module in model.modules():
-        if not all(name in vars(module) for name in (*_COPIED, "_modules")):
-            continue
-        if (conv := dict(module.named_children()).get("conv")) is None:
+        conv = dict(module.named_children()).get("conv")
+        if conv is None or not all(name in vars(module) for name in _COPIED):
             continue
         widths = {name: getattr(conv, name, vars(module)[name]) for name in ("in_channels", "out_channels")}
         renewed += any(vars(module)[name] != width for name, width in widths.items())

@@ -195,13 +195,19 @@ class _Work:
     def unseen(self, not_run: str) -> list[Skipped]:
         """Layers of which no trace knows the channels."""
         found = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and name not in self.followed:
+        modules = dict(self.model.named_modules())
+        weights = {name: dict(module.named_parameters(recurse=False)).get("weight") for name, module in modules.items()}
+        shared = {weights[name] for name in self.followed if name in weights} - {None}
+        for name, module in modules.items():
+            known = name in self.followed or weights[name] in shared
+            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and not known:
                 found.append(Skipped(name, self._why_unseen(module) if module in self.ran else not_run))
         return found
 
     def _why_unseen(self, module: nn.Module) -> str:
         if module not in self.busy:
             return "the example gives it nothing to compute"
+        if nn.utils.parametrize.is_parametrized(module):
+            return "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations ends that"
         width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
         return "it has a single channel" if width == 1 else _UNSEEN

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
-from norton_plugin.surgery.swap import names_by_identity, swap_, take_over_flags_
+from norton_plugin.surgery.swap import names_by_identity, renew_references_, swap_, take_over_flags_
 
 VERSION = 1
 Geometry = dict[str, dict[str, Any]]
@@ -80,7 +80,8 @@ def geometry(model: nn.Module) -> Geometry:
         else:
             shapes = {n: list(t.shape) for n, t in _own_tensors(module).items()}
             plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _IGNORED}
-            entry |= {"shapes": shapes, "attributes": {k: _freeze(v) for k, v in plain.items()}}
+            kept_out = {n: list(t.shape) for n, t in _kept_out(module).items()}
+            entry |= {"shapes": shapes, "attributes": {k: _freeze(v) for k, v in plain.items()}, "kept_out": kept_out}
         described[names[0]] = entry
     return described
 
@@ -89,6 +90,12 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and those buffers that belong to the state dict (the others may come and go as the model runs)."""
     buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
     return {name: tensor for name, tensor in {**module._parameters, **buffers}.items() if tensor is not None}
+
+
+def _kept_out(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that do not belong to the state dict."""
+    names = module._non_persistent_buffers_set
+    return {name: tensor for name, tensor in module._buffers.items() if name in names and tensor is not None}
 
 
 def diff(dense: Geometry, compressed: Geometry) -> Structure:
@@ -113,7 +120,12 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
             continue
         if "block" in old:
             raise ArtifactError(f"{name!r} is a CPDBlock in the original and none in the compressed model")
-        changes = {kind: _changes(entry[kind], old[kind]) for kind in ("shapes", "attributes")}
+        # A buffer that was cut belongs to the state dict from then on: which of its values stayed is told there.
+        shapes = {**old["kept_out"], **old["shapes"]}
+        changes = {
+            "shapes": _changes(entry["shapes"], shapes),
+            "attributes": _changes(entry["attributes"], old["attributes"]),
+        }
         # Tensors and attributes that only one of the two has were made by running the model, not by surgery.
         if any(changes.values()):
             entries.append({"names": entry["names"], "resize": changes["shapes"], "attributes": changes["attributes"]})
@@ -206,6 +218,8 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
     for module, tensors, attributes in resized:
         for name, tensor in tensors.items():
             (module._parameters if name in module._parameters else module._buffers)[name] = tensor  # type: ignore[assignment]
+            module._non_persistent_buffers_set.discard(name)
+        renew_references_(module)
         for name, value in attributes.items():
             setattr(module, name, value)
 
@@ -226,7 +240,7 @@ def _build_block(arguments: Mapping[str, Any], old: nn.Module) -> CPDBlock:
 
 def _resized(module: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     """New tensors of these shapes, of the kind that the module has now."""
-    own = _own_tensors(module)
+    own = {**_kept_out(module), **_own_tensors(module)}
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         old = own[name]

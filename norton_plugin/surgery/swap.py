@@ -52,3 +52,9 @@ def take_over_flags_(new: nn.Module, old: nn.Module) -> None:
     weights = any(flag for name, flag in flags.items() if name != "bias")
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(flags.get("bias", weights) if name == "bias" else weights)
+
+
+def renew_references_(module: nn.Module) -> None:
+    """Makes a recurrent layer's own list of its parameters true again after they were replaced."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]

@@ -13,21 +13,53 @@ from torch.utils._pytree import tree_leaves
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.surgery.equality import convolve
-from norton_plugin.surgery.labels.planes import along
+from norton_plugin.surgery.labels.planes import Shadow, along, varying
 from norton_plugin.surgery.labels.records import Rescale
 from norton_plugin.surgery.labels.tracer import Tracer
 
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """While entered, attention runs as the elementary operations it is made of, so that they can be followed."""
+    """While entered, attention and recurrent layers run as the elementary operations they are made of."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _plain_recurrence():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    """While entered, no fused kernel runs a recurrent layer; all other layers keep theirs."""
+    before: list[tuple[Any, Any]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if isinstance(module, nn.RNNBase):
+            before.append((torch.backends.mkldnn.set_flags(False), torch.backends.cudnn.enabled))
+            torch.backends.cudnn.enabled = False
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, nn.RNNBase) and before:
+            restore()
+
+    def restore() -> None:
+        flags, cudnn = before.pop()
+        torch.backends.mkldnn.set_flags(*flags)
+        torch.backends.cudnn.enabled = cudnn
+
+    handles = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        while before:  # a layer raised
+            restore()
 
 
 @contextmanager
@@ -56,9 +88,11 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         tracer.stack.append(module)
         tracer.ran.add(module)
-        if isinstance(module, nn.MultiheadAttention):
-            with tracer.paused():
+        with tracer.paused():
+            if isinstance(module, nn.MultiheadAttention):
                 _tie_attention(tracer, module, tie)
+            elif isinstance(module, nn.RNNBase):
+                _fix_recurrent(tracer, module)
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         while tracer.stack and tracer.stack.pop() is not module:
@@ -101,3 +135,11 @@ def _tie_attention(tracer: Tracer, module: nn.MultiheadAttention, shadows: Any) 
         tracer.rescales.append(Rescale(rows[0], columns.view(module.num_heads, -1)[0], -0.5))
     heads = columns.view(module.num_heads, -1)
     tracer.unite(heads, heads[:1])
+
+
+def _fix_recurrent(tracer: Tracer, module: nn.RNNBase) -> None:
+    """A recurrent layer keeps the width of its state; what its first layer reads may shrink."""
+    for name, parameter in module.named_parameters(recurse=False):
+        for plane in tracer.registry.shadows.get(parameter, Shadow()).planes:
+            if varying(plane) != [1] or not name.startswith("weight_ih_l0"):
+                tracer.pin(plane, "a recurrent layer makes it")

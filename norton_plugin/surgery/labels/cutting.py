@@ -13,6 +13,7 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.surgery.labels.records import Rescale
 from norton_plugin.surgery.labels.registry import Family, Place, Registry
 from norton_plugin.surgery.labels.tracer import Tracer
+from norton_plugin.surgery.swap import renew_references_
 
 
 def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tuple[nn.Module, int, int]]:
@@ -56,6 +57,8 @@ def cut_(families: Iterable[Family], alive: Tensor, removed: Tensor) -> list[tup
         registry = place.module._parameters if place.tensor in place.module._parameters else place.module._buffers
         changed.append((place.module, old.shape[place.axis], new.shape[place.axis]))
         registry[place.tensor] = new  # type: ignore[assignment]
+        # No constructor can tell which of its values stayed: a buffer that was cut belongs to the state dict.
+        place.module._non_persistent_buffers_set.discard(place.tensor)
     return changed
 
 
@@ -113,6 +116,11 @@ def refresh_(module: nn.Module, tracer: Tracer, alive: Tensor) -> None:
             module.kdim = module.vdim = module.embed_dim
         else:
             module.kdim, module.vdim = module.k_proj_weight.shape[1], module.v_proj_weight.shape[1]
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
+        renew_references_(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = module.weight_ih.shape[1]
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):

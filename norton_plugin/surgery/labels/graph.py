@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from norton_plugin.surgery.labels import (
     rules_reduce,
     rules_reshape,
 )
+from norton_plugin.surgery.labels.attributes import used_as_values
 from norton_plugin.surgery.labels.conditions import dense_blocks, module_stack, plain_kernels
 from norton_plugin.surgery.labels.cutting import cut_, refresh_, rescale_
 from norton_plugin.surgery.labels.grouping import LabelGroup, label_groups
@@ -32,7 +33,7 @@ from norton_plugin.surgery.labels.planes import Shadow
 from norton_plugin.surgery.labels.provenance import SizeProvenance
 from norton_plugin.surgery.labels.registry import Registry
 from norton_plugin.surgery.labels.replay import MaskedReplay
-from norton_plugin.surgery.labels.stale import repair_, shared_sizes
+from norton_plugin.surgery.labels.stale import Attribute, repair_, shared_sizes, sources_of
 from norton_plugin.surgery.labels.table import LabelTable
 from norton_plugin.surgery.labels.tracer import Tracer
 from norton_plugin.surgery.labels.unread import pin_unread
@@ -84,6 +85,7 @@ class LabelGraph:
             weights = self._registry.block_weights
             with self._conditions(weights), module_stack(self._tracer), SizeProvenance(self._tracer), self._tracer:
                 output = run_model(model, example_inputs, forward_fn)
+            self._pin_values(lambda: run_model(model, example_inputs, forward_fn))
             self._resolve(output)
         except SurgeryError:
             raise
@@ -93,11 +95,29 @@ class LabelGraph:
                 "example_inputs, or leave pruning out of the recipe"
             ) from error
 
+    def _pin_values(self, run: Callable[[], Any]) -> None:
+        """Channels stay where the integer that counts them would have to change and is computed with as well."""
+        counted: dict[Attribute, list[Tensor]] = {}
+        roots = self._tracer.table.resolve().roots if self._tracer.stale else None
+        everything = torch.ones(self._tracer.table.size, dtype=torch.bool)
+        for entry in self._tracer.stale:
+            for source in sources_of(entry, everything, roots):
+                for attribute in source.attributes:
+                    counted.setdefault(attribute, []).append(source.labels)
+        if not counted:
+            return
+        with self._conditions(self._registry.block_weights):
+            used = used_as_values(self.model, counted, run)
+        for attribute in used:
+            for labels in counted[attribute]:
+                self._tracer.pin(labels, "its width enters a computed value")
+
     def _resolve(self, output: Any) -> None:
         """From what the trace noted to groups."""
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
                 self._tracer.pin(plane, "its channels are outputs of the model")
+        self._tracer.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
         size = self._tracer.table.size
         self._tracer.ties += shared_sizes(self._tracer.stale, size)
         classes = pin_unread(self._tracer, self._tracer.settle_ties())

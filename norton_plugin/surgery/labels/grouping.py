@@ -74,7 +74,12 @@ def _unique_in_order(values: Tensor) -> Tensor:
 
 def produces(family: Family) -> bool:
     """Whether these are the filters of a layer."""
-    return family.role == "out" and family.tensor == "weight" and isinstance(family.owner, _PRODUCERS)
+    return (
+        family.role == "out"
+        and family.numbers_filters
+        and family.tensor == "weight"
+        and isinstance(family.owner, _PRODUCERS)
+    )
 
 
 class _SlotIndex:

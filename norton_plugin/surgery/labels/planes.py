@@ -23,8 +23,8 @@ class Shadow(NamedTuple):
         constant: Whether the tensor is computed from parameters and constants alone.
         rows: Labels before any of them were replaced by a representative, while every element is still a multiple
             of one output of a layer; None afterwards.
-        scores: Whether it holds products of channels with channels, one for each pair of positions: where it has no
-            planes, its dimensions are positions and heads.
+        scores: Whether it holds products of activations summed over their channels, as attention does: its
+            dimensions are positions and heads.
     """
 
     planes: tuple[Tensor, ...] = ()

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from norton_plugin.surgery.labels.attributes import ARITHMETIC
 from norton_plugin.surgery.labels.planes import along, core, varying
 from norton_plugin.surgery.labels.records import Rescale
 from norton_plugin.surgery.labels.tracer import Tracer
 from norton_plugin.surgery.labels.widths import Scale, Width
 
+_DIVISIONS = ("div", "__truediv__", "div_", "__itruediv__")
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
@@ -74,13 +76,18 @@ class SizeProvenance(TorchFunctionMode):
                     if key.dim() - 1 in varying(plane):
                         self._rescale(key, along(plane, key.dim() - 1), -0.5)
             return
-        for entry in args:
-            if isinstance(entry, Scale):
-                tensor = next((a for a in args if isinstance(a, Tensor)), None)
-                if tensor is not None and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__"):
-                    self._rescale(tensor, entry.labels, entry.exponent)
-                else:
-                    self.tracer.pin(entry.labels, "its width enters a computed value")
+        for position, entry in enumerate(args):
+            if not isinstance(entry, Scale) and not (isinstance(entry, Width) and name in ARITHMETIC):
+                continue
+            tensor = next((a for a in args if isinstance(a, Tensor)), None)
+            exponent = entry.exponent if isinstance(entry, Scale) else 1.0
+            whole = isinstance(entry, Scale) or not entry.offset
+            if whole and tensor is not None and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__"):
+                self._rescale(tensor, entry.labels, exponent)
+            elif whole and tensor is not None and position == 1 and name in _DIVISIONS:
+                self._rescale(tensor, entry.labels, -exponent)
+            else:
+                self.tracer.pin(entry.labels, "its width enters a computed value")
 
     def _rescale(self, tensor: Tensor, width: Tensor, exponent: float) -> None:
         rows = self.tracer.shadow(tensor).rows

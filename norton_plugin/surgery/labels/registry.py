@@ -48,6 +48,11 @@ class Family:
     places: list[Place] = field(default_factory=list)
     role: str = "both"
 
+    @property
+    def numbers_filters(self) -> bool:
+        """Whether a position along it is a filter to the owner, which may share the tensor with another layer."""
+        return self.dim == (1 if getattr(self.owner, "transposed", False) else 0)
+
 
 class Registry:
     """All families of a model, and the shadows of its parameters.

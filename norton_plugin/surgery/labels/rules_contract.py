@@ -146,8 +146,10 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
             columns.append(along(plane, column_dim))
         else:
             tracer.pin(plane, "the kernel of a convolution is computed from it")
-    tracer.set_role(columns, "both" if groups > 1 and transposed else "in")
-    tracer.set_role(rows, "both" if groups > 1 and groups == x.shape[1] else "out")
+    # Depthwise layers pass channels on; the weight of a transposed one numbers them along its columns.
+    depthwise = groups > 1 and groups == x.shape[1]
+    tracer.set_role(columns, "both" if depthwise and transposed else "in")
+    tracer.set_role(rows, "both" if depthwise else "out")
     tracer.step("zero", [spread(vector, x.shape, 1) for vector in inputs])
     if groups > 1:
         rows, columns = _grouped(tracer, weight, (inputs, rows, columns), groups, transposed, call.out.shape[1])

@@ -35,6 +35,11 @@ def reduce(tracer: Tracer, call: Call) -> Any:
         (consumed if set(varying(plane)) & set(dims) else kept).append(plane)
     if call.name in ("mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"):
         tracer.step("reduce", consumed)
+    elif call.name in ("amax", "amin", "max", "min") and x.dim() > 3 and dims == [1]:
+        # Attention to places (CBAM) takes the largest channel of a map. Where its number is asked for, all stay.
+        tracer.step("reduce", consumed)
+        for numbers in outputs[1:]:
+            tracer.numbered[numbers] = tuple(consumed)
     else:
         for plane in consumed:
             tracer.pin(plane, f"{call.name} is taken over its channels")

@@ -60,6 +60,7 @@ class Tracer(TorchDispatchMode):
         self._paused = False
         self.call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
         self._shadows = WeakTensorKeyDictionary()
+        self.numbered = WeakTensorKeyDictionary()
 
     # -- shadows ----------------------------------------------------------------------------------------------------
 
@@ -96,6 +97,12 @@ class Tracer(TorchDispatchMode):
         """Pins the labels of a plane or vector."""
         self.table.pin(core(labels), reason)
 
+    def pin_numbered(self, tensors: Sequence[Tensor]) -> None:
+        """Pins the channels of which some of these tensors hold numbers: they are used."""
+        for tensor in tensors if len(self.numbered) else ():
+            for plane in self.numbered.get(tensor, ()):
+                self.pin(plane, "one of its channels is chosen by its number")
+
     def step(self, kind: str, planes: Sequence[Tensor]) -> None:
         """Notes what the current operation does in the masked model."""
         if planes:
@@ -108,7 +115,12 @@ class Tracer(TorchDispatchMode):
             labels = labels[labels != 0]
             if labels.numel():
                 for position in torch.unique(self.registry.family_of(labels)).tolist():
-                    self.registry.families[position].role = role
+                    family = self.registry.families[position]
+                    if {family.role, role} == {"in", "out"}:
+                        # Two layers share the weight, one of them the other way round.
+                        family.role = "out" if family.numbers_filters else "in"
+                    else:
+                        family.role = role
 
     def check_size(self, labels: Tensor, given: Any, whole: Tensor | None = None) -> None:
         """Relates the channels along a dimension to the integer that the code gave for its size."""
@@ -187,6 +199,7 @@ class Tracer(TorchDispatchMode):
     def _shade(self, call: Call) -> None:
         operands = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
         shadows = [self.shadow(tensor) for tensor in operands]
+        self.pin_numbered(operands)
         constant = all(shadow.constant for shadow in shadows)
         outputs = call.out if isinstance(call.out, tuple | list) else [call.out]
         results: Sequence[Any] | None = [Shadow((), constant)] * len(outputs)

@@ -61,34 +61,48 @@ class Width(int):
         return Width.of(value, self.labels, self.on_value, ratio, offset)
 
     def __mul__(self, other: Any) -> Any:
-        value = int(self) * (int(other) if isinstance(other, int) else other)
-        if type(other) is int:
-            return self._derived(value, self.ratio * other, self.offset * other)
-        return value
+        if not isinstance(other, int):
+            return self._scale(int(self) * other, 1.0) if isinstance(other, float) else NotImplemented
+        value = int(self) * int(other)
+        return self._derived(value, self.ratio * other, self.offset * other) if type(other) is int else value
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
         if type(other) is int and other and int(self) % other == 0 and self.offset == 0:
             return self._derived(int(self) // other, self.ratio / other, 0)
-        return int(self) // (int(other) if isinstance(other, int) else other)
+        return int(self) // int(other) if isinstance(other, int) else NotImplemented
 
     def __add__(self, other: Any) -> Any:
         if type(other) is int:
             return self._derived(int(self) + other, self.ratio, self.offset + other)
-        return int(self) + other
+        return int(self) + int(other) if isinstance(other, int) else NotImplemented
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
         if type(other) is int:
             return self._derived(int(self) - other, self.ratio, self.offset - other)
-        return int(self) - other
+        return int(self) - int(other) if isinstance(other, int) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Any:
+        return self._scale(int(self) / other, 1.0) if isinstance(other, int | float) else NotImplemented
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return self._scale(other / int(self), -1.0) if isinstance(other, int | float) else NotImplemented
+
+    def _scale(self, value: Any, exponent: float) -> Any:
+        if type(value) is not float:
+            return value
+        if self.offset:
+            self.on_value(self.labels)
+            return value
+        return Scale.of(value, self.labels, exponent)
 
     def __pow__(self, other: Any, modulus: Any = None) -> Any:
         value = pow(int(self), other, modulus)
         if isinstance(other, float) and modulus is None:
-            return Scale.of(value, self.labels, other)
+            return self._scale(value, other)
         self.on_value(self.labels)
         return value
 
