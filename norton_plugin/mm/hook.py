@@ -24,7 +24,7 @@ from .export_config import write_config
 from .hook_report import tell
 from .migration import migrate_, unwrap
 from .options import recipe_from_options
-from .preconditions import check_run, trains
+from .preconditions import check_run, resumes, trains
 from .step_seed import StepSeedHook
 from .teacher import DenseTeacher, DistillSettings
 from .tracing import example_image
@@ -142,8 +142,7 @@ class NortonHook(Hook):
             self._take_dense(runner, written_by_us=entry is not None)
             return
         assert entry is not None  # noqa: S101
-        resumed = trains(runner) and bool(getattr(runner, "_resume", False))
-        guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumed)
+        guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumes(runner))
         if self.structure is not None:
             if structure_hash(self.structure) != structure_hash(structure):
                 raise ArtifactError(
@@ -209,10 +208,9 @@ class NortonHook(Hook):
 
     def _take_dense(self, runner: Runner, *, written_by_us: bool) -> None:
         """A checkpoint without structure: fine as a start, or before ``at_epoch``; an error otherwise."""
-        resumed = bool(getattr(runner, "_resume", False))
-        if self.structure is None and trains(runner) and (not resumed or written_by_us):
+        if self.structure is None and trains(runner) and (not resumes(runner) or written_by_us):
             return
-        if trains(runner) and resumed:
+        if resumes(runner):
             raise ArtifactError(
                 "the checkpoint to resume from holds no structure, so it is of a run without NortonHook; to compress "
                 "its model and start a run from it, give it as load_from and leave resume out"

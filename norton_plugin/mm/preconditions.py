@@ -45,5 +45,10 @@ def trains(runner: Runner) -> bool:
     return isinstance(getattr(runner, "_train_loop", None), BaseLoop)
 
 
+def resumes(runner: Runner) -> bool:
+    """Whether training goes on from a checkpoint, optimizer and all."""
+    return trains(runner) and bool(getattr(runner, "_resume", False))
+
+
 def _has_efficient_conv_bn_eval(model: nn.Module) -> bool:
     return any(getattr(module, "efficient_conv_bn_eval_forward", None) is not None for module in model.modules())

@@ -21,7 +21,7 @@ from mmengine.optim.scheduler.param_scheduler import CosineRestartParamScheduler
 from mmengine.runner import Runner, turn_on_activation_checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import ToyData, ToyNet, toy_config
+from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
 from norton_plugin.mm import NortonHook, TimmClassifier
 from norton_plugin.mm.distill import FeatureDistillation, distillation_loss, feature_loss
@@ -29,7 +29,6 @@ from norton_plugin.mm.optimizer import split_factors_
 from norton_plugin.mm.quiet import preserved_process
 from norton_plugin.mm.teacher import FILE, DenseTeacher, DistillSettings
 
-NORTON = {"rank": 2, "keep": 0.5}
 DISTILL = {"weight": 0.01, "layers": ["stage.norm2", "shared"]}
 
 
@@ -37,19 +36,6 @@ DISTILL = {"weight": 0.01, "layers": ["stage.norm2", "shared"]}
 def _clean_process():
     with preserved_process():
         yield
-
-
-def run(work_dir, *, epochs=2, norton=None, **changes):
-    runner = Runner.from_cfg(toy_config(work_dir, norton={**NORTON, **(norton or {})}, epochs=epochs, **changes))
-    runner.train()
-    return runner
-
-
-def difference(first, second):
-    first, second = first.model.state_dict(), second.model.state_dict()
-    assert list(first) == list(second)
-    assert all(bool(value.isfinite().all()) for value in first.values())
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
 def test_feature_loss_is_the_relative_squared_error():

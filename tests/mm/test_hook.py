@@ -20,24 +20,16 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import ToyData, ToyNet, toy_config
+from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
 from norton_plugin.mm import NortonHook, after_surgery, export_config
 from norton_plugin.mm.quiet import preserved_process
-
-NORTON = {"rank": 2, "keep": 0.5}
 
 
 @pytest.fixture(autouse=True)
 def _clean_process():
     with preserved_process():
         yield
-
-
-def run(work_dir, **changes):
-    runner = Runner.from_cfg(toy_config(work_dir, norton=changes.pop("norton", NORTON), **changes))
-    runner.train()
-    return runner
 
 
 def hook_of(runner, kind=NortonHook):
@@ -50,14 +42,6 @@ def average(runner):
 
 def optimized(runner):
     return [p for group in runner.optim_wrapper.optimizer.param_groups for p in group["params"]]
-
-
-def difference(first, second):
-    assert list(first) == list(second)
-    assert all(bool(value.isfinite().all()) for value in first.values())
-    return max(
-        float((a.double() - b.double()).abs().max()) for a, b in zip(first.values(), second.values(), strict=True)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +236,7 @@ def test_flat_keys_and_sections_are_the_same():
 
 def test_scope_that_matches_nothing(tmp_path):
     with pytest.raises(RecipeError, match="backbone"):
-        run(tmp_path, norton={"rank": 2, "scope": ["backbone"]})
+        run(tmp_path, norton={"rank": 2, "keep": 1.0, "scope": ["backbone"]})
 
 
 def test_frozen_layers_on_request_keep_their_flags(tmp_path):
@@ -369,7 +353,7 @@ def test_pretrained_weights_are_what_is_compressed(tmp_path):
     source = ToyNet()
     torch.save({"state_dict": source.state_dict()}, tmp_path / "dense.pth")
     model = {"type": "ToyNet", "init_cfg": {"type": "Pretrained", "checkpoint": str(tmp_path / "dense.pth")}}
-    runner = run(tmp_path, epochs=1, model=model, norton={"rank": 9, "allow_dearer": True, "sweeps": 1000})
+    runner = run(tmp_path, epochs=1, model=model, norton={"rank": 9, "keep": 1.0, "allow_dearer": True, "sweeps": 1000})
     assert torch.equal(runner.model.stem.weight, source.stem.weight)
     before = copy.deepcopy(runner.model.state_dict())
     for module in runner.model.modules():

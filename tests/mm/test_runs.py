@@ -24,32 +24,18 @@ from mmengine.registry import DATASETS, MODEL_WRAPPERS
 from mmengine.runner import FlexibleRunner, Runner, loops
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import ToyData, toy_config
+from toy import NORTON, ToyData, difference, run, toy_config
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
 from norton_plugin.mm.quiet import preserved_process
 from norton_plugin.mm.step_seed import SeededBatches
 
-NORTON = {"rank": 2, "keep": 0.5}
-
 
 @pytest.fixture(autouse=True)
 def _clean_process():
     with preserved_process():
         yield
-
-
-def run(folder, **changes):
-    runner = Runner.from_cfg(toy_config(folder, norton=changes.pop("norton", NORTON), **changes))
-    runner.train()
-    return runner
-
-
-def difference(first, second):
-    assert list(first) == list(second)
-    assert all(bool(value.isfinite().all()) for value in first.values())
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
 def test_mmengines_own_mixed_precision(tmp_path, monkeypatch):

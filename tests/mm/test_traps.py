@@ -22,11 +22,10 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, OPTIM_WRAPPERS, DefaultScope
-from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from detectors import faster_rcnn, retinanet
-from toy import ToyData, toy_config
+from toy import ToyData, difference, run
 
 from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
@@ -176,20 +175,6 @@ class HalfPrecisionWrapper(OptimWrapper):
         return context()
 
 
-def _run(folder, *, norton=None, **changes):
-    config = toy_config(folder, norton={"rank": 2, "keep": 0.5, **(norton or {})}, **changes)
-    runner = Runner.from_cfg(config)
-    runner.train()
-    return runner
-
-
-def _difference(first, second):
-    first, second = first.model.state_dict(), second.model.state_dict()
-    assert list(first) == list(second)
-    assert all(bool(value.isfinite().all()) for value in first.values())
-    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
-
-
 @pytest.mark.parametrize("distill", [None, {"layers": "shared", "weight": 0.01}])
 def test_mixed_precision(tmp_path, distill):
     """Blocks compute in half precision, their factors stay in single precision, and a resumed run is exact."""
@@ -202,15 +187,15 @@ def test_mixed_precision(tmp_path, distill):
     wrapper = {"type": "HalfPrecisionWrapper", "optimizer": {"type": "SGD", "lr": 0.05}}
     options = {"optim_wrapper": wrapper, "norton": {"distill": distill}}
     try:
-        whole = _run(tmp_path / "whole", epochs=2, **options)
+        whole = run(tmp_path / "whole", epochs=2, **options)
     finally:
         handle.remove()
     assert (True, torch.bfloat16) in dtypes
     assert all(p.dtype == torch.float32 for p in whole.model.parameters())
-    resumed = _run(
+    resumed = run(
         tmp_path / "resumed", epochs=2, load_from=str(tmp_path / "whole" / "epoch_1.pth"), resume=True, **options
     )
-    assert _difference(whole, resumed) == 0.0
+    assert difference(whole, resumed) == 0.0
 
 
 def test_gradient_accumulation_resumes_exactly(tmp_path):
@@ -219,17 +204,17 @@ def test_gradient_accumulation_resumes_exactly(tmp_path):
         "optimizer": {"type": "SGD", "lr": 0.05, "momentum": 0.9},
         "accumulative_counts": 2,
     }
-    whole = _run(tmp_path / "whole", epochs=3, optim_wrapper=wrapper)
-    single = _run(tmp_path / "single", epochs=3, optim_wrapper={**wrapper, "accumulative_counts": 1})
-    assert _difference(whole, single) > 1e-4
-    resumed = _run(
+    whole = run(tmp_path / "whole", epochs=3, optim_wrapper=wrapper)
+    single = run(tmp_path / "single", epochs=3, optim_wrapper={**wrapper, "accumulative_counts": 1})
+    assert difference(whole, single) > 1e-4
+    resumed = run(
         tmp_path / "resumed",
         epochs=3,
         optim_wrapper=wrapper,
         load_from=str(tmp_path / "whole/epoch_2.pth"),
         resume=True,
     )
-    assert _difference(whole, resumed) == 0.0
+    assert difference(whole, resumed) == 0.0
 
 
 @DATASETS.register_module(force=True)
@@ -255,14 +240,14 @@ def test_workers_of_a_resumed_run_draw_the_same_augmentations(tmp_path, persiste
             "sampler": {"type": "DefaultSampler", "shuffle": True},
         }
 
-    whole = _run(tmp_path / "whole", epochs=3, train_dataloader=loader(2))
+    whole = run(tmp_path / "whole", epochs=3, train_dataloader=loader(2))
     options = {"load_from": str(tmp_path / "whole" / "epoch_2.pth"), "resume": True}
-    resumed = _run(tmp_path / "resumed", epochs=3, train_dataloader=loader(2), **options)
-    assert _difference(whole, resumed) == 0.0
+    resumed = run(tmp_path / "resumed", epochs=3, train_dataloader=loader(2), **options)
+    assert difference(whole, resumed) == 0.0
     if not persistent:
         return
     # The test can fail: without the seeds of each step, workers that live on draw what no checkpoint knows.
     unseeded = {"norton": {"step_seeds": False}, "train_dataloader": loader(2), "epochs": 3}
-    first = _run(tmp_path / "unseeded", **unseeded)
+    first = run(tmp_path / "unseeded", **unseeded)
     options["load_from"] = str(tmp_path / "unseeded" / "epoch_2.pth")
-    assert _difference(first, _run(tmp_path / "unseeded resumed", **unseeded, **options)) > 0
+    assert difference(first, run(tmp_path / "unseeded resumed", **unseeded, **options)) > 0

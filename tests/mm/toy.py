@@ -14,6 +14,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+NORTON = {"rank": 2, "keep": 0.5}
+
 
 @MODELS.register_module(force=True)
 class ToyNet(BaseModel):
@@ -150,6 +152,21 @@ def toy_config(work_dir, *, norton=None, epochs=2, **changes):
     return Config(config)
 
 
+def run(work_dir, *, norton=None, **changes):
+    """Trains with NortonHook at rank 2 and half of the channels, and further options of it; the runner."""
+    runner = Runner.from_cfg(toy_config(work_dir, norton={**NORTON, **(norton or {})}, **changes))
+    runner.train()
+    return runner
+
+
+def difference(first, second):
+    """Largest difference of two state dicts, or of the models of two runners, all of whose values are finite."""
+    first, second = (each.model.state_dict() if isinstance(each, Runner) else each for each in (first, second))
+    assert list(first) == list(second)
+    assert all(bool(value.isfinite().all()) for value in first.values())
+    return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+
+
 def main(work_dir, options):
     """Two epochs on two processes over gloo; each rank writes what its model became.
 
@@ -160,7 +177,7 @@ def main(work_dir, options):
     os.environ.setdefault("LOCAL_RANK", "0")
     config = toy_config(
         work_dir,
-        norton={"rank": 2, "keep": 0.5, **json.loads(options)},
+        norton={**NORTON, **json.loads(options)},
         launcher="pytorch",
         model_wrapper_cfg={"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False},
     )

@@ -49,6 +49,17 @@ def _plain_recurrence() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(*flags)
         torch.backends.cudnn.enabled = cudnn
 
+    try:
+        with _calls(enter, leave):
+            yield
+    finally:
+        while before:  # a layer raised
+            restore()
+
+
+@contextmanager
+def _calls(enter: Callable[[nn.Module, Any], None], leave: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+    """While entered, the two functions hear of every call of a module, whatever model it belongs to."""
     handles = [
         nn.modules.module.register_module_forward_pre_hook(enter),
         nn.modules.module.register_module_forward_hook(leave),
@@ -58,8 +69,6 @@ def _plain_recurrence() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        while before:  # a layer raised
-            restore()
 
 
 @contextmanager
@@ -107,15 +116,8 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
                         for plane in tracer.shadow(leaf).planes:
                             tracer.pin(plane, f"{type(module).__name__} computes in code that cannot be followed")
 
-    handles = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave),
-    ]
-    try:
+    with _calls(enter, leave):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tie_attention(tracer: Tracer, module: nn.MultiheadAttention, shadows: Any) -> None:

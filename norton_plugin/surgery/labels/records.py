@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Rule = Callable[[Any, "Call"], Any]
 RULES: dict[str, Rule] = {}
@@ -15,6 +17,17 @@ RULES: dict[str, Rule] = {}
 def operation_name(func: Any) -> str:
     """An aten operation without its overload and the underscore of its in-place form."""
     return str(func._overloadpacket.__name__).rstrip("_")
+
+
+def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation run as those it is made of, under the mode; NotImplemented where it is elementary.
+
+    In inference mode composite operations arrive whole; elsewhere they have been taken apart by now.
+    """
+    if not torch.is_inference_mode_enabled():
+        return NotImplemented
+    with mode:
+        return func.decompose(*args, **kwargs)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

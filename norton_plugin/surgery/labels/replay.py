@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from norton_plugin.surgery.labels.planes import core, varying
-from norton_plugin.surgery.labels.records import Step, operation_name
+from norton_plugin.surgery.labels.records import Step, operation_name, taken_apart
 
 
 class MaskedReplay(TorchDispatchMode):
@@ -32,11 +32,8 @@ class MaskedReplay(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+        if (out := taken_apart(self, func, args, kwargs)) is not NotImplemented:
+            return out
         name = operation_name(func)
         step = self._steps.get((name, self._seen[name]))
         self._seen[name] += 1

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
-from norton_plugin.surgery.labels.records import RULES, Call, Rescale, StaleSize, Step, operation_name
+from norton_plugin.surgery.labels.records import RULES, Call, Rescale, StaleSize, Step, operation_name, taken_apart
 from norton_plugin.surgery.labels.registry import Registry
 from norton_plugin.surgery.labels.table import Classes, LabelTable
 from norton_plugin.surgery.labels.widths import Width
@@ -180,12 +180,8 @@ class Tracer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._check_time()
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():
-            # There composite operations arrive whole; elsewhere they have been taken apart by now.
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
+        if (out := taken_apart(self, func, args, kwargs)) is not NotImplemented:
+            return out
         out = func(*args, **kwargs)
         if self._paused:
             return out
