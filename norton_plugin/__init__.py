@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .pipeline import CompressionReport as CompressionReport
     from .pipeline import compress as compress
     from .recipe import Recipe as Recipe
-    from .surgery import CPDBlockPruner as CPDBlockPruner
-    from .surgery import PABSImportance as PABSImportance
+    from .integrations.torch_pruning import CPDBlockPruner as CPDBlockPruner
+    from .integrations.torch_pruning import PABSImportance as PABSImportance
     from .surgery import decompose_ as decompose_
     from .surgery import prune_ as prune_
 
@@ -31,13 +31,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "CPDBlock": "blocks",
-    "CPDBlockPruner": "surgery",
+    "CPDBlockPruner": "integrations.torch_pruning",
     "CPDFactors": "cpd",
     "CPDResult": "cpd",
     "CompressionReport": "pipeline",
     "NortonError": "errors",
     "NortonHook": "mm",
-    "PABSImportance": "surgery",
+    "PABSImportance": "integrations.torch_pruning",
     "Recipe": "recipe",
     "compress": "pipeline",
     "decompose_": "surgery",

@@ -26,10 +26,13 @@ ARROWS: dict[str, set[str]] = {
     "cpd": set(),
     "pabs": set(),
     "blocks": {"cpd"},
-    "surgery": {"recipe", "pabs", "blocks"},
+    "modules": set(),
+    "channels": {"modules", "blocks"},
+    "cost": {"patterns", "cpd", "blocks"},
+    "surgery": {"recipe", "pabs", "channels"},
+    "integrations": {"surgery"},
     "calibration": {"cpd", "blocks"},
-    "budget": {"patterns", "cpd", "blocks"},
-    "pipeline": {"surgery", "calibration", "budget"},
+    "pipeline": {"surgery", "calibration", "cost"},
     "artifact": {"surgery"},
     "deploy": {"blocks", "artifact"},
     "insight": {"pipeline", "artifact"},
@@ -38,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models.
 OWNERS = {
-    "torch_pruning": ("surgery",),
+    "torch_pruning": ("integrations",),
     "timm": ("zoo",),
     "torchvision": ("zoo",),
     "mmdet": ("zoo",),
@@ -136,11 +139,11 @@ def test_imports_follow_the_arrows(name: str, path: Path) -> None:
         (
             "norton_plugin.pipeline",
             "def f():\n    import torch_pruning as tp",
-            "only surgery imports torch_pruning",
+            "only integrations imports torch_pruning",
         ),
-        ("norton_plugin.budget.cost", "from torchvision import models", "only zoo imports torchvision"),
+        ("norton_plugin.cost.cost", "from torchvision import models", "only zoo imports torchvision"),
         (
-            "norton_plugin.budget.cost",
+            "norton_plugin.cost.cost",
             "import importlib\nimportlib.import_module('mmengine')",
             "only mm and zoo imports mmengine",
         ),
@@ -165,7 +168,7 @@ def test_a_wrong_import_is_found(module: str, source: str, message: str) -> None
         ),
         ("norton_plugin.artifact", "from . import __version__"),
         ("norton_plugin.cli", "from .zoo import timm"),
-        ("norton_plugin.surgery.pruner", "import torch_pruning"),
+        ("norton_plugin.integrations.torch_pruning", "import torch_pruning"),
     ],
 )
 def test_a_right_import_passes(module: str, source: str) -> None:

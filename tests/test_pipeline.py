@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock, conv_cost, cpd_cost
-from norton_plugin.budget import count_cost
+from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
 from norton_plugin.pipeline import compress
 from norton_plugin.recipe import Calibration, Decomposition, Pruning, Recipe, Scope

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.artifact import MANIFEST, Manifest, load, read_manifest, save
 from norton_plugin.errors import ArtifactError, SourceError
-from norton_plugin.surgery.running import ForwardFunction
+from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.structure import diff, geometry
 from norton_plugin.zoo import Preprocessing, forward_of, load_source, rebuild
 

@@ -8,24 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.blocks.padding import pad, sides
-from norton_plugin.surgery.running import TOLERANCE, relative_error, traceable
+from norton_plugin.blocks.dense import convolve
+from norton_plugin.modules.running import TOLERANCE, relative_error, traceable
 
 # Maps are cut down to about this many pixels a side, which bounds the cost; borders count for more then.
 _SIDE = 16
-
-
-def convolve(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolves with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
-    margins = sides(
-        block.padding,
-        size=(int(x.shape[-2]), int(x.shape[-1])),
-        kernel_size=block.kernel_size,
-        stride=block.stride,
-        dilation=block.dilation,
-    )
-    x = pad(x, margins, block.padding_mode)
-    return nn.functional.conv2d(x, weight, bias, block.stride, 0, block.dilation, block.groups)
 
 
 def replacement_error(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from norton_plugin.errors import TracingError
-from norton_plugin.surgery.labels import LabelGraph
+from norton_plugin.channels import LabelGraph
 from norton_plugin.surgery.report import WHOLE, Skipped
-from norton_plugin.surgery.running import ForwardFunction, run_model, traceable
+from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
-from norton_plugin.surgery.swap import names_by_identity, renew_references_, swap_, take_over_flags_
+from norton_plugin.modules.swap import names_by_identity, renew_references_, swap_, take_over_flags_
 
 VERSION = 1
 Geometry = dict[str, dict[str, Any]]

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from norton_plugin.surgery.groups import ChannelGroup
+from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.surgery.report import PrunedGroup
 from norton_plugin.surgery.surgeon import Plan, Surgeon
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from norton_plugin import Recipe, compress
 from norton_plugin.recipe import Decomposition, Pruning
 from norton_plugin.surgery import prune_
-from norton_plugin.surgery.labels import table
+from norton_plugin.channels import label_table
 from norton_plugin.surgery.report import WHOLE
 
 HALF = Pruning(keep=0.5, round_to=1)
@@ -145,7 +145,7 @@ def test_a_trace_that_would_not_end_is_given_up(image):
 
 def test_memory_of_a_trace_is_bounded(image, monkeypatch):
     """Unions are merged whenever this many have been noted down; the outcome is the same."""
-    monkeypatch.setattr(table, "MAX_PENDING", 10)
+    monkeypatch.setattr(label_table, "MAX_PENDING", 10)
     report = prune_(Net(lambda x: x).eval(), image, HALF)
     assert [group.root for group in report.groups] == EVERYTHING
     assert all(group.error < 1e-6 for group in report.groups)

@@ -1,0 +1,21 @@
+"""The convolution that a CPDBlock equals, with a weight of choice."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.padding import pad, sides
+
+
+def convolve(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolves with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
+    margins = sides(
+        block.padding,
+        size=(int(x.shape[-2]), int(x.shape[-1])),
+        kernel_size=block.kernel_size,
+        stride=block.stride,
+        dilation=block.dilation,
+    )
+    x = pad(x, margins, block.padding_mode)
+    return nn.functional.conv2d(x, weight, bias, block.stride, 0, block.dilation, block.groups)

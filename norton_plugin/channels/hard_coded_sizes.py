@@ -1,0 +1,128 @@
+"""Sizes that a module keeps as plain integers, and that pruning makes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.channels.records import StaleSize
+
+# Words in the names of attributes that hold widths: those are preferred.
+_WIDTHS = ("dim", "chan", "chs", "width", "embed", "hidden", "features", "planes", "d_model", "split")
+# Words in the names of attributes that hold something else: those are never touched.
+_OTHERS = ("num_heads", "kernel", "stride", "padding", "dilation", "groups", "window", "img", "patch", "grid", "shift",
+           "input_size", "resolution", "depth", "num_classes", "scale", "feat_size", "rank", "block", "halo",
+           "ratio")  # fmt: skip
+# An integer may have been computed as so many times an attribute.
+_FACTORS = (2, 3, 4)
+Attribute = tuple[nn.Module, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a literal size may come from.
+
+    Attributes:
+        attributes: Of one module, all of the same value.
+        labels: Channels that the value counts.
+        factor: The value times this is their number.
+    """
+
+    attributes: tuple[Attribute, ...]
+    labels: Tensor
+    factor: int = 1
+
+
+def sources_of(entry: StaleSize, counts: Tensor, roots: Tensor | None = None) -> list[Source]:
+    """Attributes that a literal size seems to come from, the likeliest first.
+
+    The modules that were running are searched, the innermost of three first, for the size itself and for the size of
+    the whole that was split; for the number of distinct channels where each is counted several times, as in all heads
+    of an attention; where there is none of these, for a half, a third or a quarter of the size.
+
+    Args:
+        entry: As the trace noted it.
+        counts: (L,) bool, labels that count now.
+        roots: (L,) the class of every label, where it is known.
+    """
+    tries = [(entry.labels, 1)] if entry.whole is None else [(entry.labels, 1), (entry.whole, 1)]
+    if roots is not None and (repeats := len(entry.labels) // len(torch.unique(roots[entry.labels]))) > 1:
+        tries.append((entry.labels, repeats))
+    found = [source for labels, factor in tries if (source := _search(entry, labels, factor, counts))]
+    if found:
+        return found
+    parts = (_search(entry, entry.labels, factor, counts) for factor in _FACTORS)
+    return [source for source in parts if source][:1]
+
+
+def _search(entry: StaleSize, labels: Tensor, factor: int, counts: Tensor) -> Source | None:
+    size = int(counts[labels].sum())
+    if size % factor:
+        return None
+    for module in reversed(entry.stack[-3:]):
+        names = list(_holding(module, size // factor))
+        preferred = [name for name in names if any(word in name for word in _WIDTHS)]
+        if factor > 1:
+            names = preferred
+        if names:
+            return Source(tuple((module, name) for name in preferred or names), labels, factor)
+    return None
+
+
+def _holding(module: nn.Module, value: int) -> Iterator[str]:
+    for name, held in vars(module).items():
+        if name.startswith("_") or any(word in name for word in _OTHERS):
+            continue
+        if (
+            type(held) is int
+            and held == value
+            or type(held) in (list, tuple)
+            and value in held
+            and all(type(v) is int for v in held)
+        ):
+            yield name
+
+
+def shared_sizes(stale: Sequence[StaleSize], size: int) -> list[tuple[Tensor, Tensor]]:
+    """Lists of channels that one and the same attribute counts, and that must therefore stay equally long.
+
+    Args:
+        stale: Literal sizes.
+        size: L, labels.
+    """
+    everything = torch.ones(size, dtype=torch.bool)
+    first: dict[Attribute, Tensor] = {}
+    pairs = []
+    for entry in stale:
+        for attribute in (a for source in sources_of(entry, everything)[:1] for a in source.attributes):
+            other = first.setdefault(attribute, entry.labels)
+            if other is not entry.labels and len(other) == len(entry.labels):
+                pairs.append((other, entry.labels))
+    return pairs
+
+
+def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor, roots: Tensor) -> None:
+    """Replaces literal sizes in the modules that used them; whole numbers and entries of lists.
+
+    Args:
+        stale: As the trace noted them.
+        alive: (L,) bool, labels in the model now.
+        before: (L,) bool, labels in it before.
+        roots: (L,) the class of every label.
+    """
+    changes: dict[Attribute, dict[int, int]] = {}
+    for entry in stale:
+        for source in sources_of(entry, before, roots):
+            old, new = (int(counts[source.labels].sum()) // source.factor for counts in (before, alive))
+            if old != new:
+                for attribute in source.attributes:
+                    changes.setdefault(attribute, {})[old] = new
+    for (module, name), sizes in changes.items():
+        value = vars(module)[name]
+        if type(value) is int:
+            setattr(module, name, sizes.get(value, value))
+        else:
+            setattr(module, name, type(value)(sizes.get(v, v) for v in value))

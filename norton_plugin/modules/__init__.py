@@ -1,0 +1,1 @@
+"""Mechanics on any module: run it, remember its state, put another in its place."""

@@ -1,5 +1,0 @@
-"""Channel dependencies by label propagation: one shadow execution says which channel every element belongs to."""
-
-from norton_plugin.surgery.labels.graph import LabelGraph
-
-__all__ = ["LabelGraph"]

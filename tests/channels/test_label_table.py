@@ -1,0 +1,67 @@
+"""Components, pins, planes and widths: the arithmetic under the trace."""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from norton_plugin.channels.label_maps import along, chunks, compact, held_constant, spread, varying
+from norton_plugin.channels.label_table import LabelTable, connected
+from norton_plugin.channels.widths import Scale, Width
+
+
+def test_components_are_those_of_scipy():
+    generator = torch.Generator().manual_seed(0)
+    for edges in (0, 5, 60, 100, 400):
+        a, b = torch.randint(0, 120, (2, edges), generator=generator)
+        roots = connected(120, a, b)
+        graph = coo_matrix((np.ones(edges), (a.numpy(), b.numpy())), shape=(120, 120))
+        count, labels = connected_components(graph, directed=False)
+        smallest = [int(np.flatnonzero(labels == label)[0]) for label in labels]
+        assert roots.tolist() == smallest and len(set(roots.tolist())) == count
+
+
+def test_a_long_chain_is_one_component():
+    nodes = torch.randperm(5000, generator=torch.Generator().manual_seed(1))
+    assert connected(5000, nodes[:-1], nodes[1:]).unique().tolist() == [0]
+
+
+def test_label_zero_joins_and_pins_nothing():
+    table = LabelTable()
+    assert table.allocate(4) == 1 and table.allocate(2) == 5
+    table.unite(torch.tensor([0, 1, 2]), torch.tensor([3, 0, 5]))
+    table.pin(torch.tensor([0, 5]), "first")
+    table.pin(torch.tensor([2, 4]), "second")
+    classes = table.resolve()
+    assert classes.roots.tolist() == [0, 1, 2, 3, 4, 2, 6]
+    assert classes.reasons == ("first", "second")
+    assert classes.pinned.tolist() == [0, 0, 1, 0, 2, 1, 0]
+
+
+def test_planes_keep_stride_zero_where_labels_do_not_vary():
+    plane = spread(torch.tensor([3, 4, 5]), (2, 3, 7), 1)
+    assert varying(plane) == [1] and along(plane, 1).tolist() == [3, 4, 5]
+    copied = compact(plane.clone())
+    assert varying(copied) == [1] and copied.untyped_storage().nbytes() == 3 * 8
+    assert torch.equal(copied, plane)
+    assert varying(compact(held_constant(plane, [1]))) == []
+    assert along(plane, -2).tolist() == [3, 4, 5]
+
+
+def test_reshapes_are_matched_dimension_by_dimension():
+    assert chunks((2, 49, 96), (2, 49, 3, 4, 8)) == [([0], [0]), ([1], [1]), ([2], [2, 3, 4])]
+    assert chunks((2, 14, 14, 8), (2, 2, 7, 2, 7, 8)) == [([0], [0]), ([1], [1, 2]), ([2], [3, 4]), ([3], [5])]
+    assert chunks((4, 3, 5), (12, 5)) == [([0, 1], [0]), ([2], [1])]
+
+
+def test_widths_remember_their_channels():
+    used = []
+    width = Width.of(12, torch.arange(1, 13), used.append)
+    assert width // 3 == 4 and (width // 3).ratio == Fraction(1, 3)
+    assert (2 * width + 1).ratio == 2 and (2 * width + 1).offset == 1
+    assert not isinstance(width // 5, Width) and not isinstance(width * 0.5, Width)
+    scale = (width // 3) ** -0.5
+    assert isinstance(scale, Scale) and scale == 0.5 and scale.exponent == -0.5
+    assert used == [] and float(width) == 12.0 and len(used) == 1
