@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from .cpd import decompose_filters as decompose_filters
     from .cpd import decompose_layers as decompose_layers
     from .errors import NortonError as NortonError
+    from .integrations.torch_pruning import CPDBlockPruner as CPDBlockPruner
+    from .integrations.torch_pruning import PABSImportance as PABSImportance
     from .mm import NortonHook as NortonHook
     from .pabs import pabs_distance as pabs_distance
     from .pabs import removal_order as removal_order
     from .pipeline import CompressionReport as CompressionReport
     from .pipeline import compress as compress
     from .recipe import Recipe as Recipe
-    from .integrations.torch_pruning import CPDBlockPruner as CPDBlockPruner
-    from .integrations.torch_pruning import PABSImportance as PABSImportance
     from .surgery import decompose_ as decompose_
     from .surgery import prune_ as prune_
 

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.calibration import reestimate_batch_norm_
+from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.decompose import decompose_
 from norton_plugin.surgery.prune import prune_
@@ -27,7 +28,6 @@ from norton_plugin.surgery.report import (
     blocking,
     summary,
 )
-from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.surgery.structure import Structure, diff, geometry
 
 NO_DECOMPOSITION = DecompositionReport((), ())

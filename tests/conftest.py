@@ -1,12 +1,17 @@
 """What all tests share: markers that skip where a machine lacks something, and the folder of real data."""
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from networks import Dense, Residual, settle
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,3 +61,26 @@ def _same_random_numbers() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return settle(Residual())
+
+
+@pytest.fixture
+def group_normed() -> nn.Module:
+    torch.manual_seed(0)
+    return settle(Residual(norm=lambda width: nn.GroupNorm(4, width)))
+
+
+@pytest.fixture
+def dense() -> nn.Module:
+    torch.manual_seed(0)
+    return settle(Dense())
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))

@@ -90,9 +90,15 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {str(before)[:120]} -> {str(after)[:120]}"
 
 
+def _reports(path: Path) -> dict[str, Any]:
+    return {row["model"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
 def compare(before: Path, after: Path) -> int:
     """Print what differs between two files of reports; return how many models do."""
-    old, new = ({row["model"]: row for row in map(json.loads, path.read_text().splitlines())} for path in (before, after))
+    old, new = (
+        {row["model"]: row for row in map(json.loads, path.read_text().splitlines())} for path in (before, after)
+    )
     changed = 0
     for model in sorted(old.keys() | new.keys()):
         if model not in old or model not in new:

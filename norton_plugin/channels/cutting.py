@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import SurgeryError
-from norton_plugin.channels.records import Rescale
 from norton_plugin.channels.axes import Family, Place, Registry
+from norton_plugin.channels.records import Rescale
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.swap import renew_references_
 
 

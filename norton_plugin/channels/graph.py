@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels import rules as rules  # importing them registers them
 from norton_plugin.channels.attributes import used_as_values
+from norton_plugin.channels.axes import Registry
 from norton_plugin.channels.conditions import dense_blocks, module_stack, plain_kernels
 from norton_plugin.channels.cutting import cut_, refresh_, rescale_
 from norton_plugin.channels.grouping import LabelGroup, label_groups
-from norton_plugin.channels.label_maps import Shadow
-from norton_plugin.channels.provenance import SizeProvenance
-from norton_plugin.channels.axes import Registry
-from norton_plugin.channels.masking import MaskedReplay
+from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.hard_coded_sizes import Attribute, repair_, shared_sizes, sources_of
+from norton_plugin.channels.label_maps import Shadow
 from norton_plugin.channels.label_table import LabelTable
+from norton_plugin.channels.masking import MaskedReplay
+from norton_plugin.channels.provenance import SizeProvenance
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.unread import pin_unread
+from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model, traceable
+
 
 class LabelGraph:
     """Groups of coupled channels by label propagation.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.axes import Family, Registry
+from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.label_table import Classes
 
 _PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)

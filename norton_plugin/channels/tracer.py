@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.channels.label_maps import Shadow, compact, core, varying
-from norton_plugin.channels.records import RULES, Call, Rescale, StaleSize, Step, operation_name, taken_apart
 from norton_plugin.channels.axes import Registry
+from norton_plugin.channels.label_maps import Shadow, compact, core, varying
 from norton_plugin.channels.label_table import Classes, LabelTable
+from norton_plugin.channels.records import RULES, Call, Rescale, StaleSize, Step, operation_name, taken_apart
 from norton_plugin.channels.widths import Width
+from norton_plugin.errors import SurgeryError, TracingError
 
 # Labels a plane may hold; larger ones are given up (their channels stay), which bounds memory.
 MAX_CORE = 1 << 24

@@ -9,11 +9,11 @@ from torch import nn
 
 from norton_plugin.blocks import CPDBlock, break_even_rank
 from norton_plugin.cost import count_cost
+from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.pipeline import check_model
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery.decompose import plan_decomposition
-from norton_plugin.modules.running import ForwardFunction, run_model
-from norton_plugin.modules.swap import names_by_identity
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from torch import nn
 from norton_plugin.blocks import CPDBlock, break_even_rank
 from norton_plugin.cpd import CPDResult, decompose_layers
 from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.running import TOLERANCE
+from norton_plugin.modules.swap import names_by_identity, swap_, take_over_flags_
 from norton_plugin.patterns import lookup, require_matches
 from norton_plugin.recipe import Decomposition, Rank, Scope
 from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
 from norton_plugin.surgery.equality import replacement_error
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
-from norton_plugin.modules.running import TOLERANCE
-from norton_plugin.modules.swap import names_by_identity, swap_, take_over_flags_
 
 logger = logging.getLogger(__name__)
 

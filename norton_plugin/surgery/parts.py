@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from norton_plugin.errors import TracingError
 from norton_plugin.channels import LabelGraph
-from norton_plugin.surgery.report import WHOLE, Skipped
+from norton_plugin.errors import TracingError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+from norton_plugin.surgery.report import WHOLE, Skipped
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 

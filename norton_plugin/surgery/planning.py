@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.pabs import removal_scores
 from norton_plugin.patterns import lookup
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.distances import fold, group_distance
-from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.surgery.report import PrunedGroup, Skipped
 from norton_plugin.surgery.surgeon import Plan
 

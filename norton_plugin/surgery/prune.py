@@ -11,16 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.channels import LabelGraph
 from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.modules.copies import refresh_copies_
+from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
+from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Pruning, Scope
-from norton_plugin.modules.copies import refresh_copies_
-from norton_plugin.channels import LabelGraph
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
-from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
-from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.surgery.surgeon import Surgeon
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.errors import SurgeryError
-from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.channels import LabelGraph
-from norton_plugin.surgery.report import PrunedGroup, Skipped
+from norton_plugin.channels.groups import ChannelGroup
+from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE, in_double_precision, relative_error
 from norton_plugin.modules.snapshot import Snapshot
+from norton_plugin.surgery.report import PrunedGroup, Skipped
 
 # In half precision a difference of this many units in the last place is accepted.
 _UNITS = 4

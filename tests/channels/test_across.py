@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norton_plugin.channels import LabelGraph
 from norton_plugin.recipe import Pruning
 from norton_plugin.surgery import prune_
-from norton_plugin.channels import LabelGraph
 from norton_plugin.surgery.report import blocking
 
 

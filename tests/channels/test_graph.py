@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import SurgeryError
 from norton_plugin.channels import LabelGraph
+from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.snapshot import Snapshot
 
 OUTPUTS = "its channels are outputs of the model"

@@ -7,8 +7,8 @@ from torch import nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
-from norton_plugin.pabs import pabs_distance, removal_order
 from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance
+from norton_plugin.pabs import pabs_distance, removal_order
 
 
 def block(**options):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.modules.running import compared_outputs, in_double_precision
 from norton_plugin.recipe import Pruning
 from norton_plugin.surgery import prune_
 from norton_plugin.surgery.report import blocking
-from norton_plugin.modules.running import compared_outputs, in_double_precision
 
 HALF = Pruning(keep=0.5, round_to=1)
 

@@ -9,17 +9,17 @@ import torch_pruning as tp
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.channels import LabelGraph
 from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance
+from norton_plugin.modules.running import relative_error
+from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.pabs import keep_indices
 from norton_plugin.recipe import Decomposition, Pruning, Scope
-from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance
 from norton_plugin.surgery import decompose_, prune_, surgeon
 from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.distances import fold, group_distance, layer_distance
-from norton_plugin.channels import LabelGraph
 from norton_plugin.surgery.report import blocking
-from norton_plugin.modules.running import relative_error
-from norton_plugin.modules.snapshot import Snapshot
 
 
 @pytest.mark.parametrize(

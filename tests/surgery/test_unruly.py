@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin import Recipe, compress
+from norton_plugin.channels import label_table
 from norton_plugin.recipe import Decomposition, Pruning
 from norton_plugin.surgery import prune_
-from norton_plugin.channels import label_table
 from norton_plugin.surgery.report import WHOLE
 
 HALF = Pruning(keep=0.5, round_to=1)

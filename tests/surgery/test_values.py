@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin import Recipe, compress
+from norton_plugin.channels.attributes import used_as_values
 from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.running import TOLERANCE
 from norton_plugin.recipe import Pruning
 from norton_plugin.surgery import prune_, surgeon
-from norton_plugin.channels.attributes import used_as_values
-from norton_plugin.modules.running import TOLERANCE
 
 HALF = Pruning(keep=0.5, round_to=1)
 

@@ -1,6 +1,5 @@
-"""Small networks with the couplings that matter, and an input for each."""
+"""Small networks with the couplings that matter."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -65,26 +64,3 @@ def settle(model: nn.Module) -> nn.Module:
             module.weight.data.uniform_(0.5, 1.5, generator=generator)
             module.bias.data.normal_(generator=generator)
     return model.eval()
-
-
-@pytest.fixture
-def residual() -> nn.Module:
-    torch.manual_seed(0)
-    return settle(Residual())
-
-
-@pytest.fixture
-def group_normed() -> nn.Module:
-    torch.manual_seed(0)
-    return settle(Residual(norm=lambda width: nn.GroupNorm(4, width)))
-
-
-@pytest.fixture
-def dense() -> nn.Module:
-    torch.manual_seed(0)
-    return settle(Dense())
-
-
-@pytest.fixture
-def image() -> Tensor:
-    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
