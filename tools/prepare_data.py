@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from norton_plugin.mm.packed import cache_folder
+from norton_plugin.mm.classification.packed import cache_folder
 
 
 def parse_args() -> argparse.Namespace:

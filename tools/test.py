@@ -3,7 +3,7 @@
 python tools/test.py configs/timm/resnet18_norton.py work_dirs/resnet18_norton/epoch_30.pth
 """
 
-from norton_plugin.mm.launch import evaluate
+from norton_plugin.mm.runner.launch import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -3,7 +3,7 @@
 python tools/train.py configs/timm/resnet18_norton.py --cfg-options train_dataloader.dataset.root=data/train
 """
 
-from norton_plugin.mm.launch import train
+from norton_plugin.mm.runner.launch import train
 
 if __name__ == "__main__":
     train()

@@ -54,7 +54,7 @@ def calibration_batches(
         One-tuples of (B, C, H, W), as example inputs are given.
     """
     from norton_plugin.mm import ImagePreprocessor
-    from norton_plugin.mm.loading import make_loader
+    from norton_plugin.mm.classification.loading import make_loader
 
     prepare = ImagePreprocessor(preprocessing.mean, preprocessing.std)
     # a training loader for its shuffling: batches of one class each would give wrong statistics

@@ -1,33 +1,33 @@
 """Training, fine-tuning and evaluation on mmengine's Runner; the only package that imports mmengine.
 
-Importing it registers the classes below in mmengine's registries, and lets ``torch.load`` read mmengine's own
-checkpoints with ``weights_only=True`` (see :mod:`norton_plugin.mm.safe_globals`), and makes loading compressed weights
-into a model of another structure an error (see :mod:`norton_plugin.mm.guard`).
+Importing it registers the classes below in mmengine's registries, lets ``torch.load`` read mmengine's own checkpoints
+with ``weights_only=True`` (see :mod:`norton_plugin.mm.patches.safe_globals`), and makes loading compressed weights into
+a model of another structure an error (see :mod:`norton_plugin.mm.patches.guard`).
 """
 
-from ..errors import MissingExtraError
+from norton_plugin.errors import MissingExtraError
 
 try:
     import mmengine as _mmengine  # noqa: F401
 except ImportError as _error:  # pragma: no cover - needs an environment without mmengine
     raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[timm]'") from _error
 
-from . import guard as _guard
-from .augment import crop_and_flip
-from .builder import compressed_model
-from .classifier import TimmClassifier
-from .datasets import ImageFolder, collate_batch
-from .evaluate import Evaluation, evaluate
-from .export_config import export_config, export_config_of_checkpoint
-from .finetune import FinetuneResult, finetune
-from .hook import NortonHook
-from .metrics import TopKAccuracy
-from .optimizer import parameter_groups
-from .packed import PackedImages, pack_folder
-from .preprocessor import ImagePreprocessor
-from .progress import EpochRecord
-from .safe_globals import allow_own_checkpoints
-from .settings import FinetuneSettings
+from norton_plugin.mm.classification.augment import crop_and_flip
+from norton_plugin.mm.classification.classifier import TimmClassifier
+from norton_plugin.mm.classification.datasets import ImageFolder, collate_batch
+from norton_plugin.mm.classification.evaluation import Evaluation, evaluate
+from norton_plugin.mm.classification.finetune import FinetuneResult, finetune
+from norton_plugin.mm.classification.metrics import TopKAccuracy
+from norton_plugin.mm.classification.packed import PackedImages, pack_folder
+from norton_plugin.mm.classification.preprocessor import ImagePreprocessor
+from norton_plugin.mm.classification.progress import EpochRecord
+from norton_plugin.mm.classification.settings import FinetuneSettings
+from norton_plugin.mm.configs.builder import compressed_model
+from norton_plugin.mm.configs.export import export_config, export_config_of_checkpoint
+from norton_plugin.mm.patches import guard as _guard
+from norton_plugin.mm.patches.safe_globals import allow_own_checkpoints
+from norton_plugin.mm.run.hook import NortonHook
+from norton_plugin.mm.runner.optimizer import parameter_groups
 
 allow_own_checkpoints()
 _guard.install()

@@ -16,7 +16,7 @@ from mmengine.runner import Runner, load_checkpoint
 sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
 from toy import toy_config
 
-from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.mm.runner.quiet import preserved_process
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from norton_plugin.mm import TimmClassifier
-from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.mm.runner.quiet import preserved_process
 
 
 @pytest.fixture

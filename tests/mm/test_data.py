@@ -10,7 +10,7 @@ pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plug
 from torch.utils.data import DataLoader
 
 from norton_plugin.mm import ImageFolder, ImagePreprocessor, PackedImages, collate_batch, crop_and_flip, pack_folder
-from norton_plugin.mm.packed import PackedFolder, cache_folder
+from norton_plugin.mm.classification.packed import PackedFolder, cache_folder
 from norton_plugin.zoo import Preprocessing
 
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
 from norton_plugin.mm import NortonHook, TimmClassifier
-from norton_plugin.mm.distill import FeatureDistillation, distillation_loss, feature_loss
-from norton_plugin.mm.optimizer import split_factors_
-from norton_plugin.mm.quiet import preserved_process
-from norton_plugin.mm.teacher import FILE, DenseTeacher, DistillSettings
+from norton_plugin.mm.distillation.losses import FeatureDistillation, distillation_loss, feature_loss
+from norton_plugin.mm.distillation.teacher import FILE, DenseTeacher, DistillSettings
+from norton_plugin.mm.runner.optimizer import split_factors_
+from norton_plugin.mm.runner.quiet import preserved_process
 
 DISTILL = {"weight": 0.01, "layers": ["stage.norm2", "shared"]}
 

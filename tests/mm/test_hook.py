@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
 from norton_plugin.mm import NortonHook, after_surgery, export_config
-from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.mm.runner.quiet import preserved_process
 
 
 @pytest.fixture(autouse=True)
@@ -326,7 +326,7 @@ def test_test_time_augmentation(whole, logits, tmp_path):
 
 def test_several_optimizers(tmp_path):
     """T1 with an OptimWrapperDict."""
-    from norton_plugin.mm.migration import migrate_
+    from norton_plugin.mm.runner.migration import migrate_
     from norton_plugin.pipeline import compress
     from norton_plugin.recipe import Recipe
     from norton_plugin.surgery import apply_structure_

@@ -73,7 +73,7 @@ def test_train_then_test(config, images, repository):
 
 
 def test_bad_arguments_are_named(images):
-    launch = pytest.importorskip("norton_plugin.mm.launch")
+    launch = pytest.importorskip("norton_plugin.mm.runner.launch")
     with pytest.raises(RecipeError, match=r"config '.*absent.py' cannot be read"):
         launch.train([str(images / "absent.py")])
     broken = images / "broken.py"

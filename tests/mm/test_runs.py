@@ -28,8 +28,8 @@ from toy import NORTON, ToyData, difference, run, toy_config
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
-from norton_plugin.mm.quiet import preserved_process
-from norton_plugin.mm.step_seed import SeededBatches
+from norton_plugin.mm.runner.quiet import preserved_process
+from norton_plugin.mm.runner.step_seed import SeededBatches
 
 
 @pytest.fixture(autouse=True)

@@ -31,8 +31,8 @@ from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
 from norton_plugin.mm import fuse
-from norton_plugin.mm.migration import check_wrapper
-from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.mm.runner.migration import check_wrapper
+from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.zoo.detector_parts import trace_of
 

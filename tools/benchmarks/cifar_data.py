@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from norton_plugin.mm import PackedImages, pack_folder
-from norton_plugin.mm.packed import cache_folder
+from norton_plugin.mm.classification.packed import cache_folder
 from norton_plugin.zoo import ModelSource, load_source
 
 

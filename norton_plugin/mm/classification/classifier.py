@@ -1,0 +1,118 @@
+"""An image classifier as mmengine's Runner wants it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from norton_plugin.errors import RecipeError, SourceError
+from norton_plugin.mm.distillation.losses import Teacher, distillation_loss
+from norton_plugin.zoo import load_source
+
+
+@MODELS.register_module()
+class TimmClassifier(BaseModel):
+    """Wrap any ``nn.Module`` that maps images to logits, from timm or elsewhere.
+
+    Args:
+        model: A module, or a source such as ``timm:resnet18``, or a mapping with the arguments of
+            :func:`norton_plugin.zoo.load_source` (``dict(spec="timm:resnet18", num_classes=3)``).
+        data_preprocessor: An :class:`~norton_plugin.mm.ImagePreprocessor` or its config. When ``None`` and ``model`` is a source, the source's own mean and std; otherwise no normalisation.
+        label_smoothing: In [0, 1).
+        init_cfg: As in mmengine.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Mapping[str, Any],
+        data_preprocessor: nn.Module | dict[str, Any] | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise RecipeError(f"label_smoothing is {label_smoothing}, expected at least 0 and below 1")
+        normalisation: dict[str, Any] = {}
+        if not isinstance(model, nn.Module):
+            source = load_source(model) if isinstance(model, str) else load_source(**model)
+            normalisation = {"mean": source.mean, "std": source.std}
+            model = source.model
+        if data_preprocessor is None:
+            data_preprocessor = {"type": "ImagePreprocessor", **normalisation}
+        elif isinstance(data_preprocessor, Mapping):
+            data_preprocessor = {"type": "ImagePreprocessor", **normalisation, **data_preprocessor}
+        super().__init__(data_preprocessor, init_cfg)
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self._teacher: Teacher | None = None
+
+    def set_teacher(self, teacher: nn.Module | None, *, weight: float = 0.5, temperature: float = 4.0) -> None:
+        """Add knowledge distillation to the loss: (1 - weight) * cross entropy + weight * distillation.
+
+        Args:
+            teacher: The model to learn from, on the same device; ``None`` to stop.
+            weight: Share of the distillation loss, in [0, 1].
+            temperature: Temperature of the softmax, above 0.
+
+        Raises:
+            RecipeError: A value is out of its range.
+        """
+        if not 0 <= weight <= 1 or temperature <= 0:
+            raise RecipeError(
+                f"distillation weight {weight} and temperature {temperature}: expected a weight in [0, 1] "
+                "and a temperature above 0"
+            )
+        self._teacher = None if teacher is None else Teacher(teacher)
+        self._distillation = (weight, temperature)
+
+    def forward(
+        self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Run the model.
+
+        Args:
+            inputs: Normalised images (B, C, H, W).
+            data_samples: Labels, int64 (B,); needed by mode ``loss``.
+            mode: ``tensor``, ``loss`` or ``predict``.
+
+        Returns:
+            Mode ``tensor``: logits (B, classes). ``loss``: the named losses. ``predict``: for each image its
+            ``pred_score``, probabilities (classes,), and its ``gt_label`` where known.
+
+        Raises:
+            RecipeError: Another mode.
+            SourceError: Mode ``loss`` without labels, or a label the model has no output for.
+        """
+        logits = self.model(inputs)
+        if mode == "tensor":
+            return logits
+        if mode == "loss":
+            if data_samples is None:
+                raise SourceError("training needs labels, but the batch has no data_samples")
+            return self._losses(inputs, logits, data_samples)
+        if mode == "predict":
+            scores = logits.float().softmax(1)
+            if data_samples is None:
+                return [{"pred_score": score} for score in scores]
+            return [{"pred_score": s, "gt_label": y} for s, y in zip(scores, data_samples, strict=True)]
+        raise RecipeError(f"mode is {mode!r}, expected tensor, loss or predict")
+
+    def _losses(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        if int(labels.max()) >= logits.shape[1]:  # on CUDA the plain error would end the process's use of the device
+            raise SourceError(f"a label is {int(labels.max())}, but the model has {logits.shape[1]} outputs")
+        cross_entropy = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self._teacher is None:
+            return {"loss_ce": cross_entropy}
+        weight, temperature = self._distillation
+        distilled = distillation_loss(logits, self._teacher(inputs), temperature=temperature)
+        return {"loss_ce": (1 - weight) * cross_entropy, "loss_kd": weight * distilled}
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits (B, classes) of raw images (B, C, H, W), preprocessed as in evaluation."""
+        prepared = self.data_preprocessor({"inputs": images}, False)
+        return self.model(prepared["inputs"])

@@ -1,0 +1,1 @@
+"""Configs that build a compressed model without the hook."""

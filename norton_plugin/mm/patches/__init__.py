@@ -1,0 +1,1 @@
+"""Changes to functions of mmengine, mmcv and torch, each with its reason."""

@@ -1,0 +1,143 @@
+"""Compressed weights never enter a model of another structure unnoticed.
+
+mmengine loads every checkpoint with ``strict=False``: a dense model that is given a compressed checkpoint keeps its
+random weights wherever shapes differ, with no more than a warning. All ways into a model (``Runner``,
+``init_detector``, inferencers) go through one private function of mmengine, ``_load_checkpoint_to_model``. Importing
+:mod:`norton_plugin.mm` puts a check in front of it, which looks at ``checkpoint['meta']['norton']`` and at nothing
+else; checkpoints without that entry pass as before.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import mmengine.infer.infer
+import mmengine.runner.checkpoint
+import mmengine.runner.runner
+from torch import nn
+
+from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.mm.runner.migration import unwrap
+from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.structure import Structure, geometry, structure_hash
+
+KEY = "norton"
+_FUNCTION = "_load_checkpoint_to_model"
+# The function, and the two modules that imported it by name.
+_HOLDERS = (mmengine.runner.checkpoint, mmengine.runner.runner, mmengine.infer.infer)
+_FORMS = ("form", "training_form")
+
+
+def stored(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What this package wrote into a checkpoint, or None.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    meta = checkpoint.get("meta")
+    entry = meta.get(KEY) if isinstance(meta, Mapping) else None
+    if entry is None:
+        return None
+    if not isinstance(entry, Mapping) or "structure" not in entry:
+        raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: it names no structure")
+    structure = entry["structure"]
+    if structure is not None and structure_hash(structure) != entry.get("structure_hash"):
+        raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: the structure does not match its hash")
+    return dict(entry)
+
+
+def mismatch(model: nn.Module, structure: Structure) -> str | None:
+    """The first difference between a model and the structure it should have, in words; None where there is none.
+
+    Args:
+        model: Unwrapped.
+        structure: As ``surgery.structure.diff`` made it.
+    """
+    found = geometry(model)
+    for entry in structure["modules"]:
+        name = entry["names"][0]
+        own = found.get(name)
+        if own is None:
+            return f"it has no module {name!r}"
+        if "block" in entry:
+            if "block" not in own:
+                return f"{name} is dense, not a CPDBlock of rank {entry['block']['rank']}"
+            for key, value in entry["block"].items():
+                if key not in _FORMS and own["block"].get(key) != value:
+                    return f"{name} has {key} {own['block'].get(key)}, not {value}"
+            continue
+        for tensor, shape in entry["resize"].items():
+            if "block" in own or own["shapes"].get(tensor) != shape:
+                return f"{name}.{tensor} has shape {own.get('shapes', {}).get(tensor)}, not {shape}"
+    return None
+
+
+def check_settings(entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: float | None, resumed: bool) -> None:
+    """Refuses a checkpoint of a run with other settings.
+
+    Args:
+        entry: Of the checkpoint.
+        recipe: Of this run.
+        factor_decay: Of this run; it decides about the optimizer's groups, so it counts where ``resumed``.
+        resumed: Whether the optimizer's state is taken over as well.
+
+    Raises:
+        RecipeError: Every difference is named.
+    """
+    own: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
+    recorded: dict[str, Any] = dict(entry.get("recipe") or own)
+    if resumed and "factor_decay" in entry:
+        own, recorded = own | {"factor_decay": factor_decay}, recorded | {"factor_decay": entry["factor_decay"]}
+    if recorded != own:
+        raise RecipeError(
+            f"the checkpoint was compressed with another recipe ({', '.join(_differences(recorded, own))}); give "
+            "NortonHook the checkpoint's recipe, or start from the dense weights"
+        )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in sorted({*there, *here}):
+        first, second = there.get(key), here.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            lines += _differences(first, second, f"{prefix}{key}.")
+        elif first != second:
+            lines.append(f"{prefix}{key} {first!r} there, {second!r} here")
+    return lines
+
+
+def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Refuses a compressed checkpoint for a model of another structure.
+
+    Raises:
+        ArtifactError: The first difference is named.
+    """
+    entry = stored(checkpoint)
+    if entry is None or entry["structure"] is None:
+        return
+    difference = mismatch(unwrap(model), entry["structure"])
+    if difference is not None:
+        raise ArtifactError(
+            f"the checkpoint holds a compressed model, and the model at hand is another one: {difference}. Use the "
+            "exported config (norton_config.py in the work dir), or add the hook to yours: "
+            "default_hooks.norton.type=norton_plugin.NortonHook with the recipe of the training run"
+        )
+
+
+def install() -> None:
+    """Puts the check in front of mmengine's function; a second call changes nothing."""
+    original = getattr(mmengine.runner.checkpoint, _FUNCTION)
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def checked(model: nn.Module, checkpoint: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(checkpoint, Mapping):
+            check(model, checkpoint)
+        return original(model, checkpoint, *args, **options)
+
+    for holder in _HOLDERS:
+        setattr(holder, _FUNCTION, checked)

@@ -1,0 +1,1 @@
+"""Compression inside a training run: the hook and the steps it calls."""

@@ -1,0 +1,137 @@
+"""What a freshly compressed model is given before it trains: BatchNorm statistics, and a score to start from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast
+from mmengine.model import BaseModel
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from norton_plugin.calibration import reestimate_batch_norm_
+from norton_plugin.errors import SurgeryError
+from norton_plugin.mm.run.tracing import preserved_random_state
+from norton_plugin.mm.runner.migration import average_again_, plain_instances, unwrap
+from norton_plugin.surgery.structure import Structure
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
+    """Re-estimates BatchNorm statistics on training images, in place, alike on every rank.
+
+    The model runs in its mode ``loss``, so that the heads of a detector see real regions. Norms that come before the
+    first changed layer, such as those of frozen stages, keep their statistics: what reaches them is what it was.
+    Statistics are those of the first rank's images. Random states are put back, and
+    moving averages begin anew.
+
+    Args:
+        runner: Its model was just compressed.
+        structure: Names the layers that changed.
+        images: Most images to use, per rank.
+
+    Returns:
+        Images used per rank; 0 where there is nothing to re-estimate, or where it failed, which is logged.
+    """
+    model = unwrap(runner.model)
+    unchanged = before_surgery(model, structure)
+    if all(norm in unchanged for norm in model.modules() if isinstance(norm, _NORMS)):
+        return 0
+    with preserved_random_state(), plain_instances(model):
+        _rewind(runner)
+        try:
+            used = reestimate_batch_norm_(model, _batches(runner, model), call=_losses, images=images, keep=unchanged)
+        except SurgeryError as error:
+            runner.logger.warning("NORTON: BatchNorm statistics are left as they were: %s", error)
+            used = 0
+    for norm in model.modules():
+        if isinstance(norm, _NORMS) and norm not in unchanged:
+            for buffer in norm.buffers():
+                broadcast(buffer)
+    with plain_instances(model):
+        average_again_(runner)
+    return used
+
+
+def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
+    """Modules that stand before the first changed layer, in the order of ``named_modules``.
+
+    Args:
+        model: The compressed model.
+        structure: Its structure.
+    """
+    changed = {entry["names"][0] for entry in structure["modules"] if entry.get("block") or entry.get("resize")}
+    unchanged: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if name in changed:
+            break
+        unchanged.add(module)
+    return unchanged
+
+
+def evaluate(runner: Runner) -> dict[str, float]:
+    """The validation metrics of the model as it is, outside of the run's own validation: no hook hears of it.
+
+    Args:
+        runner: Has a validation loop with data and an evaluator.
+
+    Returns:
+        Metrics by their names; empty where the run does not validate.
+    """
+    loop = runner.val_loop
+    if loop is None:
+        return {}
+    model = runner.model
+    modes = [(module, module.training) for module in model.modules()]
+    with preserved_random_state(), torch.no_grad():
+        try:
+            model.eval()
+            for data in loop.dataloader:
+                outputs = model.val_step(data)
+                loop.evaluator.process(data_samples=outputs, data_batch=data)
+            return dict(loop.evaluator.evaluate(len(loop.dataloader.dataset)))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _rewind(runner: Runner) -> None:
+    """The images of this epoch in its order, whatever ran before: a resumed run must see the same ones."""
+    torch.manual_seed(int(runner.seed or 0))
+    np.random.seed(int(runner.seed or 0) % 2**32)
+    random.seed(int(runner.seed or 0))
+    sampler: Any = getattr(runner.train_dataloader, "sampler", None)
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(runner.epoch)
+
+
+def _batches(runner: Runner, model: BaseModel) -> Iterator[dict[str, Any]]:
+    loader = runner.train_dataloader
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        loader = _aside(loader)
+    for data in loader:
+        yield model.data_preprocessor(data, True)
+
+
+def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of the same images in an order of its own.
+
+    Loops that count iterations draw from one endless iterator, which is there already: a sampler such as mmengine's
+    ``InfiniteSampler`` has a single order, and would be used up.
+    """
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    order = torch.randperm(len(loader.dataset)).tolist()  # type: ignore[arg-type]
+    return DataLoader(loader.dataset, batch_size=size, sampler=order, collate_fn=loader.collate_fn)
+
+
+def _losses(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, dict):
+        model(**batch, mode="loss")
+    else:
+        model(*batch, mode="loss")

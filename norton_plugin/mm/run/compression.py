@@ -1,0 +1,83 @@
+"""Compressing a Runner's model: on a copy, with as much of it traced as can be."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.mm.run.tracing import Trace, preserved_random_state, traces_of
+from norton_plugin.mm.runner.migration import plain_instances
+from norton_plugin.pipeline import CompressionReport, compress
+from norton_plugin.recipe import Recipe
+
+
+def compressed_copy(
+    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger, outputs: Sequence[str] = ()
+) -> tuple[nn.Module, CompressionReport, str]:
+    """Compresses a copy; where the whole cannot be traced, less of it is.
+
+    Args:
+        model: Unwrapped; not changed, nor is any random state.
+        example: (1, C, H, W) on its device.
+        recipe: What to do.
+        logger: Told what cannot be traced.
+        outputs: Layers whose outputs keep their width, as the model's own do.
+
+    Returns:
+        The compressed copy, the report, and what was traced in words.
+
+    Raises:
+        SurgeryError: Nothing can be traced, or nothing is left to compress.
+    """
+    with preserved_random_state(), plain_instances(model):
+        traces = traces_of(model, example)
+        for position, (trace, covered) in enumerate(traces, 1):
+            try:
+                return *compress(model, example, recipe, forward_fn=_with_outputs(trace, outputs)), covered
+            except TracingError as error:
+                if position == len(traces):
+                    raise
+                logger.warning("NORTON: %s; tracing less", error)
+    raise SurgeryError("nothing of the model can be traced")
+
+
+def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
+    """The trace, with what the named layers return beside what it returns."""
+    if not names:
+        return trace
+
+    def run(model: nn.Module, example: Any) -> Any:
+        seen: list[Any] = []
+        handles = [model.get_submodule(n).register_forward_hook(lambda _, args, out: seen.append(out)) for n in names]
+        try:
+            return [trace(model, example), seen]
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
+
+
+def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe with all layers excluded whose weights need no gradient: nothing could repair them.
+
+    Args:
+        recipe: As asked for.
+        model: Gives the flags. Norms do not count: they follow the layers around them.
+    """
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)
+    names = tuple(
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds) and not any(p.requires_grad for p in module.parameters())
+    )
+    if not names:
+        return recipe
+    data = recipe.to_dict()
+    data["scope"]["exclude"] = [*data["scope"]["exclude"], *names]
+    return Recipe.from_dict(data)

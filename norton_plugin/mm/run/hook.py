@@ -1,0 +1,289 @@
+"""NortonHook: compression inside a training run of mmengine, resumable and testable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.mm.configs.export import write_config
+from norton_plugin.mm.distillation.losses import FeatureDistillation
+from norton_plugin.mm.distillation.teacher import DenseTeacher, DistillSettings
+from norton_plugin.mm.patches import fuse, guard
+from norton_plugin.mm.run import after_surgery
+from norton_plugin.mm.run.decision import Decision, decide
+from norton_plugin.mm.run.options import recipe_from_options
+from norton_plugin.mm.run.preconditions import check_run, resumes, trains
+from norton_plugin.mm.run.report import log_report
+from norton_plugin.mm.runner.migration import migrate_, unwrap
+from norton_plugin.mm.runner.step_seed import StepSeedHook
+from norton_plugin.pipeline import CompressionReport
+from norton_plugin.surgery.structure import Structure, apply_structure_, structure_hash
+
+_OPTIONS = (
+    "at_epoch",
+    "frozen",
+    "input_size",
+    "export",
+    "step_seeds",
+    "evaluate",
+    "checkpoint",
+    "factor_decay",
+    "distill",
+)
+# The compressed model before any fine-tuning.
+_FRESH = "norton_surgery.pth"
+# Fewer than of the recipe's default: detectors' images are large.
+_CALIBRATION_IMAGES = 256
+
+
+@HOOKS.register_module()
+class NortonHook(Hook):
+    """Compresses the model when training starts, and rebuilds compressed models when checkpoints arrive.
+
+    In a config: ``default_hooks = dict(norton=dict(type='norton_plugin.NortonHook', rank=4, keep=0.6))``.
+
+    Args:
+        at_epoch: Epochs to train densely first, at least 0.
+        frozen: Also change layers that need no gradient, such as the frozen first stages of mmdet's backbones; they
+            cannot be fine-tuned afterwards.
+        input_size: (H, W) of the image to trace and count MACs with; ``None`` for that of the training data.
+        export: After training, write ``norton_config.py`` into the work dir: a config that builds the compressed
+            model without this hook.
+        step_seeds: Seed all random generators from the run's seed and the step's number (``StepSeedHook``), without
+            which a resumed run draws other samples and augmentations than an uninterrupted one.
+        evaluate: Validate straight after surgery, before any fine-tuning; the metrics are logged and written to
+            ``norton_report.json``.
+        checkpoint: Write ``norton_surgery.pth`` into the work dir: the model straight after surgery.
+        factor_decay: Multiplier of the weight decay for factors, at least 0. ``None`` leaves them the decay of the
+            convolution they replace: d on each of three factors shrinks their product by about 3 d a step, so 1/3
+            gives the shrinkage that the dense weight had.
+        distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
+            ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
+        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...). After surgery the
+            statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms kept in
+            evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
+
+    Raises:
+        RecipeError: An unknown key, or a value out of its range.
+    """
+
+    # Before EMAHook (NORMAL, 50) and CheckpointHook: what they copy and write has to be the compressed model.
+    priority = "HIGH"
+
+    def __init__(
+        self,
+        *,
+        at_epoch: int = 0,
+        frozen: bool = False,
+        input_size: Sequence[int] | None = None,
+        export: bool = True,
+        step_seeds: bool = True,
+        evaluate: bool = False,
+        checkpoint: bool = False,
+        factor_decay: float | None = None,
+        distill: bool | Mapping[str, Any] | None = None,
+        **recipe: Any,
+    ) -> None:
+        if "calibration" not in recipe:
+            recipe.setdefault("images", _CALIBRATION_IMAGES)
+        self.recipe = recipe_from_options(recipe, others=_OPTIONS)
+        if not (self.recipe.decomposition.active or self.recipe.pruning.active):
+            raise RecipeError("NortonHook is asked for nothing: set rank, or keep below 1, or both")
+        if not isinstance(at_epoch, int) or isinstance(at_epoch, bool) or at_epoch < 0:
+            raise RecipeError(f"at_epoch is {at_epoch!r}; expected a number of epochs, at least 0")
+        if input_size is not None and (len(input_size) != 2 or any(int(size) < 1 for size in input_size)):
+            raise RecipeError(f"input_size is {input_size!r}; expected (height, width) in pixels, or None")
+        fuse.install()
+        self.at_epoch = at_epoch
+        self.frozen = frozen
+        self.input_size = None if input_size is None else [int(size) for size in input_size]
+        self.export = export
+        self.seeds = StepSeedHook() if step_seeds else None
+        self.evaluate = evaluate
+        self.checkpoint = checkpoint
+        if factor_decay is not None and (isinstance(factor_decay, bool) or not 0 <= float(factor_decay) < float("inf")):
+            raise RecipeError(f"factor_decay is {factor_decay!r}; expected a number, at least 0, or None")
+        self.factor_decay = factor_decay
+        self.distill = DistillSettings.from_option(distill)
+        self._teacher: DenseTeacher | None = None
+        self._teacher_note: dict[str, str] | None = None
+        self._learning: FeatureDistillation | None = None
+        self.structure: Structure | None = None
+        self.report: CompressionReport | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuses runs in which compression would fail later, or silently do nothing.
+
+        Raises:
+            RecipeError: See ``preconditions.check_run``.
+        """
+        check_run(runner, at_epoch=self.at_epoch)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Gives the model the checkpoint's structure, before its weights arrive.
+
+        Raises:
+            ArtifactError: No structure where one is expected, another model's, or a damaged one.
+            RecipeError: The checkpoint was compressed with another recipe.
+        """
+        entry = guard.stored(checkpoint)
+        structure = None if entry is None else entry["structure"]
+        if structure is None:
+            self._take_dense(runner, written_by_us=entry is not None)
+            return
+        assert entry is not None  # noqa: S101
+        guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumes(runner))
+        if self.structure is not None:
+            if structure_hash(self.structure) != structure_hash(structure):
+                raise ArtifactError(
+                    "the model of this run already has another structure than the checkpoint; load it in a new run"
+                )
+            return
+        if self.distill is not None and trains(runner):
+            self._teacher = DenseTeacher(unwrap(runner.model))
+            self._teacher_note = entry.get("teacher")
+            keep_in = Path(runner.work_dir) if runner.rank == 0 else None
+            self._teacher.read(_folders(runner), self._teacher_note, keep_in=keep_in)
+        migrate_(runner, lambda model: apply_structure_(model, structure), factor_decay=self.factor_decay)
+        self.structure = structure
+        runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])
+
+    def before_train(self, runner: Runner) -> None:
+        """Compresses at the start, where no checkpoint brought a structure."""
+        if self.structure is None and self.at_epoch == 0:
+            self._compress(runner)
+        self._learn_from_teacher(runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Compresses after ``at_epoch`` epochs, and seeds the epoch."""
+        if self.structure is None and runner.epoch >= self.at_epoch:
+            self._compress(runner)
+            self._learn_from_teacher(runner)
+        if self.seeds is not None:
+            self.seeds.before_train_epoch(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds the step."""
+        if self.seeds is not None:
+            self.seeds.before_train_iter(runner, batch_idx, data_batch)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Writes structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.
+
+        Raises:
+            ArtifactError: The model has lost the structure.
+        """
+        self._check_model(runner)
+        checkpoint["meta"][guard.KEY] = {
+            "structure": self.structure,
+            "structure_hash": None if self.structure is None else structure_hash(self.structure),
+            "recipe": self.recipe.to_dict(),
+            "factor_decay": self.factor_decay,
+            **({} if self._teacher_note is None else {"teacher": self._teacher_note}),
+        }
+
+    def after_train(self, runner: Runner) -> None:
+        """Checks that the model is still the compressed one, and exports the config.
+
+        Raises:
+            ArtifactError: The model has lost the structure.
+        """
+        self._check_model(runner)
+        if self._learning is not None:
+            self._learning.remove()
+        if self.export and runner.rank == 0 and self.structure is not None:
+            path = write_config(runner.cfg, self.structure, Path(runner.work_dir))
+            if path is not None:
+                runner.logger.info("NORTON: %s builds the compressed model without the hook", path)
+
+    def _take_dense(self, runner: Runner, *, written_by_us: bool) -> None:
+        """A checkpoint without structure: fine as a start, or before ``at_epoch``; an error otherwise."""
+        if self.structure is None and trains(runner) and (not resumes(runner) or written_by_us):
+            return
+        if resumes(runner):
+            raise ArtifactError(
+                "the checkpoint to resume from holds no structure, so it is of a run without NortonHook; to compress "
+                "its model and start a run from it, give it as load_from and leave resume out"
+            )
+        raise ArtifactError(
+            "the checkpoint holds no structure: its model is not compressed; take NortonHook out of the config "
+            "(leave the key default_hooks.norton out; mmengine rejects None there) to work with the dense model"
+        )
+
+    def _check_model(self, runner: Runner) -> None:
+        if self.structure is None:
+            return
+        difference = guard.mismatch(unwrap(runner.model), self.structure)
+        if difference is not None:
+            raise ArtifactError(
+                f"the model lost its compressed structure during the run: {difference}; something rebuilt it after "
+                "NortonHook (another hook, or code that builds the model from the config)"
+            )
+
+    def _compress(self, runner: Runner) -> None:
+        """Decide on the first rank, change every rank's model alike, calibrate it, and report."""
+        outputs = self._remember_dense(runner)
+        decision = decide(runner, self.recipe, frozen=self.frozen, input_size=self.input_size, outputs=outputs)
+        self._change_model(runner, decision)
+        images = self._calibrate(runner)
+        metrics = after_surgery.evaluate(runner) if self.evaluate else {}
+        if decision.report is not None:
+            self.report = replace(decision.report, calibration_images=images)
+            log_report(runner, self.report, traced=decision.traced, metrics=metrics)
+        if self.checkpoint:
+            runner.save_checkpoint(
+                runner.work_dir, _FRESH, save_optimizer=False, save_param_scheduler=False, by_epoch=False
+            )
+
+    def _remember_dense(self, runner: Runner) -> tuple[str, ...]:
+        """Keep the dense model as a teacher, where one is asked for; the layers it teaches by their outputs."""
+        if self.distill is None:
+            return ()
+        model = unwrap(runner.model)
+        layers = self.distill.layers_of(model)
+        self._teacher = DenseTeacher(model)
+        return layers
+
+    def _change_model(self, runner: Runner, decision: Decision) -> None:
+        """Give this rank's model the new structure; optimizer and moving averages go along."""
+
+        def change(live: nn.Module) -> None:
+            apply_structure_(live, decision.structure)
+            if runner.rank == 0:  # the others get the values when the model is wrapped again
+                live.load_state_dict(decision.state)
+
+        migration = migrate_(runner, change, factor_decay=self.factor_decay)
+        self.structure = json.loads(json.dumps(decision.structure))
+        runner.logger.info(
+            "NORTON: %d parameters replaced, %d slots of the optimizer renewed, %d moving averages restarted",
+            migration.replaced,
+            migration.moved,
+            migration.averages,
+        )
+        if self._teacher is not None and runner.rank == 0:
+            self._teacher_note = self._teacher.write(Path(runner.work_dir))
+
+    def _calibrate(self, runner: Runner) -> int:
+        """Re-estimate BatchNorm statistics, where they are asked for; the number of images used."""
+        if self.structure is None or not self.recipe.calibration.batch_norm:
+            return 0
+        return after_surgery.reestimate_(runner, self.structure, images=self.recipe.calibration.images)
+
+    def _learn_from_teacher(self, runner: Runner) -> None:
+        if self._teacher is not None and self.distill is not None:
+            self._learning = self._teacher.attach(unwrap(runner.model), self.distill)
+
+
+def _folders(runner: Runner) -> list[Path]:
+    """Where files that a run wrote beside its checkpoints may be."""
+    given = getattr(runner, "_load_from", None)
+    return [*([] if given is None else [Path(given).parent]), Path(runner.work_dir)]

@@ -1,0 +1,54 @@
+"""Runs that are refused before they start: compression would fail in them later, or silently do nothing."""
+
+from __future__ import annotations
+
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import nn
+
+from norton_plugin.errors import RecipeError
+from norton_plugin.mm.runner.migration import check_wrapper, unwrap
+
+
+def check_run(runner: Runner, *, at_epoch: int) -> None:
+    """Refuses a run in which the model cannot be compressed.
+
+    Args:
+        runner: Before its loop starts.
+        at_epoch: Epochs to train densely first.
+
+    Raises:
+        RecipeError: A wrapper that owns the parameters, ``efficient_conv_bn_eval``, a mean teacher, or an
+            ``at_epoch`` that never comes.
+    """
+    check_wrapper(runner)
+    if not trains(runner):
+        return
+    if runner.cfg.get("efficient_conv_bn_eval") or _has_efficient_conv_bn_eval(unwrap(runner.model)):
+        raise RecipeError(
+            "efficient_conv_bn_eval keeps the old convolutions, so compression would change nothing; remove it from "
+            "the config"
+        )
+    if any(base.__name__ == "MeanTeacherHook" for hook in runner.hooks for base in type(hook).__mro__):
+        raise RecipeError(
+            "MeanTeacherHook pairs the parameters of two models; compress the detector in a supervised run first, and "
+            "use its exported config as both student and teacher"
+        )
+    if at_epoch:
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise RecipeError("at_epoch needs an epoch-based training loop; leave it out to compress at the start")
+        if at_epoch >= runner.max_epochs:
+            raise RecipeError(f"at_epoch is {at_epoch}, but training ends after {runner.max_epochs} epochs")
+
+
+def trains(runner: Runner) -> bool:
+    """Whether ``train`` was called: only then is the training loop built."""
+    return isinstance(getattr(runner, "_train_loop", None), BaseLoop)
+
+
+def resumes(runner: Runner) -> bool:
+    """Whether training goes on from a checkpoint, optimizer and all."""
+    return trains(runner) and bool(getattr(runner, "_resume", False))
+
+
+def _has_efficient_conv_bn_eval(model: nn.Module) -> bool:
+    return any(getattr(module, "efficient_conv_bn_eval_forward", None) is not None for module in model.modules())

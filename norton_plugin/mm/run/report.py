@@ -1,0 +1,83 @@
+"""What the hook reports: a table in the log, a file in the work dir, scalars for the visualizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.runner import Runner
+
+from norton_plugin.pipeline import CompressionReport
+
+REPORT = "norton_report.json"
+
+
+def log_report(
+    runner: Runner, report: CompressionReport, *, traced: str, metrics: Mapping[str, float] | None = None
+) -> None:
+    """Logs the table, writes ``norton_report.json`` and adds scalars, on the first rank only.
+
+    Args:
+        runner: Gives logger, work dir and visualizer.
+        report: Of ``compress``.
+        traced: What was traced, in words.
+        metrics: Of the model straight after surgery, where it was validated.
+    """
+    metrics = dict(metrics or {})
+    if runner.rank != 0:
+        return
+    for line in layer_lines(report):
+        runner.logger.log(logging.DEBUG, line)
+    runner.logger.info("%s", "\n".join(summary_table(report, traced=traced)))
+    path = Path(runner.work_dir) / REPORT
+    content = {**report.to_dict(), "metrics_after_surgery": metrics}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if report.calibration_images:
+        runner.logger.info("NORTON: BatchNorm statistics are those of %d training images", report.calibration_images)
+    if metrics:
+        scores = "  ".join(f"{name}: {value:.4f}" for name, value in metrics.items())
+        runner.logger.info("NORTON: after surgery, before fine-tuning: %s", scores)
+    scalars = {
+        "norton/macs_before": report.macs_before,
+        "norton/macs_after": report.macs_after,
+        "norton/parameters_before": report.parameters_before,
+        "norton/parameters_after": report.parameters_after,
+        "norton/seconds": report.seconds,
+        **{f"norton/{name}": value for name, value in metrics.items()},
+    }
+    runner.visualizer.add_scalars(scalars, step=runner.iter)
+
+
+def layer_lines(report: CompressionReport) -> list[str]:
+    """One line per layer, the skipped ones with their reason."""
+    lines = []
+    for layer in report.layers:
+        rank = f"rank {layer.rank}, NMSE {layer.nmse:.4f}" if layer.nmse is not None else "dense"
+        lines.append(f"{layer.name}: MACs {layer.macs_before} -> {layer.macs_after}, {rank}, kept {layer.kept:.0%}")
+    return lines + [f"{skipped.name}: left, {skipped.reason}" for skipped in report.skipped]
+
+
+def summary_table(report: CompressionReport, *, traced: str) -> list[str]:
+    """The lines of the table: every layer that changed, then the totals."""
+    changed = [layer for layer in report.layers if layer.macs_after != layer.macs_before or layer.rank is not None]
+    width = max([len(layer.name) for layer in changed] + [len("layer")])
+    lines = [
+        f"NORTON: {len(report.decomposition.layers)} convolutions decomposed, {len(report.pruning.groups)} groups of "
+        f"channels pruned, in {report.seconds:.1f} s; traced: {traced}",
+        f"{'layer':<{width}}  {'rank':>4}  {'NMSE':>6}  {'kept':>5}  {'MMACs':>9}  {'after':>9}",
+    ]
+    for layer in changed:
+        rank = "-" if layer.rank is None else str(layer.rank)
+        nmse = "-" if layer.nmse is None else f"{layer.nmse:.4f}"
+        lines.append(
+            f"{layer.name:<{width}}  {rank:>4}  {nmse:>6}  {layer.kept:>5.0%}  "
+            f"{layer.macs_before / 1e6:>9.1f}  {layer.macs_after / 1e6:>9.1f}"
+        )
+    macs = 1 - report.macs_after / max(report.macs_before, 1)
+    parameters = 1 - report.parameters_after / max(report.parameters_before, 1)
+    lines.append(f"MACs {report.macs_before / 1e9:.3f} G -> {report.macs_after / 1e9:.3f} G (-{macs:.1%})")
+    old, new = report.parameters_before / 1e6, report.parameters_after / 1e6
+    lines.append(f"parameters {old:.3f} M -> {new:.3f} M (-{parameters:.1%})")
+    return lines

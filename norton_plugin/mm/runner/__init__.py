@@ -1,0 +1,1 @@
+"""Mechanics of mmengine's Runner: optimizer state, seeds, launching, silence."""
