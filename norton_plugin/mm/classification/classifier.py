@@ -21,7 +21,8 @@ class TimmClassifier(BaseModel):
     Args:
         model: A module, or a source such as ``timm:resnet18``, or a mapping with the arguments of
             :func:`norton_plugin.zoo.load_source` (``dict(spec="timm:resnet18", num_classes=3)``).
-        data_preprocessor: An :class:`~norton_plugin.mm.ImagePreprocessor` or its config. When ``None`` and ``model`` is a source, the source's own mean and std; otherwise no normalisation.
+        data_preprocessor: An :class:`~norton_plugin.mm.ImagePreprocessor` or its config. When ``None`` and ``model`` is
+            a source, the source's own mean and std; otherwise no normalisation.
         label_smoothing: In [0, 1).
         init_cfg: As in mmengine.
     """
