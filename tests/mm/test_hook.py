@@ -22,7 +22,8 @@ from mmengine.runner import Runner
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
-from norton_plugin.mm import NortonHook, after_surgery, export_config
+from norton_plugin.mm import NortonHook, export_config
+from norton_plugin.mm.run import after_surgery
 from norton_plugin.mm.runner.quiet import preserved_process
 
 

@@ -30,7 +30,8 @@ from detectors import faster_rcnn, retinanet
 from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.deploy.lowering import lower_
-from norton_plugin.mm import compressed_model, fuse
+from norton_plugin.mm import compressed_model
+from norton_plugin.mm.patches import fuse
 from norton_plugin.mm.run.preconditions import _has_efficient_conv_bn_eval
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.zoo.detector_parts import trace_of

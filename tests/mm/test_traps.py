@@ -30,7 +30,7 @@ from toy import ToyData, difference, run
 from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
-from norton_plugin.mm import fuse
+from norton_plugin.mm.patches import fuse
 from norton_plugin.mm.runner.migration import check_wrapper
 from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.surgery.structure import apply_structure_
