@@ -7,7 +7,7 @@ from torch import nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
-from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance
+from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance, pruner_options
 from norton_plugin.pabs import pabs_distance, removal_order
 
 
@@ -54,16 +54,16 @@ class Net(nn.Sequential):
 
 
 def options(net):
-    """What the README tells, with fresh tables: Torch-Pruning's defaults are shared between pruners."""
-    tables = ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups")
-    return {
-        "importance": PABSImportance(),
-        "pruning_ratio": 0.5,
-        "customized_pruners": {CPDBlock: CPDBlockPruner()},
-        "root_module_types": [nn.Conv2d, nn.Linear, CPDBlock],
-        "ignored_layers": [net[3]],
-        **{name: {} for name in tables},
-    }
+    return {"importance": PABSImportance(), "pruning_ratio": 0.5, "ignored_layers": [net[3]], **pruner_options()}
+
+
+def test_options_are_fresh_in_every_call():
+    """Torch-Pruning's own defaults are shared between all pruners of a process."""
+    first, second = pruner_options(), pruner_options()
+    for name, value in first.items():
+        assert value == second[name] or name == "customized_pruners"
+        assert value is not second[name]
+    assert CPDBlock in first["root_module_types"] and isinstance(first["customized_pruners"][CPDBlock], CPDBlockPruner)
 
 
 def test_importance_is_the_removal_order():
