@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .pabs import pabs_distance as pabs_distance
     from .pabs import removal_order as removal_order
     from .pipeline import CompressionReport as CompressionReport
+    from .pipeline import CompressionResult as CompressionResult
     from .pipeline import compress as compress
     from .recipe import Recipe as Recipe
     from .surgery import decompose_ as decompose_
@@ -35,6 +36,7 @@ _HOME = {
     "CPDFactors": "cpd",
     "CPDResult": "cpd",
     "CompressionReport": "pipeline",
+    "CompressionResult": "pipeline",
     "NortonError": "errors",
     "NortonHook": "mm",
     "PABSImportance": "integrations.torch_pruning",

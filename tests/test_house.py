@@ -32,11 +32,11 @@ ARROWS: dict[str, set[str]] = {
     "surgery": {"recipe", "pabs", "channels"},
     "integrations": {"surgery"},
     "calibration": {"cpd", "blocks"},
-    "pipeline": {"surgery", "calibration", "cost"},
-    "artifact": {"surgery"},
+    "zoo": set(),
+    "artifact": {"surgery", "zoo"},
+    "pipeline": {"surgery", "calibration", "cost", "artifact"},
     "deploy": {"blocks", "artifact"},
     "insight": {"pipeline", "artifact"},
-    "zoo": set(),
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models.

@@ -1,0 +1,179 @@
+"""What a compression did, in numbers: the whole, and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.cost import ModelCost
+from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
+from norton_plugin.surgery.structure import Structure
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer before and after.
+
+    Attributes:
+        name: Its first dotted name.
+        kind: Class of the module now.
+        macs_before: MACs of one pass over the example, calls of a shared layer added up.
+        macs_after: The same afterwards.
+        parameters_before: Numbers in the layer's own parameters.
+        parameters_after: The same afterwards.
+        rank: R, None where the layer is dense.
+        nmse: Mean NMSE of its filters at decomposition, None where it is dense.
+        kept: Share of its output channels that stayed, in (0, 1].
+    """
+
+    name: str
+    kind: str
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    rank: int | None
+    nmse: float | None
+    kept: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """All that ``compress`` did.
+
+    Attributes:
+        macs_before: MACs of one pass over the example inputs (batch included).
+        macs_after: The same of the compressed model, CPDBlocks in their three-convolution form.
+        parameters_before: Numbers in the model's parameters.
+        parameters_after: The same of the compressed model.
+        layers: Every layer that has MACs, in the model's order.
+        decomposition: Phase one in detail.
+        pruning: Phase two in detail.
+        calibration_images: Images used to re-estimate BatchNorm statistics.
+        seconds: Wall-clock time of the whole job.
+        structure: What rebuilds the compressed model from the dense one.
+    """
+
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    layers: tuple[LayerReport, ...]
+    decomposition: DecompositionReport
+    pruning: PruningReport
+    calibration_images: int
+    seconds: float
+    structure: Structure
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Everything left as it was, with reasons, of both phases."""
+        return self.decomposition.skipped + self.pruning.skipped
+
+    @property
+    def verify_seconds(self) -> float:
+        """What proving the result right cost, of both phases."""
+        return self.decomposition.verify_seconds + self.pruning.verify_seconds
+
+    @property
+    def largest_error(self) -> float | None:
+        """Largest relative error that was found and accepted, of both phases; None where nothing was compared."""
+        errors = (self.decomposition.largest_error, self.pruning.largest_error)
+        return max((error for error in errors if error is not None), default=None)
+
+    @property
+    def status(self) -> str:
+        """How far it came: every group of channels pruned that may be, some of them, or none.
+
+        Returns:
+            ``"full"``, ``"partial"`` or ``"decompose-only"``; ``"full"`` as well where pruning was not asked for.
+        """
+        if not self.pruning.groups:
+            return "decompose-only" if self.pruning.skipped else "full"
+        return "partial" if blocking(self.pruning.skipped) else "full"
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        compressed: nn.Module,
+        before: ModelCost,
+        after: ModelCost,
+        *,
+        decomposition: DecompositionReport,
+        **facts: Any,
+    ) -> CompressionReport:
+        """Add to what the steps reported how the two models compare.
+
+        Args:
+            model: The dense original.
+            compressed: What became of it.
+            before: Cost of the original.
+            after: Cost of the compressed model.
+            decomposition: Of phase one.
+            **facts: The remaining attributes.
+        """
+        return cls(
+            macs_before=before.macs,
+            macs_after=after.macs,
+            parameters_before=before.parameters,
+            parameters_after=after.parameters,
+            layers=_layer_reports(model, compressed, before, after, decomposition.layers),
+            decomposition=decomposition,
+            **facts,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it JSON-able, without the structure (it has a place of its own in an artefact)."""
+        plain = asdict(self)
+        del plain["structure"]
+        plain |= {
+            "status": self.status,
+            "verify_seconds": self.verify_seconds,
+            "largest_error": self.largest_error,
+        }
+        return plain
+
+
+def _layer_reports(
+    model: nn.Module,
+    compressed: nn.Module,
+    before: ModelCost,
+    after: ModelCost,
+    decomposed: Sequence[DecomposedLayer],
+) -> tuple[LayerReport, ...]:
+    ranks = {name: layer for layer in decomposed for name in layer.names}
+    old_modules, new_modules = dict(model.named_modules()), dict(compressed.named_modules())
+    reports = []
+    for name, macs in before.layer_macs.items():
+        old, new = old_modules[name], new_modules.get(name)
+        if new is None:
+            continue  # it computed the weight of a layer that was replaced
+        layer = ranks.get(name)
+        reports.append(
+            LayerReport(
+                name=name,
+                kind=type(new).__name__,
+                macs_before=macs,
+                macs_after=after.layer_macs.get(name, 0),
+                parameters_before=_own_parameters(old),
+                parameters_after=_own_parameters(new),
+                rank=layer.rank if layer else getattr(new, "rank", None) if isinstance(new, CPDBlock) else None,
+                nmse=layer.nmse_mean if layer else None,
+                kept=_width(new) / _width(old),
+            )
+        )
+    return tuple(reports)
+
+
+def _own_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _width(module: nn.Module) -> int:
+    width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+    return int(width) if isinstance(width, int) else 1

@@ -1,0 +1,75 @@
+"""What ``compress`` gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from norton_plugin.artifact import save
+from norton_plugin.pipeline.report import CompressionReport
+from norton_plugin.recipe import Recipe
+from norton_plugin.zoo import ModelSource
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed model and how it came about; unpacks to ``model, report``.
+
+    Attributes:
+        model: The compressed model.
+        report: What was done, and what was left with its reason.
+        recipe: What was asked for.
+    """
+
+    model: nn.Module
+    report: CompressionReport
+    recipe: Recipe
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.report))
+
+    def __getitem__(self, position: int) -> Any:
+        return (self.model, self.report)[position]
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        source: ModelSource | Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the model with its structure, recipe and report as an artefact.
+
+        Args:
+            directory: As of ``artifact.save``.
+            source: What built the dense model, from ``load_source`` or as ``{"kind", "name", "kwargs"}``. With it
+                ``norton_plugin.load(directory)`` and the ``norton`` command need no dense model; without it
+                ``load(directory, model)`` asks for one.
+            extra: Further JSON-able facts, such as measured accuracy.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ArtifactError: The directory holds something else, or cannot be written.
+        """
+        facts = dict(extra or {})
+        spec: Mapping[str, Any] | None
+        if isinstance(source, ModelSource):
+            spec = source.spec
+            facts |= {"preprocessing": asdict(source.preprocessing), "inputs": len(source.example_inputs)}
+        else:
+            spec = source
+        return save(
+            directory,
+            self.model,
+            self.report.structure,
+            recipe=self.recipe.to_dict(),
+            report=self.report.to_dict(),
+            source=spec,
+            extra=facts,
+        )
