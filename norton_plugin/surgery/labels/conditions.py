@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.equality import convolve
 from norton_plugin.surgery.labels.planes import Shadow, along, varying
 from norton_plugin.surgery.labels.records import Rescale
@@ -114,7 +115,7 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
                 for leaf in tree_leaves(args):
                     if isinstance(leaf, Tensor):
                         for plane in tracer.shadow(leaf).planes:
-                            tracer.pin(plane, f"{type(module).__name__} computes in code that cannot be followed")
+                            tracer.pin(plane, Reason.UNSEEN_CODE.because(module=type(module).__name__))
 
     with _calls(enter, leave):
         yield
@@ -144,4 +145,4 @@ def _fix_recurrent(tracer: Tracer, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         for plane in tracer.registry.shadows.get(parameter, Shadow()).planes:
             if varying(plane) != [1] or not name.startswith("weight_ih_l0"):
-                tracer.pin(plane, "a recurrent layer makes it")
+                tracer.pin(plane, Reason.RECURRENT.because())

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.surgery.groups import ChannelGroup, Member
 from norton_plugin.surgery.labels import (
     rules_contract,
@@ -90,10 +91,7 @@ class LabelGraph:
         except SurgeryError:
             raise
         except Exception as error:
-            raise TracingError(
-                f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
-                "example_inputs, or leave pruning out of the recipe"
-            ) from error
+            raise TracingError(Reason.UNTRACEABLE.from_error(error, length=1000)) from error
 
     def _pin_values(self, run: Callable[[], Any]) -> None:
         """Channels stay where the integer that counts them would have to change and is computed with as well."""
@@ -110,13 +108,13 @@ class LabelGraph:
             used = used_as_values(self.model, counted, run)
         for attribute in used:
             for labels in counted[attribute]:
-                self._tracer.pin(labels, "its width enters a computed value")
+                self._tracer.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
     def _resolve(self, output: Any) -> None:
         """From what the trace noted to groups."""
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
-                self._tracer.pin(plane, "its channels are outputs of the model")
+                self._tracer.pin(plane, Reason.MODEL_OUTPUT.because())
         self._tracer.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
         size = self._tracer.table.size
         self._tracer.ties += shared_sizes(self._tracer.stale, size)
@@ -144,6 +142,11 @@ class LabelGraph:
     def selects(self) -> bool:
         """Whether something is sorted or chosen by its value: there, rounding can change the outputs altogether."""
         return self._tracer.selects
+
+    @property
+    def rule_failures(self) -> tuple[Cause, ...]:
+        """Rules that raised an exception in the trace, one for each operation."""
+        return tuple(self._tracer.failures.values())
 
     def groups(self) -> list[ChannelGroup]:
         """All groups of coupled output channels, in the order of the model's layers."""

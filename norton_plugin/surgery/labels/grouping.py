@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.reasons import Cause
 from norton_plugin.surgery.groups import ChannelGroup, Member
 from norton_plugin.surgery.labels.registry import Family, Registry
 from norton_plugin.surgery.labels.table import Classes
@@ -102,7 +103,7 @@ class _SlotIndex:
 
 
 def _group(
-    registry: Registry, slots: _SlotIndex, classes: Tensor, reason: str | None, taken: dict[str, int]
+    registry: Registry, slots: _SlotIndex, classes: Tensor, reason: Cause | None, taken: dict[str, int]
 ) -> LabelGroup:
     labels, families, which = slots.of(classes)
     count = len(classes)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.attributes import ARITHMETIC
 from norton_plugin.surgery.labels.planes import along, core, varying
 from norton_plugin.surgery.labels.records import Rescale
@@ -64,7 +65,7 @@ class SizeProvenance(TorchFunctionMode):
 
     def _used_as_value(self, labels: Tensor) -> None:
         with self.tracer.paused():
-            self.tracer.pin(labels, "its width enters a computed value")
+            self.tracer.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
     def _scales(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes tensors that a power of a width multiplies; it is made good for in the rows that made them."""
@@ -87,12 +88,12 @@ class SizeProvenance(TorchFunctionMode):
             elif whole and tensor is not None and position == 1 and name in _DIVISIONS:
                 self._rescale(tensor, entry.labels, -exponent)
             else:
-                self.tracer.pin(entry.labels, "its width enters a computed value")
+                self.tracer.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
 
     def _rescale(self, tensor: Tensor, width: Tensor, exponent: float) -> None:
         rows = self.tracer.shadow(tensor).rows
         if rows is None:
-            self.tracer.pin(width, "its width sets the scale of the attention")
+            self.tracer.pin(width, Reason.WIDTH_AS_SCALE.because())
         else:
             self.tracer.rescales.append(Rescale(torch.unique(core(rows)), width, exponent))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_element import combine
@@ -84,7 +85,7 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
     planes = combine(tracer, [(old, shape), (new, tuple(source.shape))], shape)
     if not old.planes and target._is_view():
         for plane in planes:
-            tracer.pin(plane, "its channels are written into a buffer of fixed width")
+            tracer.pin(plane, Reason.FIXED_BUFFER.because())
     return Shadow(tuple(planes))
 
 

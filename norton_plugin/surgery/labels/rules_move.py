@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.surgery.labels.planes import Shadow, along, compact, core, varying
 from norton_plugin.surgery.labels.provenance import given_sizes
 from norton_plugin.surgery.labels.records import Call, rule
@@ -71,7 +72,7 @@ def expand(tracer: Tracer, call: Call) -> Shadow:
             for plane in touched:
                 tracer.check_size(along(plane, d), size)
             if not touched and isinstance(size, Width):
-                tracer.pin(size.labels, "its width is the size of a tensor of other origin")
+                tracer.pin(size.labels, Reason.FOREIGN_SIZE.because())
     return shadow
 
 
@@ -81,7 +82,7 @@ def flip(tracer: Tracer, call: Call) -> Shadow:
     return _map(tracer, call, lambda plane: call.func(core(plane), *call.args[1:]).expand(plane.shape))
 
 
-def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: str) -> list[Tensor]:
+def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: Cause) -> list[Tensor]:
     """Planes that do not vary along these dimensions; the channels of the others are pinned."""
     kept = []
     for plane in tracer.shadow(call.args[0]).planes:
@@ -96,7 +97,8 @@ def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: str) -> li
 def roll(tracer: Tracer, call: Call) -> Shadow:
     """A rotation by a fixed number of places."""
     dims = call.arg(2, "dims", ()) or range(call.args[0].dim())
-    return Shadow(tuple(fixed_along(tracer, call, dims, "its channels are rotated by a fixed number of places")))
+    cause = Reason.OVER_CHANNELS.because(operation="a rotation by a fixed number of places")
+    return Shadow(tuple(fixed_along(tracer, call, dims, cause)))
 
 
 @rule("constant_pad_nd", "pad")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.planes import Shadow, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_element import pointwise
@@ -42,7 +43,7 @@ def reduce(tracer: Tracer, call: Call) -> Any:
             tracer.numbered[numbers] = tuple(consumed)
     else:
         for plane in consumed:
-            tracer.pin(plane, f"{call.name} is taken over its channels")
+            tracer.pin(plane, Reason.TAKEN_OVER_CHANNELS.because(operation=call.name))
     planes = []
     for plane in kept:
         for d in sorted(dims, reverse=True):
@@ -71,7 +72,7 @@ def along_dimension(tracer: Tracer, call: Call) -> Any:
             tracer.step("kept", [plane])
             planes.append(plane)
         elif dim in varying(plane):
-            tracer.pin(plane, f"{call.name.strip('_')} is taken over its channels")
+            tracer.pin(plane, Reason.TAKEN_OVER_CHANNELS.because(operation=call.name.strip("_")))
         else:
             planes.append(plane)
     shadow = Shadow(tuple(planes))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.planes import Shadow, along, chunks, compact, held_constant, varying
 from norton_plugin.surgery.labels.provenance import given_sizes
 from norton_plugin.surgery.labels.records import Call, rule
@@ -30,7 +31,7 @@ def reshape(tracer: Tracer, call: Call) -> Shadow:
             for plane in touched:
                 tracer.check_size(along(plane, d), size, _whole(before, origin[d]))
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
-                tracer.pin(size.labels, "its width is the size of a tensor of other origin")
+                tracer.pin(size.labels, Reason.FOREIGN_SIZE.because())
     rows = tracer.shadow(source).rows
     return Shadow(tuple(planes), rows=None if rows is None else compact(rows.reshape(target.shape)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.grouping import produces
 from norton_plugin.surgery.labels.planes import core
 from norton_plugin.surgery.labels.table import Classes
@@ -38,5 +39,5 @@ def pin_unread(tracer: Tracer, classes: Classes) -> Classes:
     lost = made & ~read & (classes.pinned == 0)
     if not bool(lost.any()):
         return classes
-    tracer.table.pin(torch.nonzero(lost).reshape(-1), "no operation that can be seen reads its channels")
+    tracer.table.pin(torch.nonzero(lost).reshape(-1), Reason.NOT_CONSUMED.because())
     return tracer.table.resolve()
