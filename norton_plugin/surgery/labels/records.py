@@ -38,11 +38,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            if name in RULES:
-                known = f"{RULES[name].__module__}.{RULES[name].__qualname__}"
-                raise ValueError(f"{name} has the rule {known} already; {function.__qualname__} must not replace it")
-            RULES[name] = function
+        for name in sorted(RULES.keys() & names):
+            known = f"{RULES[name].__module__}.{RULES[name].__qualname__}"
+            raise ValueError(f"{name} has the rule {known} already; {function.__qualname__} must not replace it")
+        RULES.update(dict.fromkeys(names, function))
         return function
 
     return register

@@ -10,7 +10,7 @@ from norton_plugin.surgery.running import output_tensors, relative_error
 
 @pytest.fixture
 def halve():
-    """Removes every second channel of every free group; returns {root: (before, after)}, {blocked root: code}, error."""
+    """Removes every second channel of every free group: {root: (before, after)}, {blocked root: code}, error."""
 
     def run(model: nn.Module, x: Tensor) -> tuple[dict[str, tuple[int, int]], dict[str, str], float]:
         model.eval()
