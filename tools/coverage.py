@@ -41,7 +41,7 @@ of rank 2 where that saves MACs, and 70 % of the channels of every group are kep
 parameters that are constant at the start, which would hide mistakes.
 
 - **full**: every group of channels is pruned but the model's outputs, those too small to round, tokens and heads, and
-  layers that do not run; **partial**: some groups are left, for the reasons in the last column;
+  layers that do not run; **partial**: some groups are left, for the [reasons](reasons.md) in the last column;
   **decompose-only**: no channel went.
 - **largest error**: of any pruned group, the largest relative difference between the outputs of the pruned model and
   those of the unpruned one with the same channels masked, in double precision of the outputs; above 1e-4 a group is
