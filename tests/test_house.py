@@ -20,6 +20,7 @@ HEAVY = ("timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.mode
 # Room -> rooms it may import while running, besides `errors`, itself and what those rooms may import in turn.
 # Order matters: arrows point up.
 ARROWS: dict[str, set[str]] = {
+    "reasons": set(),
     "errors": set(),
     "patterns": set(),
     "recipe": {"patterns"},
@@ -27,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "pabs": set(),
     "blocks": {"cpd"},
     "modules": set(),
-    "channels": {"modules", "blocks"},
+    "channels": {"reasons", "modules", "blocks"},
     "cost": {"patterns", "cpd", "blocks"},
     "surgery": {"recipe", "pabs", "channels"},
     "integrations": {"surgery"},

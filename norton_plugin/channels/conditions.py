@@ -16,6 +16,7 @@ from norton_plugin.blocks.dense import convolve
 from norton_plugin.channels.label_maps import Shadow, along, varying
 from norton_plugin.channels.records import Rescale
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 @contextmanager
@@ -114,7 +115,7 @@ def module_stack(tracer: Tracer) -> Iterator[None]:
                 for leaf in tree_leaves(args):
                     if isinstance(leaf, Tensor):
                         for plane in tracer.shadow(leaf).planes:
-                            tracer.pin(plane, f"{type(module).__name__} computes in code that cannot be followed")
+                            tracer.pin(plane, Reason.UNSEEN_CODE.because(module=type(module).__name__))
 
     with _calls(enter, leave):
         yield
@@ -144,4 +145,4 @@ def _fix_recurrent(tracer: Tracer, module: nn.RNNBase) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         for plane in tracer.registry.shadows.get(parameter, Shadow()).planes:
             if varying(plane) != [1] or not name.startswith("weight_ih_l0"):
-                tracer.pin(plane, "a recurrent layer makes it")
+                tracer.pin(plane, Reason.RECURRENT.because())

@@ -28,6 +28,7 @@ from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.unread import pin_unread
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model, traceable
+from norton_plugin.reasons import Cause, Reason
 
 
 class LabelGraph:
@@ -67,10 +68,7 @@ class LabelGraph:
         except SurgeryError:
             raise
         except Exception as error:
-            raise TracingError(
-                f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
-                "example_inputs, or leave pruning out of the recipe"
-            ) from error
+            raise TracingError(Reason.UNTRACEABLE.from_error(error, length=1000)) from error
 
     def _pin_values(self, run: Callable[[], Any]) -> None:
         """Channels stay where the integer that counts them would have to change and is computed with as well."""
@@ -87,13 +85,13 @@ class LabelGraph:
             used = used_as_values(self.model, counted, run)
         for attribute in used:
             for labels in counted[attribute]:
-                self._tracer.pin(labels, "its width enters a computed value")
+                self._tracer.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
     def _resolve(self, output: Any) -> None:
         """From what the trace noted to groups."""
         for tensor in output_tensors(output):
             for plane in self._tracer.shadow(tensor).planes:
-                self._tracer.pin(plane, "its channels are outputs of the model")
+                self._tracer.pin(plane, Reason.MODEL_OUTPUT.because())
         self._tracer.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
         size = self._tracer.table.size
         self._tracer.ties += shared_sizes(self._tracer.stale, size)
@@ -121,6 +119,11 @@ class LabelGraph:
     def selects(self) -> bool:
         """Whether something is sorted or chosen by its value: there, rounding can change the outputs altogether."""
         return self._tracer.selects
+
+    @property
+    def rule_failures(self) -> tuple[Cause, ...]:
+        """Rules that raised an exception in the trace, one for each operation."""
+        return tuple(self._tracer.failures.values())
 
     def groups(self) -> list[ChannelGroup]:
         """All groups of coupled output channels, in the order of the model's layers."""

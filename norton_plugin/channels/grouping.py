@@ -11,6 +11,7 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.channels.axes import Family, Registry
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.label_table import Classes
+from norton_plugin.reasons import Cause
 
 _PRODUCERS = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)
 
@@ -102,7 +103,7 @@ class _SlotIndex:
 
 
 def _group(
-    registry: Registry, slots: _SlotIndex, classes: Tensor, reason: str | None, taken: dict[str, int]
+    registry: Registry, slots: _SlotIndex, classes: Tensor, reason: Cause | None, taken: dict[str, int]
 ) -> LabelGroup:
     labels, families, which = slots.of(classes)
     count = len(classes)

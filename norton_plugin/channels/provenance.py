@@ -13,6 +13,7 @@ from norton_plugin.channels.label_maps import along, core, varying
 from norton_plugin.channels.records import Rescale
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.widths import Scale, Width
+from norton_plugin.reasons import Reason
 
 _DIVISIONS = ("div", "__truediv__", "div_", "__itruediv__")
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
@@ -64,7 +65,7 @@ class SizeProvenance(TorchFunctionMode):
 
     def _used_as_value(self, labels: Tensor) -> None:
         with self.tracer.paused():
-            self.tracer.pin(labels, "its width enters a computed value")
+            self.tracer.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
     def _scales(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes tensors that a power of a width multiplies; it is made good for in the rows that made them."""
@@ -87,12 +88,12 @@ class SizeProvenance(TorchFunctionMode):
             elif whole and tensor is not None and position == 1 and name in _DIVISIONS:
                 self._rescale(tensor, entry.labels, -exponent)
             else:
-                self.tracer.pin(entry.labels, "its width enters a computed value")
+                self.tracer.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
 
     def _rescale(self, tensor: Tensor, width: Tensor, exponent: float) -> None:
         rows = self.tracer.shadow(tensor).rows
         if rows is None:
-            self.tracer.pin(width, "its width sets the scale of the attention")
+            self.tracer.pin(width, Reason.WIDTH_AS_SCALE.because())
         else:
             self.tracer.rescales.append(Rescale(torch.unique(core(rows)), width, exponent))
 

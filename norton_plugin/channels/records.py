@@ -31,11 +31,17 @@ def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> A
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers the rule of some aten operations, named without overload and in-place underscore."""
+    """Registers the rule of some aten operations, named without overload and in-place underscore.
+
+    Raises:
+        ValueError: An operation has a rule already.
+    """
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+        for name in sorted(RULES.keys() & names):
+            known = f"{RULES[name].__module__}.{RULES[name].__qualname__}"
+            raise ValueError(f"{name} has the rule {known} already; {function.__qualname__} must not replace it")
+        RULES.update(dict.fromkeys(names, function))
         return function
 
     return register

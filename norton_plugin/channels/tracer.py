@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from norton_plugin.channels.axes import Registry
 from norton_plugin.channels.label_maps import Shadow, compact, core, varying
 from norton_plugin.channels.label_table import Classes, LabelTable
-from norton_plugin.channels.records import RULES, Call, Rescale, StaleSize, Step, operation_name, taken_apart
+from norton_plugin.channels.records import RULES, Call, Rescale, Rule, StaleSize, Step, operation_name, taken_apart
 from norton_plugin.channels.widths import Width
 from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.reasons import Cause, Reason
+
+logger = logging.getLogger(__name__)
 
 # Labels a plane may hold; larger ones are given up (their channels stay), which bounds memory.
 MAX_CORE = 1 << 24
@@ -55,7 +59,7 @@ class Tracer(TorchDispatchMode):
         self.whole_groups: dict[nn.Module, bool] = {}
         self.rescales: list[Rescale] = []
         self.ties: list[tuple[Tensor, Tensor]] = []
-        self.problems: list[str] = []
+        self.failures: dict[str, Cause] = {}
         self.selects = False
         self._paused = False
         self.call: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
@@ -82,9 +86,9 @@ class Tracer(TorchDispatchMode):
             plane = compact(plane)
             if not varying(plane):
                 if plane.numel():
-                    self.table.pin(core(plane), "one of its channels is taken out by position")
+                    self.table.pin(core(plane), Reason.BY_POSITION.because(which="one"))
             elif core(plane).numel() > MAX_CORE:
-                self.table.pin(core(plane), "its labels need too much memory")
+                self.table.pin(core(plane), Reason.TOO_LARGE.because())
             else:
                 planes.append(plane)
         self._shadows[tensor] = shadow._replace(planes=tuple(planes))
@@ -93,7 +97,7 @@ class Tracer(TorchDispatchMode):
         """Unites labels of planes or vectors element by element."""
         self.table.unite(core(a), core(b))
 
-    def pin(self, labels: Tensor, reason: str) -> None:
+    def pin(self, labels: Tensor, reason: Cause) -> None:
         """Pins the labels of a plane or vector."""
         self.table.pin(core(labels), reason)
 
@@ -101,7 +105,7 @@ class Tracer(TorchDispatchMode):
         """Pins the channels of which some of these tensors hold numbers: they are used."""
         for tensor in tensors if len(self.numbered) else ():
             for plane in self.numbered.get(tensor, ()):
-                self.pin(plane, "one of its channels is chosen by its number")
+                self.pin(plane, Reason.BY_NUMBER.because())
 
     def step(self, kind: str, planes: Sequence[Tensor]) -> None:
         """Notes what the current operation does in the masked model."""
@@ -126,8 +130,8 @@ class Tracer(TorchDispatchMode):
         """Relates the channels along a dimension to the integer that the code gave for its size."""
         if isinstance(given, Width):
             if given.offset:
-                self.pin(labels, "its width is computed from that of other channels")
-                self.pin(given.labels, "its width is computed from that of other channels")
+                self.pin(labels, Reason.COMPUTED_WIDTH.because())
+                self.pin(given.labels, Reason.COMPUTED_WIDTH.because())
             else:
                 self.ties.append((given.labels, labels.clone()))
         elif type(given) is int and given > 0:
@@ -159,8 +163,8 @@ class Tracer(TorchDispatchMode):
         elif n % m == 0:
             self.unite(labels.view(n // m, m), other[None])
         else:
-            self.pin(labels, "its width is computed from that of other channels")
-            self.pin(other, "its width is computed from that of other channels")
+            self.pin(labels, Reason.COMPUTED_WIDTH.because())
+            self.pin(other, Reason.COMPUTED_WIDTH.because())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -173,7 +177,7 @@ class Tracer(TorchDispatchMode):
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
-            raise TracingError("the model's channels could not be followed within the time allowed for it")
+            raise TracingError(Reason.TRACE_TIME.because())
 
     # -- dispatch ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +208,7 @@ class Tracer(TorchDispatchMode):
             # from by position.
             for shadow in shadows:
                 for plane in shadow.planes if shadow.constant else ():
-                    self.pin(plane, "the example gives it nothing to compute")
+                    self.pin(plane, Reason.NOTHING_TO_COMPUTE.because())
             if any(shadow.planes and not shadow.constant for shadow in shadows):
                 self._follow(call, shadows)
         elif any(shadow.planes for shadow in shadows) or (not operands and self.call is not None):
@@ -219,15 +223,20 @@ class Tracer(TorchDispatchMode):
         """Shadows of the outputs by the operation's rule; without one, the channels of its operands stay."""
         results = self._apply(call)
         if results is None:
+            cause = self._why_unfollowed(call)
             for shadow in shadows:
                 for plane in shadow.planes:
-                    self.pin(plane, f"no rule follows channels through {call.name}")
+                    self.pin(plane, cause)
         return results
 
+    def _why_unfollowed(self, call: Call) -> Cause:
+        if call.name in self.failures:
+            return self.failures[call.name]
+        reason = Reason.NO_RULE if _rule_of(call) is None else Reason.RULE_DECLINED
+        return reason.because(operation=call.name)
+
     def _apply(self, call: Call) -> Sequence[Shadow] | None:
-        function = RULES.get(call.name)
-        if function is None and torch.Tag.pointwise in call.func.tags:
-            function = RULES["pointwise"]
+        function = _rule_of(call)
         if function is None:
             return None
         try:
@@ -235,10 +244,25 @@ class Tracer(TorchDispatchMode):
         except SurgeryError:
             raise
         except Exception as error:
-            self.problems.append(f"{call.name}: {type(error).__name__}: {error}")
-            # A rule that meets arguments it does not foresee gives the channels up; it never breaks the trace.
+            self.rule_failed(call, error)
             return None
         return [result] if isinstance(result, Shadow) else result
+
+    def rule_failed(self, call: Call, error: Exception) -> None:
+        """Note that a rule raised: it gives the channels up, and never breaks the trace of a user's model.
+
+        Of several failures at one operation the first is told, so that they part no channels into groups.
+        """
+        if call.name not in self.failures:
+            self.failures[call.name] = Reason.RULE_FAILED.from_error(error, operation=call.name)
+            logger.warning("%s: channels at this operation stay; please report it", self.failures[call.name])
+            logger.debug("the traceback of that", exc_info=error)
+
+
+def _rule_of(call: Call) -> Rule | None:
+    """The rule of an operation; pointwise ones have one in common."""
+    found = RULES.get(call.name)
+    return RULES["pointwise"] if found is None and torch.Tag.pointwise in call.func.tags else found
 
 
 def _in_proportion(roots: Tensor, a: Tensor, b: Tensor) -> bool:

@@ -8,6 +8,7 @@ from norton_plugin.channels.grouping import produces
 from norton_plugin.channels.label_maps import core
 from norton_plugin.channels.label_table import Classes
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 # Operations that make something else of the channels they are given; the others pass them on.
 _READING = ("zero", "reduce")
@@ -38,5 +39,5 @@ def pin_unread(tracer: Tracer, classes: Classes) -> Classes:
     lost = made & ~read & (classes.pinned == 0)
     if not bool(lost.any()):
         return classes
-    tracer.table.pin(torch.nonzero(lost).reshape(-1), "no operation that can be seen reads its channels")
+    tracer.table.pin(torch.nonzero(lost).reshape(-1), Reason.NOT_CONSUMED.because())
     return tracer.table.resolve()

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_leaves
 from norton_plugin.channels.label_maps import Shadow, compact, core, varying
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 # Token mixing and talking heads: the other operand has its channels along another dimension.
-_POSITIONS = "its outputs are positions or heads, not channels"
+_POSITIONS = Reason.POSITIONS_OR_HEADS.because()
 Operand = tuple[Shadow, tuple[int, ...]]
 
 
@@ -53,7 +54,7 @@ def combine(tracer: Tracer, operands: Sequence[Operand], shape: tuple[int, ...])
         if fixed:
             # Pinned for good: nobody needs to follow them any further.
             positions = all((shadow.planes or shadow.scores) and not shadow.constant for shadow in fixed)
-            tracer.pin(plane, _POSITIONS if positions else "it meets a tensor of fixed width")
+            tracer.pin(plane, _POSITIONS if positions else Reason.FIXED_WIDTH_TENSOR.because())
         else:
             free.append(plane)
     return tuple(free)
@@ -67,7 +68,7 @@ def _meet(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
     for labels, partner in ((small_a, small_b), (small_b, small_a)):
         alone = (labels != 0) & (partner == 0)
         if bool(alone.any()):
-            tracer.table.pin(labels[alone], "it meets a padded position of fixed width")
+            tracer.table.pin(labels[alone], Reason.PADDED_POSITION.because())
     return compact(a) if not bool((small_a == 0).any()) else torch.where(small_a != 0, small_a, small_b).expand(a.shape)
 
 

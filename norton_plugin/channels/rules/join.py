@@ -11,6 +11,7 @@ from norton_plugin.channels.label_maps import Shadow, compact, core, varying
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.elementwise import combine
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 @rule("repeat")
@@ -84,7 +85,7 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
     planes = combine(tracer, [(old, shape), (new, tuple(source.shape))], shape)
     if not old.planes and target._is_view():
         for plane in planes:
-            tracer.pin(plane, "its channels are written into a buffer of fixed width")
+            tracer.pin(plane, Reason.FIXED_BUFFER.because())
     return Shadow(tuple(planes))
 
 

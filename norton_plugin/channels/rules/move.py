@@ -13,6 +13,7 @@ from norton_plugin.channels.provenance import given_sizes
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.widths import Width
+from norton_plugin.reasons import Cause, Reason
 
 
 def _map(tracer: Tracer, call: Call, function: Any) -> Shadow:
@@ -71,7 +72,7 @@ def expand(tracer: Tracer, call: Call) -> Shadow:
             for plane in touched:
                 tracer.check_size(along(plane, d), size)
             if not touched and isinstance(size, Width):
-                tracer.pin(size.labels, "its width is the size of a tensor of other origin")
+                tracer.pin(size.labels, Reason.FOREIGN_SIZE.because())
     return shadow
 
 
@@ -81,7 +82,7 @@ def flip(tracer: Tracer, call: Call) -> Shadow:
     return _map(tracer, call, lambda plane: call.func(core(plane), *call.args[1:]).expand(plane.shape))
 
 
-def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: str) -> list[Tensor]:
+def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: Cause) -> list[Tensor]:
     """Planes that do not vary along these dimensions; the channels of the others are pinned."""
     kept = []
     for plane in tracer.shadow(call.args[0]).planes:
@@ -96,7 +97,8 @@ def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: str) -> li
 def roll(tracer: Tracer, call: Call) -> Shadow:
     """A rotation by a fixed number of places."""
     dims = call.arg(2, "dims", ()) or range(call.args[0].dim())
-    return Shadow(tuple(fixed_along(tracer, call, dims, "its channels are rotated by a fixed number of places")))
+    cause = Reason.OVER_CHANNELS.because(operation="a rotation by a fixed number of places")
+    return Shadow(tuple(fixed_along(tracer, call, dims, cause)))
 
 
 @rule("constant_pad_nd", "pad")

@@ -12,6 +12,7 @@ from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.move import fixed_along
 from norton_plugin.channels.rules.reshape import united
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_chunk", "chunk", "unsafe_split_with_sizes")
@@ -66,7 +67,7 @@ def cut(tracer: Tracer, call: Call) -> Shadow:
                 runs = plane.unflatten(dim, (length, step))
                 piece = united(tracer, runs, [dim + 1]).select(dim + 1, 0)
             elif step != 1:
-                tracer.pin(plane, "every so manieth of its channels is taken")
+                tracer.pin(plane, Reason.BY_POSITION.because(which="every k-th"))
             elif size == 2 * length and start % length == 0:
                 halves = plane.split(length, dim)
                 tracer.unite(halves[0], halves[1])
@@ -101,7 +102,7 @@ def pick(tracer: Tracer, call: Call) -> Any:
     kept = []
     for plane in tracer.shadow(call.args[0]).planes:
         if dim in varying(plane):
-            tracer.pin(plane, "one of its channels is taken out by position")
+            tracer.pin(plane, Reason.BY_POSITION.because(which="one"))
         else:
             kept.append(plane.select(dim, 0))
     rows = tracer.shadow(call.args[0]).rows
@@ -124,7 +125,7 @@ def index(tracer: Tracer, call: Call) -> Shadow | None:
             position += width
     else:
         dims = [call.args[1] % source.dim()]
-    planes = fixed_along(tracer, call, dims, "some of its channels are taken out by position")
+    planes = fixed_along(tracer, call, dims, Reason.BY_POSITION.because(which="some"))
     if call.name == "gather":
         return Shadow(tuple(core(p).expand(call.out.shape) for p in planes if set(varying(p)) <= _equal(p, call.out)))
     return Shadow(tuple(call.func(plane.contiguous(), *call.args[1:]) for plane in planes))
@@ -140,7 +141,7 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
     planes = []
     for plane in tracer.shadow(call.args[0]).planes:
         if 0 in varying(plane):
-            tracer.pin(plane, "its rows are looked up by number")
+            tracer.pin(plane, Reason.ROWS_BY_NUMBER.because())
         else:
             planes.append(plane[0].expand(call.out.shape))
             tracer.set_role([plane], "out")
@@ -150,5 +151,5 @@ def embedding(tracer: Tracer, call: Call) -> Shadow:
 @rule("unfold")
 def windows(tracer: Tracer, call: Call) -> Shadow:
     """Sliding windows along one dimension."""
-    planes = fixed_along(tracer, call, [call.args[1]], "windows slide over its channels")
+    planes = fixed_along(tracer, call, [call.args[1]], Reason.OVER_CHANNELS.because(operation="a sliding window"))
     return Shadow(tuple(plane.unfold(*call.args[1:]) for plane in planes))

@@ -12,6 +12,7 @@ from norton_plugin.channels.label_maps import Shadow, along, compact, core, held
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.elementwise import combine
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 def contract(
@@ -31,7 +32,7 @@ def contract(
         for one, other in ((summed_a, summed_b), (summed_b, summed_a)):
             if one and not other:
                 for plane in one:
-                    tracer.pin(plane, "it is multiplied by a matrix of fixed width")
+                    tracer.pin(plane, Reason.FIXED_WIDTH_MATRIX.because())
     # A layer is one even where it computes from constants, as from a table of positions.
     layer = bool(tracer.stack) and isinstance(tracer.stack[-1], nn.Linear)
     for operand, partner, summed, free in ((a, b, summed_a, free_a), (b, a, summed_b, free_b)):
@@ -51,7 +52,7 @@ def pair_labels(tracer: Tracer, p: Tensor, q: Tensor) -> None:
     for labels, partner in ((small_p, small_q), (small_q, small_p)):
         alone = (labels != 0) & (partner == 0)
         if bool(alone.any()):
-            tracer.table.pin(labels[alone], "it meets a padded position of fixed width")
+            tracer.table.pin(labels[alone], Reason.PADDED_POSITION.because())
 
 
 def _sort(tracer: Tracer, planes: Sequence[Tensor], summed: int, free: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,7 +136,7 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
         elif all(_untouched(call, d) for d in varying(plane)):
             carried.append(core(plane))
         else:
-            tracer.pin(plane, "a convolution runs over its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation="a convolution"))
     row_dim, column_dim = (1, 0) if transposed else (0, 1)
     rows, columns = [], []
     for plane in tracer.shadow(weight).planes:
@@ -145,7 +146,7 @@ def convolution(tracer: Tracer, call: Call) -> Shadow:
         elif live == [column_dim]:
             columns.append(along(plane, column_dim))
         else:
-            tracer.pin(plane, "the kernel of a convolution is computed from it")
+            tracer.pin(plane, Reason.COMPUTED_KERNEL.because())
     # Depthwise layers pass channels on; the weight of a transposed one numbers them along its columns.
     depthwise = groups > 1 and groups == x.shape[1]
     tracer.set_role(columns, "both" if depthwise and transposed else "in")
@@ -188,7 +189,7 @@ def _consume(tracer: Tracer, inputs: Sequence[Tensor], columns: Sequence[Tensor]
         for one, other in ((inputs, columns), (columns, inputs)):
             if one and not other:
                 for vector in one:
-                    tracer.pin(vector, "it is read by a layer of fixed width")
+                    tracer.pin(vector, Reason.FIXED_WIDTH_LAYER.because())
 
 
 def _grouped(
@@ -206,7 +207,7 @@ def _grouped(
         whole = True
         carriers = [v.view(groups, -1) for v in columns_of_groups]
         for row in vectors[1]:
-            tracer.pin(row, "a grouped transposed convolution makes it")
+            tracer.pin(row, Reason.GROUPED_TRANSPOSED.because())
         united = [_one_label(tracer, v, 1)[:, 0] for v in carriers]
         out = [v.repeat_interleave(filters // groups) for v in united]
         return out, []
@@ -219,7 +220,7 @@ def _grouped(
     if whole:
         _consume(tracer, [v[:, 0] for v in carriers], [v[:, 0] for v in makers], groups)
         for vector in columns:
-            tracer.pin(vector, "a grouped convolution loses whole groups")
+            tracer.pin(vector, Reason.WHOLE_GROUPS.because())
     else:
         _consume(tracer, [v[0] for v in carriers], columns, weight.shape[1])
     for owner in owners:

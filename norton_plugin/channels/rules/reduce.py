@@ -10,6 +10,7 @@ from norton_plugin.channels.label_maps import Shadow, varying
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.elementwise import pointwise
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 def _dims(call: Call, position: int, ndim: int) -> list[int]:
@@ -42,7 +43,7 @@ def reduce(tracer: Tracer, call: Call) -> Any:
             tracer.numbered[numbers] = tuple(consumed)
     else:
         for plane in consumed:
-            tracer.pin(plane, f"{call.name} is taken over its channels")
+            tracer.pin(plane, Reason.TAKEN_OVER_CHANNELS.because(operation=call.name))
     planes = []
     for plane in kept:
         for d in sorted(dims, reverse=True):
@@ -71,7 +72,7 @@ def along_dimension(tracer: Tracer, call: Call) -> Any:
             tracer.step("kept", [plane])
             planes.append(plane)
         elif dim in varying(plane):
-            tracer.pin(plane, f"{call.name.strip('_')} is taken over its channels")
+            tracer.pin(plane, Reason.TAKEN_OVER_CHANNELS.because(operation=call.name.strip("_")))
         else:
             planes.append(plane)
     shadow = Shadow(tuple(planes))

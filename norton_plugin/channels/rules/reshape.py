@@ -11,6 +11,7 @@ from norton_plugin.channels.provenance import given_sizes
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.widths import Width
+from norton_plugin.reasons import Reason
 
 # A trailing factor of at most this size is taken for a kernel or a zoom factor, not for the channels of a head.
 _SMALL = 4
@@ -30,7 +31,7 @@ def reshape(tracer: Tracer, call: Call) -> Shadow:
             for plane in touched:
                 tracer.check_size(along(plane, d), size, _whole(before, origin[d]))
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
-                tracer.pin(size.labels, "its width is the size of a tensor of other origin")
+                tracer.pin(size.labels, Reason.FOREIGN_SIZE.because())
     rows = tracer.shadow(source).rows
     return Shadow(tuple(planes), rows=None if rows is None else compact(rows.reshape(target.shape)))
 

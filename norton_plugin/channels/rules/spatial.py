@@ -9,6 +9,7 @@ from norton_plugin.channels.label_maps import Shadow, along, varying
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.reshape import united
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.reasons import Reason
 
 
 def _over_map(tracer: Tracer, call: Call, ndim: int) -> Any:
@@ -17,7 +18,7 @@ def _over_map(tracer: Tracer, call: Call, ndim: int) -> Any:
     planes = []
     for plane in tracer.shadow(call.args[0]).planes:
         if any(d >= plane.dim() - ndim for d in varying(plane)):
-            tracer.pin(plane, f"{call.name} runs over its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation=call.name))
             continue
         for d in range(plane.dim() - ndim, plane.dim()):
             plane = plane.narrow(d, 0, 1)
@@ -57,7 +58,7 @@ def regions(tracer: Tracer, call: Call) -> Any:
         if varying(plane) == [1]:
             planes.append(along(plane, 1).view(1, -1, 1, 1).expand(outputs[0].shape))
         else:
-            tracer.pin(plane, "regions are cut out along its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation="region pooling"))
     return [Shadow(tuple(planes))] * len(outputs)
 
 
@@ -70,7 +71,7 @@ def im2col(tracer: Tracer, call: Call) -> Shadow:
         if varying(plane) == [1]:
             planes.append(along(plane, 1).repeat_interleave(kernel).view(1, -1, 1).expand(call.out.shape))
         else:
-            tracer.pin(plane, "windows slide over its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation="a sliding window"))
     return Shadow(tuple(planes))
 
 
@@ -84,7 +85,7 @@ def col2im(tracer: Tracer, call: Call) -> Shadow:
             folded = united(tracer, along(plane, -2).view(-1, kernel), [1])
             planes.append(folded[:, 0].view(-1, 1, 1).expand(call.out.shape))
         else:
-            tracer.pin(plane, "windows slide over its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation="a sliding window"))
     return Shadow(tuple(planes))
 
 
@@ -95,7 +96,7 @@ def pixel_shuffle(tracer: Tracer, call: Call) -> Shadow:
     planes = []
     for plane in tracer.shadow(call.args[0]).planes:
         if varying(plane) != [plane.dim() - 3]:
-            tracer.pin(plane, "pixels are shuffled along its channels")
+            tracer.pin(plane, Reason.OVER_CHANNELS.because(operation="pixel shuffling"))
             continue
         vector = along(plane, -3)
         if call.name == "pixel_shuffle":
