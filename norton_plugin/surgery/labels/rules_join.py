@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from norton_plugin.reasons import Reason
 from norton_plugin.surgery.labels.planes import Shadow, compact, core, varying
 from norton_plugin.surgery.labels.records import Call, rule
 from norton_plugin.surgery.labels.rules_element import combine
@@ -82,11 +81,7 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
     target, source = call.args[0], call.args[1]
     old, new = tracer.shadow(target), tracer.shadow(source)
     shape = tuple(target.shape)
-    planes = combine(tracer, [(old, shape), (new, tuple(source.shape))], shape)
-    if not old.planes and target._is_view():
-        for plane in planes:
-            tracer.pin(plane, Reason.FIXED_BUFFER.because())
-    return Shadow(tuple(planes))
+    return Shadow(combine(tracer, [(old, shape), (new, tuple(source.shape))], shape))
 
 
 @rule("index_put")
