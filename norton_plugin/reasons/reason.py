@@ -64,8 +64,8 @@ class Reason(Enum):
     # What the trace found out about a group of channels.
     FIXED_WIDTH_TENSOR = _Entry("fixed-width-tensor",
         "its channels are combined element-wise with a fixed-width tensor",
-        advice="make the other tensor a parameter, a buffer of the module, or compute it from the channels",
-        example="x + torch.arange(16.0).view(1, 16, 1, 1); class scores in torchvision:ssd300_vgg16")
+        advice="make the other tensor a parameter, or compute it from these channels; use torch.cat to fill a buffer",
+        example="x + torch.arange(16.0).view(1, 16, 1, 1); buffer[:, 2:18] = x; torchvision:ssd300_vgg16")
     FIXED_WIDTH_MATRIX = _Entry("fixed-width-matrix", "its channels are multiplied by a matrix of fixed width",
         advice="make the matrix a parameter of a layer, so that its rows can be removed with the channels",
         example="x.flatten(2).transpose(1, 2) @ torch.randn(16, 4)")
@@ -75,15 +75,12 @@ class Reason(Enum):
     PADDED_POSITION = _Entry("padded-position", "its channels are combined with zero-padded channels of fixed width",
         advice="project the shortcut by a 1x1 convolution instead of padding it, if the group is to be pruned",
         example="the convolution beside a shortcut whose missing channels are padded with zeros (ResNets for CIFAR)")
-    FIXED_BUFFER = _Entry("fixed-buffer", "its channels are written into a buffer of fixed width",
-        advice="concatenate the parts (torch.cat) instead of writing them into a tensor made beforehand",
-        example="buffer = torch.zeros(1, 16, 8, 8); buffer[:, 2:10] = x")
     WIDTH_AS_VALUE = _Entry("width-as-value", "its width enters a computed value",
         advice="read the width off the tensor only to give sizes or a factor of scale; keep other uses constant",
         example="x / float(x.shape[1]); attention of mmdet:conditional_detr/conditional-detr_r50_8xb2-50e_coco.py")
     WIDTH_AS_SCALE = _Entry("width-as-scale", "its width sets the scale of an attention whose rows are not known",
-        advice="compute keys by a single layer right before the attention, so that its weight can be rescaled",
-        example="scaled_dot_product_attention of keys that several layers make")
+        advice="compute the keys by a single layer without an activation, so that its weight can be rescaled",
+        example="scaled_dot_product_attention(q(x), k1(x) + k2(x), v(x))")
     COMPUTED_WIDTH = _Entry("computed-width", "its width is computed from the width of other channels",
         advice="give the sizes as widths of the tensors themselves, or as whole multiples or parts of these",
         example="context_encoder.conv of torchvision:raft_small")
@@ -98,10 +95,10 @@ class Reason(Enum):
         example="x.max(1)[1].float()")
     ROWS_BY_NUMBER = _Entry("rows-by-number", "its rows are looked up by number",
         advice="nothing to do: entries of a table cannot be removed without changing the numbers that ask for them",
-        example="nn.Embedding whose table a layer computes")
+        example="torch.nn.functional.embedding(numbers, table) with a table that a layer computes")
     OVER_CHANNELS = _Entry("over-channels", "{operation} runs over its channels",
         advice="nothing to do: positions of the channels matter to this operation",
-        example="nn.Conv3d over a map whose depth is channels; x.roll(3, 1)")
+        example="nn.Conv3d over a map whose depth is its channels; x.roll(3, 1)")
     TAKEN_OVER_CHANNELS = _Entry("taken-over-channels", "{operation} is taken over its channels",
         advice="nothing to do: without some channels the outcome for the others would differ",
         example="x.softmax(1); class scores of torchvision:ssd300_vgg16; attention of timm:volo_d1_224")
@@ -113,10 +110,10 @@ class Reason(Enum):
         example="nn.ConvTranspose2d(16, 16, 2, groups=4)")
     WHOLE_GROUPS = _Entry("whole-groups", "the grouped convolution that reads these channels loses whole groups only",
         advice="nothing to do: the channels within its groups stay",
-        example="a shared weight whose input channels a grouped convolution reads and another layer makes")
-    RECURRENT = _Entry("recurrent", "a recurrent layer produces these channels",
+        example="the layer before a 1x1 convolution that shares its weight with one of 32 groups of 16 channels")
+    RECURRENT = _Entry("recurrent", "its channels are states of a recurrent layer",
         advice="nothing to do: states of recurrent layers keep their width, inputs are pruned",
-        example="nn.LSTM behind a convolution")
+        example="the Linear layer that computes the first state of an nn.LSTM")
     TOO_LARGE = _Entry("too-large", "following its channels needs too much memory",
         advice="give a smaller example_inputs (image size, batch 1)",
         example="a tensor of more than 16 million values that differ in their channels")

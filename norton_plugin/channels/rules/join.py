@@ -11,7 +11,6 @@ from norton_plugin.channels.label_maps import Shadow, compact, core, varying
 from norton_plugin.channels.records import Call, rule
 from norton_plugin.channels.rules.elementwise import combine
 from norton_plugin.channels.tracer import Tracer
-from norton_plugin.reasons import Reason
 
 
 @rule("repeat")
@@ -82,11 +81,7 @@ def copy(tracer: Tracer, call: Call) -> Shadow:
     target, source = call.args[0], call.args[1]
     old, new = tracer.shadow(target), tracer.shadow(source)
     shape = tuple(target.shape)
-    planes = combine(tracer, [(old, shape), (new, tuple(source.shape))], shape)
-    if not old.planes and target._is_view():
-        for plane in planes:
-            tracer.pin(plane, Reason.FIXED_BUFFER.because())
-    return Shadow(tuple(planes))
+    return Shadow(combine(tracer, [(old, shape), (new, tuple(source.shape))], shape))
 
 
 @rule("index_put")
