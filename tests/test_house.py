@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "calibration": {"cpd", "blocks"},
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
-    "pipeline": {"surgery", "calibration", "cost", "artifact"},
+    "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},
     "deploy": {"blocks", "artifact"},
     "insight": {"pipeline", "artifact"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},

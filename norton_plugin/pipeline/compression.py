@@ -12,12 +12,14 @@ from torch import nn
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
+from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.pipeline.checks import check_model, check_recipe
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.decompose import decompose_
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecompositionReport, PruningReport, summary
@@ -30,6 +32,7 @@ def compress(
     recipe: Recipe,
     *,
     calibration: Iterable[Any] | None = None,
+    criterion: Any = None,
     ignored: Sequence[nn.Module] = (),
     forward_fn: ForwardFunction | None = None,
     on_step: Callable[[str], None] | None = None,
@@ -42,6 +45,9 @@ def compress(
             the model's device and in its dtype.
         recipe: What to do.
         calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics.
+        criterion: Ranks channels in place of ``recipe.pruning.criterion``: an importance of Torch-Pruning, or a
+            function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
+            shown the layers of ``model``, with their gradients.
         ignored: Modules whose outputs must keep their width.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         on_step: Told the name of each step as it begins.
@@ -57,6 +63,7 @@ def compress(
     step = on_step or (lambda name: None)
     check_recipe(recipe)
     check_model(model, example_inputs)
+    ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     dense = geometry(model)  # before any run: models may keep something of it
     compressed = duplicate(model)
     ignored = counterparts(model, compressed, ignored)
@@ -71,8 +78,13 @@ def compress(
         decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
     if recipe.pruning.active:
         step("prune")
-        settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
-        pruning = prune_(compressed, example_inputs, recipe.pruning, **settings)
+        settings |= {
+            "ignored": ignored,
+            "forward_fn": forward_fn,
+            "time_limit": recipe.time_limit,
+            "criterion": ranking,
+        }
+        pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
     if not (decomposition.layers or pruning.groups):
         reasons = summary(decomposition.skipped + pruning.skipped)
         raise SurgeryError(f"no layer is eligible: {reasons or 'the model has none'}")

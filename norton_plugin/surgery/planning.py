@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.channels.groups import ChannelGroup
-from norton_plugin.pabs import removal_scores
 from norton_plugin.patterns import lookup
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.counts import channels_to_keep
-from norton_plugin.surgery.distances import fold, group_distance
+from norton_plugin.surgery.criteria import GroupCriterion, scores_by_distance, scores_by_function
 from norton_plugin.surgery.report import PrunedGroup, Skipped
 from norton_plugin.surgery.surgeon import Plan
 
 
 def plan_groups(
-    groups: Sequence[ChannelGroup], pruning: Pruning, scope: Scope, frozen: set[nn.Module]
+    groups: Sequence[ChannelGroup],
+    pruning: Pruning,
+    scope: Scope,
+    frozen: set[nn.Module],
+    criterion: GroupCriterion | None = None,
 ) -> tuple[list[Plan], list[Skipped]]:
     """Decides for every group which channels go.
 
@@ -29,6 +32,7 @@ def plan_groups(
         pruning: Shares, rounding, criterion.
         scope: Layers whose outputs may lose channels.
         frozen: Modules whose outputs must keep their width.
+        criterion: Ranks the channels in place of ``pruning.criterion``.
 
     Returns:
         A plan for each group that loses channels, and the others with their reasons.
@@ -37,7 +41,7 @@ def plan_groups(
     skipped: list[Skipped] = []
     for group in groups:
         keep = _keep_of(group, pruning)
-        found = _why_not(group, keep, pruning, scope, frozen) or _scored(group, keep, pruning)
+        found = _why_not(group, keep, pruning, scope, frozen) or _scored(group, keep, pruning, criterion)
         if isinstance(found, Cause):
             skipped.append(Skipped(group.root, found))
         else:
@@ -92,12 +96,12 @@ def _rounds(group: ChannelGroup, keep: float) -> Cause:
     return Reason.ROUNDED.because(size=group.size, keep=keep)
 
 
-def _scored(group: ChannelGroup, keep: float, pruning: Pruning) -> _Candidate | Cause:
-    """Compares the filters of a group; what is too large for that is left, with the reason."""
-    producers = [(m.module, m.indices, m.roots) for m in group.producers if isinstance(m.module, nn.Module)]
+def _scored(group: ChannelGroup, keep: float, pruning: Pruning, criterion: GroupCriterion | None) -> _Candidate | Cause:
+    """Rank the channels of a group; one that cannot be ranked is left, with the reason."""
     try:
-        matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)
-        return _Candidate(group, keep, removal_scores(fold(matrix, group.channel_groups)), notes)
+        if criterion is not None:
+            return _Candidate(group, keep, scores_by_function(group, criterion), ())
+        return _Candidate(group, keep, *scores_by_distance(group, pruning.criterion))
     except Exception as error:
         return Reason.NOT_COMPARABLE.from_error(error)
 

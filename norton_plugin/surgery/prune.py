@@ -19,6 +19,7 @@ from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.patterns import require_matches
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.surgery.criteria import GroupCriterion
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
@@ -38,6 +39,7 @@ def prune_(
     forward_fn: ForwardFunction | None = None,
     require: bool = True,
     time_limit: float = 60.0,
+    criterion: GroupCriterion | None = None,
 ) -> PruningReport:
     """Removes filters by their distances, in place.
 
@@ -55,6 +57,7 @@ def prune_(
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         require: Raise where nothing can be pruned; otherwise the report is merely empty.
         time_limit: Seconds that tracing may take, and that verification may take.
+        criterion: Gives every group one score per channel, in place of ``pruning.criterion``; low ones go first.
 
     Returns:
         What was removed, and every group left whole with its reason.
@@ -72,7 +75,7 @@ def prune_(
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
     traces, left = _traces(model, example_inputs, forward_fn, time_limit, require)
-    work = _Work(model, pruning, scope, frozen, verify, time_limit)
+    work = _Work(model, pruning, scope, frozen, verify, time_limit, criterion)
     try:
         for trace in traces:
             work.prune_(trace)
@@ -148,6 +151,7 @@ class _Work:
     frozen: set[nn.Module]
     verify: bool
     time_limit: float
+    criterion: GroupCriterion | None = None
     records: dict[str, PrunedGroup] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     ran: set[nn.Module] = field(default_factory=set)
@@ -170,7 +174,7 @@ class _Work:
         self.busy |= graph.busy
         self.followed |= {m.name for group in graph.groups() for m in group.members if m.role != "in"}
         new = [group for group in graph.groups() if group.root not in self.records]
-        plans, left = plan_groups(new, self.pruning, self.scope, self.frozen)
+        plans, left = plan_groups(new, self.pruning, self.scope, self.frozen, self.criterion)
         surgeon = Surgeon(self.model, graph, self._outputs(trace, graph, {plan.group.root for plan in plans}))
         self.skipped += left
         if self.verify:
