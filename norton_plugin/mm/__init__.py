@@ -1,8 +1,8 @@
 """Training, fine-tuning and evaluation on mmengine's Runner; the only package that imports mmengine.
 
-Importing it registers the classes below in mmengine's registries, and lets ``torch.load`` read mmengine's own
-checkpoints with ``weights_only=True`` (see :mod:`norton_plugin.mm.safe_globals`), and makes loading compressed weights
-into a model of another structure an error (see :mod:`norton_plugin.mm.guard`).
+Importing it registers the classes below in mmengine's registries, lets mmengine load its own checkpoints with
+``weights_only`` on (see :mod:`norton_plugin.mm.safe_globals`), and makes loading compressed weights into a model of
+another structure an error (see :mod:`norton_plugin.mm.guard`). Nothing of torch's is changed.
 """
 
 from ..errors import MissingExtraError
@@ -13,6 +13,7 @@ except ImportError as _error:  # pragma: no cover - needs an environment without
     raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[timm]'") from _error
 
 from . import guard as _guard
+from . import safe_globals as _safe_globals
 from .augment import crop_and_flip
 from .builder import compressed_model
 from .classifier import TimmClassifier
@@ -26,10 +27,9 @@ from .optimizer import parameter_groups
 from .packed import PackedImages, pack_folder
 from .preprocessor import ImagePreprocessor
 from .progress import EpochRecord
-from .safe_globals import allow_own_checkpoints
 from .settings import FinetuneSettings
 
-allow_own_checkpoints()
+_safe_globals.install()
 _guard.install()
 CompressedModel = compressed_model  # the name that exported configs give as type
 
