@@ -8,19 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.blocks.arguments import (
+    check_channels,
+    check_flag,
+    check_placement,
+    check_size,
+    choice,
+    pair,
+    whole_number,
+)
 from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.cpd import CPDFactors
 from norton_plugin.errors import SurgeryError
 
 AXES = ("filters", "channels")
-
-
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(pair) != 2 or min(pair) < 1:
-        raise SurgeryError(f"{name} {value!r} is not one or two positive integers")
-    return pair[0], pair[1]
 
 
 class CPDBlock(nn.Module):
@@ -45,6 +47,10 @@ class CPDBlock(nn.Module):
         device: Device of the factors.
         dtype: Data type of the factors.
 
+    Raises:
+        SurgeryError: An argument is of a wrong type or out of range, or the block would take gigabytes; nothing is
+            allocated then.
+
     Shape:
         Input (B, in_channels, H, W), output (B, out_channels, Ho, Wo) as of ``nn.Conv2d``.
         Parameters ``head`` (N, R, C), ``vertical`` (N, R, Kh), ``horizontal`` (N, R, Kw), ``bias`` (N,) or None.
@@ -56,7 +62,10 @@ class CPDBlock(nn.Module):
     # mmengine's BaseModule.init_weights asks children for this; the factors must survive it.
     is_init = True
 
-    bias: Tensor | None
+    head: nn.Parameter
+    vertical: nn.Parameter
+    horizontal: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -77,37 +86,33 @@ class CPDBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if min(in_channels, out_channels, rank, groups) < 1:
-            raise SurgeryError(
-                f"in_channels {in_channels}, out_channels {out_channels}, rank {rank} and groups {groups} "
-                "must all be at least 1"
-            )
-        if in_channels % groups or out_channels % groups:
-            raise SurgeryError(f"groups {groups} must divide in_channels {in_channels} and out_channels {out_channels}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size, "kernel_size")
-        self.rank = rank
-        self.stride = _pair(stride, "stride")
-        self.dilation = _pair(dilation, "dilation")
-        self.groups = groups
-        self.padding_mode = padding_mode
+        self.in_channels = whole_number(in_channels, "in_channels")
+        self.out_channels = whole_number(out_channels, "out_channels")
+        self.kernel_size = pair(kernel_size, "kernel_size")
+        self.rank = whole_number(rank, "rank")
+        self.stride = pair(stride, "stride")
+        self.dilation = pair(dilation, "dilation")
+        self.groups = whole_number(groups, "groups")
         self.padding = normalise_padding(padding, padding_mode)
+        self.padding_mode = padding_mode
         if self.padding == "same" and self.stride != (1, 1):
             raise SurgeryError(f"padding 'same' needs stride 1, got {self.stride}; use 'dynamic_same' or pixels")
         self.form = form
         self.training_form = training_form
-        factory = {"device": device, "dtype": dtype}
+        check_flag(bias, "bias")
+        check_channels(self.in_channels, self.out_channels, self.groups)
+        n, r, c = self.out_channels, self.rank, self.in_channels // self.groups
+        check_size(filters=n, channels=c, kernel_size=self.kernel_size, rank=r)
+        check_placement(device, dtype)
         kh, kw = self.kernel_size
-        self.head = nn.Parameter(torch.empty(out_channels, rank, in_channels // groups, **factory))  # type: ignore[arg-type]
-        self.vertical = nn.Parameter(torch.empty(out_channels, rank, kh, **factory))  # type: ignore[arg-type]
-        self.horizontal = nn.Parameter(torch.empty(out_channels, rank, kw, **factory))  # type: ignore[arg-type]
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels, **factory)) if bias else None)  # type: ignore[arg-type]
+        for name, length in (("head", c), ("vertical", kh), ("horizontal", kw)):
+            self.register_parameter(name, nn.Parameter(torch.empty(n, r, length, device=device, dtype=dtype)))
+        self.register_parameter("bias", nn.Parameter(torch.empty(n, device=device, dtype=dtype)) if bias else None)
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("form", "training_form") and value not in FORMS:
-            raise SurgeryError(f"{name} {value!r} is unknown; expected one of {FORMS}")
+        if name in ("form", "training_form"):
+            choice(value, name, FORMS)
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:

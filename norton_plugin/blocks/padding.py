@@ -8,9 +8,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from norton_plugin.errors import SurgeryError
+from norton_plugin.blocks.arguments import choice, pair
 
 PaddingRule = tuple[int, int] | Literal["same", "valid", "dynamic_same"]
+NAMED_PADDINGS = ("same", "valid", "dynamic_same")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -25,16 +26,11 @@ def normalise_padding(padding: PaddingRule | int | str, padding_mode: str) -> Pa
     Raises:
         SurgeryError: Anything else.
     """
-    if padding_mode not in PADDING_MODES:
-        raise SurgeryError(f"padding mode {padding_mode!r} is unknown; expected one of {PADDING_MODES}")
+    choice(padding_mode, "padding mode", PADDING_MODES)
     if isinstance(padding, str):
-        if padding not in ("same", "valid", "dynamic_same"):
-            raise SurgeryError(f"padding {padding!r} is unknown; expected 'same', 'valid' or 'dynamic_same'")
+        choice(padding, "padding", NAMED_PADDINGS)
         return (0, 0) if padding == "valid" else padding  # type: ignore[return-value]
-    pair = (padding, padding) if isinstance(padding, int) else tuple(int(p) for p in padding)
-    if len(pair) != 2 or min(pair) < 0:
-        raise SurgeryError(f"padding {padding!r} is not one or two non-negative numbers of pixels")
-    return pair[0], pair[1]
+    return pair(padding, "padding", low=0)
 
 
 def sides(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.scaling import unit_scale
 from norton_plugin.cpd.solve import solve
 from norton_plugin.cpd.starts import random_starts, structured_start
 from norton_plugin.cpd.unfolding import attach_head, gram_of_filters
@@ -63,7 +64,8 @@ def decompose_filters(
     """Decompose every filter of a convolution weight into ``rank`` rank-one terms.
 
     Batched alternating least squares in float64, all filters at once, with extrapolation and several starts.
-    Rank Kh*Kw is factored exactly, without iterations.
+    Rank Kh*Kw is factored exactly, without iterations. Every filter is scaled by a power of two first, so any finite
+    weight will do.
 
     Args:
         weight: Shape (N, C, Kh, Kw), any floating dtype and device.
@@ -180,9 +182,10 @@ def _exact(weights: Sequence[Tensor]) -> list[CPDResult]:
     """Factor at rank Kh*Kw."""
     results = []
     for weight in weights:
-        factors = exact_factors(weight.double()).balanced()
+        scaled, exponent = unit_scale(weight, dims=3)
+        factors = exact_factors(scaled).balanced()
         no = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-        results.append(CPDResult(factors, factors.nmse(weight), 0, no))
+        results.append(CPDResult(factors.times_power_of_two(exponent), factors.nmse(scaled), 0, no))
     return results
 
 
@@ -195,33 +198,30 @@ def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CP
     ]
     parts: list[list[CPDResult]] = [[] for _ in weights]
     for pieces in _chunks(weights, rank, options):
-        device = weights[0].device
-        grams = torch.cat([gram_of_filters(weights[layer][where]) for layer, where in pieces], dim=2)
-        random = [
-            torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3).to(device) for mode in (0, 1)
-        ]
-        structured = structured_start(grams, height=height, width=width, rank=rank)
-        first = [torch.cat([s.unsqueeze(2), r], dim=2) for s, r in zip(structured, random, strict=True)]
-        solution = solve(
-            grams,
-            *first,
-            sweeps=options.sweeps,
-            tolerance=options.tolerance,
-            ridge=options.ridge,
-        )
-        offset = 0
-        for layer, where in pieces:
-            span = slice(offset, offset + where.stop - where.start)
-            offset = span.stop
-            factors = attach_head(
-                weights[layer][where],
-                solution.vertical[..., span],
-                solution.horizontal[..., span],
-                ridge=options.ridge,
-            )
-            nmse = factors.nmse(weights[layer][where])
-            parts[layer].append(CPDResult(factors, nmse, solution.sweeps, solution.fallback[span]))
+        cut = [weights[layer][where] for layer, where in pieces]
+        random = [torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3) for mode in (0, 1)]
+        for (layer, _), result in zip(pieces, _iterate_chunk(cut, random, rank, options), strict=True):
+            parts[layer].append(result)
     return [_join(part) for part in parts]
+
+
+def _iterate_chunk(
+    weights: Sequence[Tensor], random: Sequence[Tensor], rank: int, options: _Options
+) -> Iterator[CPDResult]:
+    """Decompose pieces of layers together; the random starts are those of all their filters, in order."""
+    height, width = weights[0].shape[2:]
+    scaled = [unit_scale(weight, dims=3) for weight in weights]
+    grams = torch.cat([gram_of_filters(weight) for weight, _ in scaled], dim=2)
+    structured = structured_start(grams, height=height, width=width, rank=rank)
+    first = [torch.cat([s.unsqueeze(2), r.to(s.device)], dim=2) for s, r in zip(structured, random, strict=True)]
+    solution = solve(grams, *first, sweeps=options.sweeps, tolerance=options.tolerance, ridge=options.ridge)
+    offset = 0
+    for weight, exponent in scaled:
+        span = slice(offset, offset + len(weight))
+        offset = span.stop
+        factors = attach_head(weight, solution.vertical[..., span], solution.horizontal[..., span], ridge=options.ridge)
+        result = factors.times_power_of_two(exponent)
+        yield CPDResult(result, factors.nmse(weight), solution.sweeps, solution.fallback[span])
 
 
 def _chunks(weights: Sequence[Tensor], rank: int, options: _Options) -> Iterator[list[tuple[int, slice]]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from norton_plugin.cpd.als import CPDResult, check_weight, decompose_filters
 from norton_plugin.cpd.factors import CPDFactors
+from norton_plugin.cpd.scaling import times_power_of_two, unit_scale
 from norton_plugin.errors import DecompositionError
 
 
@@ -72,7 +73,7 @@ def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int =
         DecompositionError: As in `decompose_filters`.
     """
     check_weight(weight, rank)
-    dense = weight.detach().double()
+    dense, exponent = unit_scale(weight.detach(), dims=3)
     sizes = dense.shape[1:]
     terms: list[list[Tensor]] = []
     with tensorly.backend_context("pytorch", local_threadsafe=True):
@@ -84,7 +85,7 @@ def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int =
             terms.append([cp.factors[0] * cp.weights, cp.factors[1], cp.factors[2]])
     factors = CPDFactors(*(torch.stack(mode).mT.contiguous() for mode in zip(*terms, strict=True))).balanced()
     fallback = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
-    return CPDResult(factors, factors.nmse(weight), sweeps, fallback)
+    return CPDResult(factors.times_power_of_two(exponent), factors.nmse(dense), sweeps, fallback)
 
 
 def filter_parameters(shape: tuple[int, int, int, int], rank: int) -> int:
@@ -193,23 +194,24 @@ def approximate_layer(weight: Tensor, rank: int, *, method: str, seed: int = 0) 
         DecompositionError: Unknown method, bad weight, or a rank out of the range of the method.
     """
     shape = _shape(weight)
+    check_weight(weight, 1)
+    scaled, exponent = unit_scale(weight.detach(), dims=4)
     if method in FILTER_DECOMPOSERS:
-        factors = FILTER_DECOMPOSERS[method](weight, rank, seed=seed).factors
+        factors = FILTER_DECOMPOSERS[method](scaled, rank, seed=seed).factors
         found, parameters = factors.reconstruct(), filter_parameters(shape, rank)
     elif method in LAYER_METHODS:
-        check_weight(weight, 1)
         layer_method = LAYER_METHODS[method]
         limit = layer_method.largest_rank(shape)
         if not 1 <= rank <= limit:
             raise DecompositionError(f"Rank {rank} was asked of {method}; for shape {shape} it runs from 1 to {limit}.")
-        found = layer_method.approximate(weight.detach().double(), rank, seed)
+        found = layer_method.approximate(scaled, rank, seed)
         parameters = layer_method.parameters(shape, rank)
     else:
         known = ", ".join([*FILTER_DECOMPOSERS, *LAYER_METHODS])
         raise DecompositionError(f"Unknown method {method!r}; choose one of {known}.")
-    energy = float(weight.detach().double().square().sum())
-    error = float((found - weight.detach().double()).square().sum())
-    return LayerApproximation(found, parameters, error / energy if energy else 0.0)
+    energy = float(scaled.square().sum())
+    error = float((found - scaled).square().sum())
+    return LayerApproximation(times_power_of_two(found, exponent), parameters, error / energy if energy else 0.0)
 
 
 def rank_for_parameters(shape: tuple[int, int, int, int], budget: int, *, method: str) -> int:

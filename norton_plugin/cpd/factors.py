@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from norton_plugin.cpd.scaling import cube_root_of_power, times_power_of_two, unit_scale
 from norton_plugin.errors import DecompositionError
 
 
@@ -54,14 +55,28 @@ class CPDFactors(NamedTuple):
         Returns:
             New factors, same shapes and dtype.
         """
-        norms = [torch.linalg.vector_norm(factor.double(), dim=2, keepdim=True) for factor in self]
+        parts, exponents = zip(*(unit_scale(factor, dims=1) for factor in self), strict=True)
+        norms = [torch.linalg.vector_norm(part, dim=2, keepdim=True) for part in parts]
         # The cube roots are multiplied, not the norms: the product of three extreme norms may overflow.
         target = norms[0].pow(1 / 3) * norms[1].pow(1 / 3) * norms[2].pow(1 / 3)
+        power = cube_root_of_power(exponents[0] + exponents[1] + exponents[2])
         scaled = [
-            (factor.double() * torch.where(target > 0, target / norm, 0.0)).to(factor.dtype)
-            for factor, norm in zip(self, norms, strict=True)
+            (part * torch.where(target > 0, target / norm, 0.0) * power).to(factor.dtype)
+            for factor, part, norm in zip(self, parts, norms, strict=True)
         ]
         return CPDFactors(*scaled)
+
+    def times_power_of_two(self, exponent: Tensor) -> "CPDFactors":
+        """Multiply filters by powers of two, shared evenly among the three factors.
+
+        Args:
+            exponent: Int64, one per filter, N in all.
+
+        Returns:
+            New factors, same shapes and dtype; balanced if these are.
+        """
+        power = cube_root_of_power(exponent.reshape(-1, 1, 1))
+        return CPDFactors(*((factor.double() * power).to(factor.dtype) for factor in self))
 
     def nmse(self, weight: Tensor) -> Tensor:
         """Normalised squared error ``||W[n] - W^[n]||^2 / ||W[n]||^2`` of every filter.
@@ -81,8 +96,11 @@ class CPDFactors(NamedTuple):
                 f"The weight has shape {tuple(weight.shape)}, these factors stand for {expected}; "
                 "pass the weight they were computed from."
             )
-        reference = weight.detach().double().flatten(1)
-        difference = self.to(dtype=torch.float64).reconstruct().flatten(1) - reference
+        # At a scale where no square overflows or vanishes; powers of two change no digit of the quotient.
+        reference, exponent = unit_scale(weight.detach().flatten(1), dims=1)
+        factors = self.to(dtype=torch.float64)
+        head = times_power_of_two(factors.head, -exponent.unsqueeze(2))
+        difference = factors._replace(head=head).reconstruct().flatten(1) - reference
         error, energy = difference.square().sum(1), reference.square().sum(1)
         return torch.where(error == 0, torch.zeros_like(error), error / energy)
 

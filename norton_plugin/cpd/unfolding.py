@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from norton_plugin.cpd.factors import CPDFactors
+from norton_plugin.cpd.scaling import unit_scale
 from norton_plugin.cpd.sweep import cross_gram, khatri_rao, ridge_inverse, trace
 
 
@@ -21,9 +22,7 @@ def gram_of_filters(weight: Tensor) -> Tensor:
     Returns:
         Shape (Kh*Kw, Kh*Kw, n), float64; zero for a zero filter.
     """
-    unfolded = weight.double().flatten(2)
-    exponent = torch.frexp(unfolded.abs().amax((1, 2), keepdim=True)).exponent.clamp_min(-1000)
-    unfolded = torch.ldexp(unfolded, -exponent)
+    unfolded = unit_scale(weight.flatten(2), dims=2)[0]
     bits = (53 - max(1, weight.shape[1] - 1).bit_length()) // 2
     high = torch.round(unfolded * 2.0**bits) * 2.0**-bits
     low = unfolded - high
@@ -38,7 +37,7 @@ def attach_head(weight: Tensor, vertical: Tensor, horizontal: Tensor, *, ridge: 
     """Solve for the head by least squares against the weight itself, and balance.
 
     Args:
-        weight: Shape (n, C, Kh, Kw).
+        weight: Shape (n, C, Kh, Kw), scaled so that squares of its entries are in range.
         vertical: Shape (Kh, R, n).
         horizontal: Shape (Kw, R, n).
         ridge: As in `norton_plugin.cpd.decompose_filters`.

@@ -1,8 +1,8 @@
 """Training, fine-tuning and evaluation on mmengine's Runner; the only package that imports mmengine.
 
-Importing it registers the classes below in mmengine's registries, lets ``torch.load`` read mmengine's own checkpoints
-with ``weights_only=True`` (see :mod:`norton_plugin.mm.patches.safe_globals`), and makes loading compressed weights into
-a model of another structure an error (see :mod:`norton_plugin.mm.patches.guard`).
+Importing it registers the classes below in mmengine's registries, lets mmengine load its own checkpoints with
+``weights_only`` on (see :mod:`norton_plugin.mm.patches.safe_globals`), and makes loading compressed weights into a
+model of another structure an error (see :mod:`norton_plugin.mm.patches.guard`). Nothing of torch's is changed.
 """
 
 from norton_plugin.errors import MissingExtraError
@@ -25,11 +25,11 @@ from norton_plugin.mm.classification.settings import FinetuneSettings
 from norton_plugin.mm.configs.builder import compressed_model
 from norton_plugin.mm.configs.export import export_config, export_config_of_checkpoint
 from norton_plugin.mm.patches import guard as _guard
-from norton_plugin.mm.patches.safe_globals import allow_own_checkpoints
+from norton_plugin.mm.patches import safe_globals as _safe_globals
 from norton_plugin.mm.run.hook import NortonHook
 from norton_plugin.mm.runner.optimizer import parameter_groups
 
-allow_own_checkpoints()
+_safe_globals.install()
 _guard.install()
 CompressedModel = compressed_model  # the name that exported configs give as type
 

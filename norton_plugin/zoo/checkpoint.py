@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import SourceError
 from .ecosystem import first_line
+from .mmengine_globals import mmengine_globals
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -43,7 +44,8 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with mmengine_globals():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"checkpoint {str(path)!r} cannot be read safely ({first_line(error)}); it is damaged or holds "

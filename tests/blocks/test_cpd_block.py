@@ -132,24 +132,6 @@ def test_set_factors_casts_and_checks():
         block.set_factors(factors._replace(head=torch.ones(3, 1, 4)))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(rank=0), "rank 0"),
-        (dict(groups=3), "groups 3 must divide"),
-        (dict(kernel_size=(3, 3, 3)), "kernel_size"),
-        (dict(padding="full"), "padding 'full' is unknown"),
-        (dict(padding=-1), "non-negative"),
-        (dict(padding_mode="mirror"), "padding mode 'mirror'"),
-        (dict(padding="same", stride=2), "padding 'same' needs stride 1"),
-        (dict(form="fast"), "form 'fast' is unknown"),
-    ],
-)
-def test_bad_arguments_name_the_value(arguments, message):
-    with pytest.raises(SurgeryError, match=message):
-        CPDBlock(**(dict(in_channels=4, out_channels=8, kernel_size=3, rank=1) | arguments))
-
-
 def test_bad_selections_change_nothing():
     block = CPDBlock(4, 8, 3, 1)
     for keep, axis in ([8], "filters"), ([], "filters"), ([0], "rows"):

@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.lr_scheduler import CosineRestartLR, ReduceOnPlateauLR
 from mmengine.optim.scheduler.param_scheduler import CosineRestartParamScheduler
-from mmengine.runner import Runner, turn_on_activation_checkpointing
+from mmengine.runner import CheckpointLoader, Runner, turn_on_activation_checkpointing
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
@@ -138,7 +138,7 @@ def test_what_is_distilled_keeps_its_width_and_the_rest_is_pruned(whole):
 
 def test_the_teacher_is_nobodys_parameter(whole):
     runner, folder = whole
-    checkpoint = torch.load(folder / "epoch_4.pth", weights_only=True)
+    checkpoint = CheckpointLoader.load_checkpoint(str(folder / "epoch_4.pth"), "cpu")
     assert not any("teacher" in name for name in checkpoint["state_dict"])
     assert len(checkpoint["state_dict"]) == len(runner.model.state_dict())
     optimized = sum(len(group["params"]) for group in runner.optim_wrapper.optimizer.param_groups)
@@ -356,7 +356,7 @@ def test_bad_decay(value):
 
 def test_the_model_straight_after_surgery_can_be_kept(tmp_path):
     runner = run(tmp_path, epochs=1, norton={"checkpoint": True})
-    fresh = torch.load(tmp_path / "norton_surgery.pth", weights_only=True)
+    fresh = CheckpointLoader.load_checkpoint(str(tmp_path / "norton_surgery.pth"), "cpu")
     assert fresh["state_dict"].keys() == runner.model.state_dict().keys()
     assert "optimizer" not in fresh and fresh["meta"]["epoch"] == 0
     assert not torch.equal(fresh["state_dict"]["fc.weight"], runner.model.fc.weight)

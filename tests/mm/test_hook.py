@@ -17,7 +17,7 @@ pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plug
 
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
@@ -138,14 +138,14 @@ def test_compression_after_some_epochs_resumes_on_both_sides_of_it(tmp_path):
     assert isinstance(first.model.shared, CPDBlock)
     for epoch, dense in ((1, True), (2, True), (3, False)):
         path = tmp_path / "a" / f"epoch_{epoch}.pth"
-        entry = torch.load(path, weights_only=True)["meta"]["norton"]  # T8
+        entry = CheckpointLoader.load_checkpoint(str(path), "cpu")["meta"]["norton"]  # T8
         assert (entry["structure"] is None) == dense
         again = run(tmp_path / str(epoch), epochs=4, norton=late, load_from=str(path), resume=True)
         assert difference(again.model.state_dict(), first.model.state_dict()) == 0.0
 
 
 def test_the_checkpoint_carries_json_only(whole):
-    meta = torch.load(whole[1] / "epoch_1.pth", weights_only=True)["meta"]["norton"]
+    meta = CheckpointLoader.load_checkpoint(str(whole[1] / "epoch_1.pth"), "cpu")["meta"]["norton"]
     assert json.loads(json.dumps(meta)) == meta
     assert meta["recipe"]["pruning"]["keep"] == 0.5 and len(meta["structure_hash"]) == 64
     report = json.loads((whole[1] / "norton_report.json").read_text())
@@ -175,7 +175,7 @@ def test_without_the_package_mmengine_only_warns(whole, tmp_path):
     """T6: the reason for the check."""
     from mmengine.runner import checkpoint as module
 
-    checkpoint = torch.load(whole[1] / "epoch_4.pth", weights_only=True)
+    checkpoint = CheckpointLoader.load_checkpoint(str(whole[1] / "epoch_4.pth"), "cpu")
     module._load_checkpoint_to_model.__wrapped__(ToyNet(), copy.deepcopy(checkpoint))
     with pytest.raises(ArtifactError):
         module._load_checkpoint_to_model(ToyNet(), checkpoint)
@@ -201,7 +201,7 @@ def test_resuming_from_a_dense_checkpoint_is_refused_and_starting_from_one_is_no
 
 
 def test_a_damaged_or_foreign_structure_is_refused(whole, tmp_path):
-    checkpoint = torch.load(whole[1] / "epoch_1.pth", weights_only=True)
+    checkpoint = CheckpointLoader.load_checkpoint(str(whole[1] / "epoch_1.pth"), "cpu")
     checkpoint["meta"]["norton"]["structure"]["modules"][0]["names"] = ["nothing"]
     torch.save(checkpoint, tmp_path / "damaged.pth")
     config = toy_config(tmp_path, norton=NORTON, load_from=str(tmp_path / "damaged.pth"))

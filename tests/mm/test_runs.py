@@ -21,7 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS
-from mmengine.runner import FlexibleRunner, Runner, loops
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, loops
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, difference, run, toy_config
@@ -58,7 +58,7 @@ def test_mmengines_own_mixed_precision(tmp_path, monkeypatch):
         handle.remove()
     assert isinstance(whole.optim_wrapper, AmpOptimWrapper) and torch.bfloat16 in seen
     assert all(p.dtype == torch.float32 for p in whole.model.parameters())
-    fresh = torch.load(tmp_path / "whole" / "norton_surgery.pth", weights_only=True)["state_dict"]
+    fresh = CheckpointLoader.load_checkpoint(str(tmp_path / "whole" / "norton_surgery.pth"), "cpu")["state_dict"]
     now = whole.model.state_dict()
     trained = [name for name, parameter in whole.model.named_parameters() if parameter.requires_grad]
     assert any(name.endswith(".head") for name in trained)
@@ -159,7 +159,7 @@ def test_the_exported_config_trains(tmp_path):
     runner = Runner.from_cfg(config)
     runner.train()
     assert isinstance(runner.model.shared, CPDBlock) and isinstance(runner.model.stage["conv1"], CPDBlock)
-    written = torch.load(path, weights_only=True)["state_dict"]
+    written = CheckpointLoader.load_checkpoint(str(path), "cpu")["state_dict"]
     for name, parameter in runner.model.named_parameters():
         assert torch.equal(parameter, written[name]), name
 

@@ -234,7 +234,7 @@ def _entry(structure: dict, kind: str) -> dict:
         (lambda s: s.pop("modules"), "KeyError: 'modules'"),
         (lambda s: _entry(s, "block").update(names=["layers.9"]), "KeyError: 'layers.9'"),
         (lambda s: _entry(s, "block").update(names=["stem", "head"]), "ValueError"),
-        (lambda s: _entry(s, "block")["block"].update(rank=0), "rank 0 .* must all be at least 1"),
+        (lambda s: _entry(s, "block")["block"].update(rank=0), "rank 0 is not a whole number from 1"),
         (lambda s: _entry(s, "block")["block"].update(command="rm"), "unexpected keyword argument 'command'"),
         (lambda s: _entry(s, "resize")["resize"].update(missing=[3]), "KeyError: 'missing'"),
         (lambda s: _entry(s, "resize")["resize"].update(weight=["a"]), "TypeError"),

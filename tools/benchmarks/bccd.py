@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
-import torch
 from cifar_data import machine
+from mmengine.runner import CheckpointLoader
 
-import norton_plugin.mm  # noqa: F401 - lets torch read mmengine's checkpoints
+import norton_plugin.mm  # noqa: F401 - lets mmengine read its own checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DENSE = "configs/bccd/retinanet_r18-thin_bccd.py"
@@ -217,7 +217,8 @@ def resumed_agrees(bench: Bench, name: str, seed: int, start: Path) -> dict[str,
     bench.train(step, NORTON, options)
     name = f"epoch_{EPOCHS}.pth"
     ours, theirs = (
-        torch.load(bench.work / folder / name, weights_only=True)["state_dict"] for folder in (_folder(step), reference)
+        CheckpointLoader.load_checkpoint(str(bench.work / folder / name), "cpu")["state_dict"]
+        for folder in (_folder(step), reference)
     )
     difference = max(float((ours[key].double() - theirs[key].double()).abs().max()) for key in theirs)
     return {"killed_in_epoch": EPOCHS // 2, "largest_difference_of_weights": difference}
