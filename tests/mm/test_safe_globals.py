@@ -17,7 +17,7 @@ from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner import checkpoint as checkpoints
 
 import norton_plugin.mm
-from norton_plugin.mm import safe_globals
+from norton_plugin.mm.patches import safe_globals
 from norton_plugin.zoo import mmengine_globals as module
 from norton_plugin.zoo import read_state_dict
 from norton_plugin.zoo.mmengine_globals import mmengine_globals
