@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,7 +16,32 @@ Criterion = Literal["pabs", "vbd", "csa"]
 Rank = int | Literal["auto"] | None
 MAX_RANK = 4096
 
+# Settings by the names they had before, which recipes and artefacts may still hold.
+RENAMED = {"allow_dearer": "allow_more_macs"}
+
 S = TypeVar("S", bound="_Section")
+
+
+def current_names(data: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Replace former names of settings by those of today, with a warning.
+
+    Args:
+        data: Settings by name.
+        known: Names of today.
+
+    Raises:
+        RecipeError: A setting is given under both of its names.
+    """
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        name = RENAMED.get(key, key)
+        if name != key and name in known:
+            if name in data:
+                raise RecipeError(f"{key!r} is the former name of {name!r}, which is given too; leave {key!r} out")
+            warnings.warn(f"the setting {key!r} is now called {name!r}; please rename it", FutureWarning, stacklevel=3)
+            key = name
+        found[key] = value
+    return found
 
 
 def _check_number(name: str, value: object, *, low: float, high: float, open_low: bool = False) -> None:
@@ -60,6 +86,7 @@ class _Section:
         if not isinstance(data, Mapping):
             raise RecipeError(f"{where or 'recipe'} is {data!r}; expected a table of settings")
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        data = current_names(data, known)
         for key in data:
             if key in known:
                 continue
@@ -128,7 +155,7 @@ class Decomposition(_Section):
         rank: R for every layer; ``"auto"`` takes the lowest rank that reaches ``target_nmse``; None leaves all dense.
         ranks: Rank per layer pattern, over ``rank``; the last matching pattern counts; None leaves a layer dense.
         target_nmse: Mean NMSE over a layer's filters that ``"auto"`` aims at, in (0, 1).
-        allow_dearer: Also decompose where the block needs more MACs than the convolution.
+        allow_more_macs: Also decompose where the block needs more MACs than the convolution.
         restarts: Starts per filter; the best is kept.
         sweeps: Most ALS sweeps per start.
         tolerance: A filter is done when its error fell by less than this share of itself over ten sweeps.
@@ -138,7 +165,7 @@ class Decomposition(_Section):
     rank: Rank = None
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     target_nmse: float = 0.1
-    allow_dearer: bool = False
+    allow_more_macs: bool = False
     restarts: int = 3
     sweeps: int = 300
     tolerance: float = 1e-5
@@ -150,7 +177,7 @@ class Decomposition(_Section):
         for pattern, rank in self.ranks.items():
             _check_rank(f"decomposition.ranks[{pattern!r}]", rank)
         _check_number("decomposition.target_nmse", self.target_nmse, low=0, high=1, open_low=True)
-        _check_bool("decomposition.allow_dearer", self.allow_dearer)
+        _check_bool("decomposition.allow_more_macs", self.allow_more_macs)
         _check_integer("decomposition.restarts", self.restarts, low=1, high=1000)
         _check_integer("decomposition.sweeps", self.sweeps, low=1, high=100_000)
         _check_number("decomposition.tolerance", self.tolerance, low=0, high=1)

@@ -21,7 +21,8 @@ from norton_plugin.recipe import Decomposition, Pruning, Recipe
 from norton_plugin.zoo.cifar import resnet20
 
 QUICK = Recipe(
-    decomposition=Decomposition(rank=2, restarts=1, sweeps=5, allow_dearer=True), pruning=Pruning(keep=0.5, round_to=1)
+    decomposition=Decomposition(rank=2, restarts=1, sweeps=5, allow_more_macs=True),
+    pruning=Pruning(keep=0.5, round_to=1),
 )
 
 

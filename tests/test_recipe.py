@@ -91,3 +91,12 @@ def test_scope_admits():
     assert scope.admits("backbone.layer1") and not scope.admits("neck.conv")
     assert not scope.admits("backbone.layer2.downsample.0")
     assert Scope().admits("anything")
+
+
+def test_former_names_are_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="'allow_dearer' is now called 'allow_more_macs'"):
+        recipe = Recipe.from_dict({"decomposition": {"rank": 3, "allow_dearer": True}})
+    assert recipe.decomposition == Decomposition(rank=3, allow_more_macs=True)
+    assert "allow_dearer" not in recipe.to_dict()["decomposition"]
+    with pytest.raises(RecipeError, match="former name of 'allow_more_macs', which is given too"):
+        Recipe.from_dict({"decomposition": {"allow_dearer": True, "allow_more_macs": True}})

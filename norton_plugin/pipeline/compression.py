@@ -78,12 +78,7 @@ def compress(
         decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
     if recipe.pruning.active:
         step("prune")
-        settings |= {
-            "ignored": ignored,
-            "forward_fn": forward_fn,
-            "time_limit": recipe.time_limit,
-            "criterion": ranking,
-        }
+        settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
         pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
     if not (decomposition.layers or pruning.groups):
         reasons = summary(decomposition.skipped + pruning.skipped)

@@ -199,7 +199,7 @@ class Reason(Enum):
         example="depthwise layers of timm:efficientnet_b0")
     RANK_TOO_HIGH = _left("rank-too-high",
         "rank {rank} needs more MACs than the dense convolution (break-even rank {limit})",
-        advice="lower the rank, or set decomposition.allow_dearer to decompose all the same",
+        advice="lower the rank, or set decomposition.allow_more_macs to decompose all the same",
         example="conv1 of timm:resnet18 at rank 20 (a stem of three channels)")
     NMSE_TOO_HIGH = _left("nmse-too-high",
         "NMSE {nmse:.3f} at its highest useful rank {rank} is above the target {target:g}",

@@ -218,11 +218,11 @@ def _consider(
         input_size=sizes[0],
         output_size=sizes[1],
     )
-    if decomposition.allow_dearer:
+    if decomposition.allow_more_macs:
         limit = useful
     limit = min(limit, useful)
     wanted = 1 if rank == "auto" else rank
-    if isinstance(wanted, int) and wanted > limit and not decomposition.allow_dearer:
+    if isinstance(wanted, int) and wanted > limit and not decomposition.allow_more_macs:
         return Reason.RANK_TOO_HIGH.because(rank=wanted, limit=limit)
     check_finite(names[0], contract.weight)
     return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit, sizes[0])

@@ -49,7 +49,7 @@ def test_scores_are_those_on_torch_prunings_own_groups(residual, image, name):
 
 def test_blocks_are_scored_as_the_convolutions_they_equal(residual, image):
     decomposed = copy.deepcopy(residual)
-    decompose_(decomposed, Decomposition(rank=9, allow_dearer=True, sweeps=500))
+    decompose_(decomposed, Decomposition(rank=9, allow_more_macs=True, sweeps=500))
     criterion = criterion_of(tp.importance.MagnitudeImportance())
     dense, blocks = (
         {group.root: criterion(group) for group in LabelGraph(model, image).groups() if not group.blocked}

@@ -358,7 +358,9 @@ def test_pretrained_weights_are_what_is_compressed(tmp_path):
     source = ToyNet()
     torch.save({"state_dict": source.state_dict()}, tmp_path / "dense.pth")
     model = {"type": "ToyNet", "init_cfg": {"type": "Pretrained", "checkpoint": str(tmp_path / "dense.pth")}}
-    runner = run(tmp_path, epochs=1, model=model, norton={"rank": 9, "keep": 1.0, "allow_dearer": True, "sweeps": 1000})
+    runner = run(
+        tmp_path, epochs=1, model=model, norton={"rank": 9, "keep": 1.0, "allow_more_macs": True, "sweeps": 1000}
+    )
     assert torch.equal(runner.model.stem.weight, source.stem.weight)
     before = copy.deepcopy(runner.model.state_dict())
     for module in runner.model.modules():

@@ -66,7 +66,7 @@ def test_nmse_is_that_of_the_block(residual):
 
 
 def test_ranks_by_pattern_and_dearer_layers_on_demand(residual):
-    chosen = Decomposition(rank=2, ranks={"layers.1": 4, "layers.1.conv2": None, "stem": 9}, allow_dearer=True)
+    chosen = Decomposition(rank=2, ranks={"layers.1": 4, "layers.1.conv2": None, "stem": 9}, allow_more_macs=True)
     report = decompose_(residual, chosen)
     assert {layer.names[0]: layer.rank for layer in report.layers} == {
         "stem": 9, "layers.0.conv1": 2, "layers.0.conv2": 2, "layers.1.conv1": 4,

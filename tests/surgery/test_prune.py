@@ -69,7 +69,7 @@ def test_coupled_layers_decide_together(residual):
 @pytest.mark.parametrize("rank", [None, 2])
 def test_pruned_model_equals_the_masked_one(residual, image, rank):
     if rank:
-        decompose_(residual, Decomposition(rank=rank, allow_dearer=True))
+        decompose_(residual, Decomposition(rank=rank, allow_more_macs=True))
     reference = copy.deepcopy(residual)
     report = prune_(residual, image, Pruning(keep=0.5, round_to=1))
     assert [(g.before, g.after) for g in report.groups] == [(16, 8)] * 3

@@ -38,7 +38,7 @@ def table_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     rows = []
     for rank in range(1, arguments.ranks + 1):
-        recipe = Recipe(decomposition=Decomposition(rank=rank, allow_dearer=True))
+        recipe = Recipe(decomposition=Decomposition(rank=rank, allow_more_macs=True))
         compressed, report = compress(model, example, recipe)
         for block in compressed.modules():
             if isinstance(block, CPDBlock):

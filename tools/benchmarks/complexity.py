@@ -118,7 +118,7 @@ def measure(
     recipe = Recipe(
         scope=Scope(exclude=exclude),
         # One start and few sweeps: the factors' quality does not change the count.
-        decomposition=Decomposition(rank=rank, allow_dearer=True, restarts=1, sweeps=5),
+        decomposition=Decomposition(rank=rank, allow_more_macs=True, restarts=1, sweeps=5),
         pruning=Pruning(keeps=keeps, round_to=1),
     )
     compressed, report = compress(model, example, recipe)

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from norton_plugin.errors import RecipeError
-from norton_plugin.recipe import Recipe
+from norton_plugin.recipe import Recipe, current_names
 
 
 def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> Recipe:
@@ -29,7 +29,7 @@ def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = (
     top = {f.name for f in fields(Recipe)} - set(sections)
     plain: dict[str, Any] = {}
     flat: dict[str, Any] = {}
-    for key, value in options.items():
+    for key, value in current_names(options, owners).items():
         if key == "scope" and isinstance(value, str | list | tuple):
             flat["include"] = _plain(value)
         elif key in sections or key in top:
