@@ -8,48 +8,80 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import load as load
-    from .artifact import save as save
-    from .blocks import CPDBlock as CPDBlock
-    from .cpd import CPDFactors as CPDFactors
-    from .cpd import CPDResult as CPDResult
-    from .cpd import decompose_filters as decompose_filters
-    from .cpd import decompose_layers as decompose_layers
-    from .errors import NortonError as NortonError
-    from .integrations.torch_pruning import CPDBlockPruner as CPDBlockPruner
-    from .integrations.torch_pruning import PABSImportance as PABSImportance
-    from .mm import NortonHook as NortonHook
-    from .pabs import pabs_distance as pabs_distance
-    from .pabs import removal_order as removal_order
-    from .pipeline import CompressionReport as CompressionReport
-    from .pipeline import CompressionResult as CompressionResult
-    from .pipeline import compress as compress
-    from .recipe import Recipe as Recipe
-    from .surgery import decompose_ as decompose_
-    from .surgery import prune_ as prune_
+    from norton_plugin.artifact import load as load
+    from norton_plugin.artifact import save as save
+    from norton_plugin.blocks import CPDBlock as CPDBlock
+    from norton_plugin.cpd import CPDFactors as CPDFactors
+    from norton_plugin.cpd import CPDResult as CPDResult
+    from norton_plugin.cpd import decompose_filters as decompose_filters
+    from norton_plugin.cpd import decompose_layers as decompose_layers
+    from norton_plugin.deploy import lower_ as lower_
+    from norton_plugin.deploy import select_forms_ as select_forms_
+    from norton_plugin.errors import ArtifactError as ArtifactError
+    from norton_plugin.errors import DecompositionError as DecompositionError
+    from norton_plugin.errors import MissingExtraError as MissingExtraError
+    from norton_plugin.errors import NortonError as NortonError
+    from norton_plugin.errors import RecipeError as RecipeError
+    from norton_plugin.errors import SourceError as SourceError
+    from norton_plugin.errors import SurgeryError as SurgeryError
+    from norton_plugin.errors import TracingError as TracingError
+    from norton_plugin.integrations.torch_pruning import CPDBlockPruner as CPDBlockPruner
+    from norton_plugin.integrations.torch_pruning import PABSImportance as PABSImportance
+    from norton_plugin.integrations.torch_pruning import pruner_options as pruner_options
+    from norton_plugin.mm import NortonHook as NortonHook
+    from norton_plugin.pabs import pabs_distance as pabs_distance
+    from norton_plugin.pabs import removal_order as removal_order
+    from norton_plugin.pipeline import CompressionReport as CompressionReport
+    from norton_plugin.pipeline import CompressionResult as CompressionResult
+    from norton_plugin.pipeline import compress as compress
+    from norton_plugin.recipe import Calibration as Calibration
+    from norton_plugin.recipe import Decomposition as Decomposition
+    from norton_plugin.recipe import Pruning as Pruning
+    from norton_plugin.recipe import Recipe as Recipe
+    from norton_plugin.recipe import Scope as Scope
+    from norton_plugin.surgery import decompose_ as decompose_
+    from norton_plugin.surgery import prune_ as prune_
+    from norton_plugin.zoo import ModelSource as ModelSource
+    from norton_plugin.zoo import load_source as load_source
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "ArtifactError": "errors",
     "CPDBlock": "blocks",
     "CPDBlockPruner": "integrations.torch_pruning",
     "CPDFactors": "cpd",
     "CPDResult": "cpd",
+    "Calibration": "recipe",
     "CompressionReport": "pipeline",
     "CompressionResult": "pipeline",
+    "Decomposition": "recipe",
+    "DecompositionError": "errors",
+    "MissingExtraError": "errors",
+    "ModelSource": "zoo",
     "NortonError": "errors",
     "NortonHook": "mm",
     "PABSImportance": "integrations.torch_pruning",
+    "Pruning": "recipe",
     "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Scope": "recipe",
+    "SourceError": "errors",
+    "SurgeryError": "errors",
+    "TracingError": "errors",
     "compress": "pipeline",
     "decompose_": "surgery",
     "decompose_filters": "cpd",
     "decompose_layers": "cpd",
     "load": "artifact",
+    "load_source": "zoo",
+    "lower_": "deploy",
     "pabs_distance": "pabs",
     "prune_": "surgery",
+    "pruner_options": "integrations.torch_pruning",
     "removal_order": "pabs",
     "save": "artifact",
+    "select_forms_": "deploy",
 }
 
 __all__ = ["__version__", *_HOME]
