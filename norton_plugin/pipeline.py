@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.budget import ModelCost, count_cost
 from norton_plugin.calibration import reestimate_batch_norm_
-from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.checks import check_model, check_patterns, check_recipe
+from norton_plugin.errors import SurgeryError
+from norton_plugin.memory import Step, memory_errors_explained
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.decompose import decompose_
+from norton_plugin.surgery.model_copy import copy_model, counterparts
 from norton_plugin.surgery.prune import prune_
+from norton_plugin.surgery.random_state import preserved_random_state
 from norton_plugin.surgery.report import (
     DecomposedLayer,
     DecompositionReport,
@@ -27,7 +28,7 @@ from norton_plugin.surgery.report import (
     blocking,
     summary,
 )
-from norton_plugin.surgery.running import ForwardFunction, output_tensors, run_model
+from norton_plugin.surgery.running import ForwardFunction, run_model
 from norton_plugin.surgery.structure import Structure, diff, geometry
 
 NO_DECOMPOSITION = DecompositionReport((), ())
@@ -141,7 +142,8 @@ def compress(
     """Compresses a model in the order of the paper: decompose the filters, remove the redundant ones, calibrate.
 
     Args:
-        model: Any module. It is not changed; the compressed one is a copy with the same flags.
+        model: Any module. It is not changed, nor is any random state; the compressed one is a copy with the same
+            flags.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model takes them; on
             the model's device and in its dtype.
         recipe: What to do.
@@ -154,60 +156,33 @@ def compress(
         The compressed model and the report.
 
     Raises:
-        RecipeError: No recipe, one that asks for nothing, or a pattern that matches nothing.
-        SurgeryError: The model cannot be run, copied or traced, holds NaN or infinity, or no layer is eligible.
+        RecipeError: No recipe, one that asks for nothing, or a pattern that matches nothing; before any work.
+        SurgeryError: The model cannot be run, copied or traced, holds NaN or infinity, no layer is eligible, or memory
+            ran out.
     """
     start = time.perf_counter()
-    step = on_step or (lambda name: None)
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
-    if not (recipe.decomposition.active or recipe.pruning.active):
-        raise RecipeError("the recipe asks for nothing: set decomposition.rank, or pruning.keep below 1, or both")
+    check_recipe(recipe)
     check_model(model, example_inputs)
-    dense = geometry(model)  # before any run: models may keep something of it
-    compressed = _copy(model)
-    step("measure")
-    before = count_cost(compressed, lambda: run_model(compressed, example_inputs, forward_fn))
-    ignored = _counterparts(model, compressed, ignored)
-
-    decomposition, pruning, images = NO_DECOMPOSITION, NO_PRUNING, 0
-    if recipe.decomposition.active:
-        step("decompose")
-        decomposition = decompose_(
-            compressed,
-            recipe.decomposition,
-            scope=recipe.scope,
-            map_sizes=before.map_sizes,
-            verify=recipe.verify,
-            require=False,
+    check_patterns(model, recipe)
+    with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
+        dense = geometry(model)  # before any run: models may keep something of it
+        compressed = copy_model(model)
+        ignored = counterparts(model, compressed, ignored)
+        step("measure")
+        before = count_cost(compressed, lambda: run_model(compressed, example_inputs, forward_fn))
+        decomposition, pruning = _changed_(
+            compressed, example_inputs, recipe, before, ignored=ignored, forward_fn=forward_fn, step=step
         )
-    if recipe.pruning.active:
-        step("prune")
-        pruning = prune_(
-            compressed,
-            example_inputs,
-            recipe.pruning,
-            scope=recipe.scope,
-            ignored=ignored,
-            verify=recipe.verify,
-            forward_fn=forward_fn,
-            require=False,
-            time_limit=recipe.time_limit,
-        )
-    if not (decomposition.layers or pruning.groups):
-        raise SurgeryError(
-            f"no layer is eligible: {summary(decomposition.skipped + pruning.skipped) or 'the model has none'}"
-        )
-    if calibration is not None and recipe.calibration.batch_norm:
-        step("calibrate")
-        images = reestimate_batch_norm_(
-            compressed,
-            calibration,
-            call=lambda net, batch: run_model(net, batch, forward_fn),
-            images=recipe.calibration.images,
-        )
-
-    after = count_cost(compressed, lambda: run_model(compressed, example_inputs, forward_fn))
+        images = 0
+        if calibration is not None and recipe.calibration.batch_norm:
+            step("calibrate")
+            images = reestimate_batch_norm_(
+                compressed,
+                calibration,
+                call=lambda net, batch: run_model(net, batch, forward_fn),
+                images=recipe.calibration.images,
+            )
+        after = count_cost(compressed, lambda: run_model(compressed, example_inputs, forward_fn))
     report = CompressionReport(
         macs_before=before.macs,
         macs_after=after.macs,
@@ -223,67 +198,46 @@ def compress(
     return compressed, report
 
 
-def check_model(model: nn.Module, example_inputs: Any) -> None:
-    """Checks that a model and an example can be worked on.
-
-    Raises:
-        SurgeryError: No parameters, values that are not finite, dtypes or devices that do not fit together.
-    """
-    if not isinstance(model, nn.Module):
-        raise SurgeryError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise SurgeryError(f"the {type(model).__name__} has no parameters; there is nothing to compress")
-    for name, tensor in parameters.items():
-        if isinstance(tensor, UninitializedParameter):
-            raise SurgeryError(f"{name} has no shape yet; run the model once, so that its lazy layers take theirs")
-        if tensor.is_meta:
-            raise SurgeryError(f"{name} is on the meta device; load weights before compressing")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise SurgeryError(f"{name} holds NaN or infinite values; load a sound checkpoint first")
-    for name, buffer in model.named_buffers():
-        # Infinity is fine here: attention masks hold it.
-        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
-            raise SurgeryError(f"the buffer {name} holds NaN; load a sound checkpoint first")
-    floating = [p for p in parameters.values() if p.is_floating_point()]
-    for example in output_tensors(example_inputs):
-        if floating and example.device != floating[0].device:
-            raise SurgeryError(
-                f"example_inputs are on {example.device}, the model on {floating[0].device}; move them together"
-            )
-        if floating and all(p.dtype != example.dtype for p in floating):
-            raise SurgeryError(
-                f"example_inputs are {example.dtype}, the model's parameters {floating[0].dtype}; give an example of "
-                "the model's dtype (or call model.float() first: factors can be cast to half precision afterwards)"
-            )
-
-
-def _computed_attributes(model: nn.Module) -> dict[int, Any]:
-    """Detached copies, by identity, of tensors that modules compute and keep, such as the weights of weight_norm."""
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
-    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        with torch.no_grad():  # scripted modules copy their parameters by an operation
-            copied = copy.deepcopy(model, _computed_attributes(model))
-    except Exception as error:
+def _changed_(
+    model: nn.Module,
+    example_inputs: Any,
+    recipe: Recipe,
+    before: ModelCost,
+    *,
+    ignored: Sequence[nn.Module],
+    forward_fn: ForwardFunction | None,
+    step: Step,
+) -> tuple[DecompositionReport, PruningReport]:
+    """The two phases, in place."""
+    decomposition, pruning = NO_DECOMPOSITION, NO_PRUNING
+    if recipe.decomposition.active:
+        step("decompose")
+        decomposition = decompose_(
+            model,
+            recipe.decomposition,
+            scope=recipe.scope,
+            map_sizes=before.map_sizes,
+            verify=recipe.verify,
+            require=False,
+        )
+    if recipe.pruning.active:
+        step("prune")
+        pruning = prune_(
+            model,
+            example_inputs,
+            recipe.pruning,
+            scope=recipe.scope,
+            ignored=ignored,
+            verify=recipe.verify,
+            forward_fn=forward_fn,
+            require=False,
+            time_limit=recipe.time_limit,
+        )
+    if not (decomposition.layers or pruning.groups):
         raise SurgeryError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); detach tensors that it keeps as plain "
-            "attributes, and compress before it is wrapped or compiled"
-        ) from error
-    for new, old in zip(copied.parameters(), model.parameters(), strict=True):
-        new.requires_grad_(old.requires_grad)
-    return copied
-
-
-def _counterparts(model: nn.Module, copied: nn.Module, modules: Sequence[nn.Module]) -> list[nn.Module]:
-    names = {module: name for name, module in model.named_modules()}
-    missing = [type(m).__name__ for m in modules if m not in names]
-    if missing:
-        raise SurgeryError(f"ignored modules {missing} are not part of the model")
-    return [copied.get_submodule(names[m]) for m in modules]
+            f"no layer is eligible: {summary(decomposition.skipped + pruning.skipped) or 'the model has none'}"
+        )
+    return decomposition, pruning
 
 
 def _layer_reports(

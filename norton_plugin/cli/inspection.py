@@ -9,7 +9,7 @@ from torch import nn
 
 from norton_plugin.blocks import CPDBlock, break_even_rank
 from norton_plugin.budget import count_cost
-from norton_plugin.pipeline import check_model
+from norton_plugin.checks import check_model
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery.decompose import plan_decomposition
 from norton_plugin.surgery.running import ForwardFunction, run_model

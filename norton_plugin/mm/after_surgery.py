@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from ..calibration import reestimate_batch_norm_
 from ..errors import SurgeryError
+from ..surgery.random_state import preserved_random_state
 from ..surgery.structure import Structure
 from .migration import average_again_, plain_instances, unwrap
-from .tracing import preserved_random_state
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 

@@ -12,8 +12,9 @@ from ..blocks import CPDBlock
 from ..errors import SurgeryError, TracingError
 from ..pipeline import CompressionReport, compress
 from ..recipe import Recipe
+from ..surgery.random_state import preserved_random_state
 from .migration import plain_instances
-from .tracing import Trace, preserved_random_state, traces_of
+from .tracing import Trace, traces_of
 
 
 def compressed_copy(

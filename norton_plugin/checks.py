@@ -1,0 +1,72 @@
+"""What ``compress`` checks before it does any work: the recipe, the model, and the one against the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.names import check_keeps, check_ranks, check_scope
+from norton_plugin.surgery.running import output_tensors
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Checks that there is something to do.
+
+    Raises:
+        RecipeError: No recipe, or one that asks for nothing.
+    """
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
+    if not (recipe.decomposition.active or recipe.pruning.active):
+        raise RecipeError("the recipe asks for nothing: set decomposition.rank, or pruning.keep below 1, or both")
+
+
+def check_patterns(model: nn.Module, recipe: Recipe) -> None:
+    """Checks that every pattern of the recipe names a layer that it can be meant for.
+
+    Raises:
+        RecipeError: A pattern matches nothing; it is quoted.
+    """
+    check_scope(model, recipe.scope)
+    check_ranks(model, recipe.decomposition)
+    check_keeps(model, recipe.pruning)
+
+
+def check_model(model: nn.Module, example_inputs: Any) -> None:
+    """Checks that a model and an example can be worked on.
+
+    Raises:
+        SurgeryError: No parameters, values that are not finite, dtypes or devices that do not fit together.
+    """
+    if not isinstance(model, nn.Module):
+        raise SurgeryError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise SurgeryError(f"the {type(model).__name__} has no parameters; there is nothing to compress")
+    for name, tensor in parameters.items():
+        if isinstance(tensor, UninitializedParameter):
+            raise SurgeryError(f"{name} has no shape yet; run the model once, so that its lazy layers take theirs")
+        if tensor.is_meta:
+            raise SurgeryError(f"{name} is on the meta device; load weights before compressing")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise SurgeryError(f"{name} holds NaN or infinite values; load a sound checkpoint first")
+    for name, buffer in model.named_buffers():
+        # Infinity is fine here: attention masks hold it.
+        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
+            raise SurgeryError(f"the buffer {name} holds NaN; load a sound checkpoint first")
+    floating = [p for p in parameters.values() if p.is_floating_point()]
+    for example in output_tensors(example_inputs):
+        if floating and example.device != floating[0].device:
+            raise SurgeryError(
+                f"example_inputs are on {example.device}, the model on {floating[0].device}; move them together"
+            )
+        if floating and all(p.dtype != example.dtype for p in floating):
+            raise SurgeryError(
+                f"example_inputs are {example.dtype}, the model's parameters {floating[0].dtype}; give an example of "
+                "the model's dtype (or call model.float() first: factors can be cast to half precision afterwards)"
+            )
