@@ -11,6 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.running import output_tensors
 from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.names import check_keeps, check_ranks, check_scope
+from norton_plugin.surgery.report import DecompositionReport, PruningReport, summary
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -23,6 +25,17 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
     if not (recipe.decomposition.active or recipe.pruning.active):
         raise RecipeError("the recipe asks for nothing: set decomposition.rank, or pruning.keep below 1, or both")
+
+
+def check_patterns(model: nn.Module, recipe: Recipe) -> None:
+    """Check that every pattern of the recipe names a layer that it can be meant for.
+
+    Raises:
+        RecipeError: A pattern matches nothing; it is quoted.
+    """
+    check_scope(model, recipe.scope)
+    check_ranks(model, recipe.decomposition)
+    check_keeps(model, recipe.pruning)
 
 
 def check_model(model: nn.Module, example_inputs: Any) -> None:
@@ -58,3 +71,14 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
                 f"example_inputs are {example.dtype}, the model's parameters {floating[0].dtype}; give an example of "
                 "the model's dtype (or call model.float() first: factors can be cast to half precision afterwards)"
             )
+
+
+def require_changes(decomposition: DecompositionReport, pruning: PruningReport) -> None:
+    """Check that at least one layer was decomposed or one group of channels pruned.
+
+    Raises:
+        SurgeryError: Nothing was; with the reasons.
+    """
+    if not (decomposition.layers or pruning.groups):
+        reasons = summary(decomposition.skipped + pruning.skipped)
+        raise SurgeryError(f"no layer is eligible: {reasons or 'the model has none'}")

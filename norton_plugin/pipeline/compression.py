@@ -11,18 +11,19 @@ from torch import nn
 
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.cost import count_cost
-from norton_plugin.errors import SurgeryError
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
+from norton_plugin.modules.memory import memory_errors_explained
+from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, run_model
-from norton_plugin.pipeline.checks import check_model, check_recipe
+from norton_plugin.pipeline.checks import check_model, check_patterns, check_recipe, require_changes
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.decompose import decompose_
 from norton_plugin.surgery.prune import prune_
-from norton_plugin.surgery.report import DecompositionReport, PruningReport, summary
+from norton_plugin.surgery.report import DecompositionReport, PruningReport
 from norton_plugin.surgery.structure import diff, geometry
 
 
@@ -40,7 +41,8 @@ def compress(
     """Compress a model in the order of the paper: decompose the filters, remove the redundant ones, calibrate.
 
     Args:
-        model: Any module. It is not changed; the compressed one is a copy with the same flags.
+        model: Any module. It is not changed, nor is any random state; the compressed one is a copy with the same
+            flags.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model takes them; on
             the model's device and in its dtype.
         recipe: What to do.
@@ -56,43 +58,44 @@ def compress(
         The compressed model and the report; ``model, report = compress(...)`` unpacks them.
 
     Raises:
-        RecipeError: No recipe, one that asks for nothing, or a pattern that matches nothing.
-        SurgeryError: The model cannot be run, copied or traced, holds NaN or infinity, or no layer is eligible.
+        RecipeError: No recipe, one that asks for nothing, or a pattern that matches nothing; before any work.
+        SurgeryError: The model cannot be run, copied or traced, holds NaN or infinity, no layer is eligible, or memory
+            ran out.
     """
     start = time.perf_counter()
-    step = on_step or (lambda name: None)
     check_recipe(recipe)
     check_model(model, example_inputs)
+    check_patterns(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
-    dense = geometry(model)  # before any run: models may keep something of it
-    compressed = duplicate(model)
-    ignored = counterparts(model, compressed, ignored)
-    run = partial(run_model, compressed, example_inputs, forward_fn)
-    step("measure")
-    before = count_cost(compressed, run)
+    with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
+        dense = geometry(model)  # before any run: models may keep something of it
+        compressed = duplicate(model)
+        ignored = counterparts(model, compressed, ignored)
+        run = partial(run_model, compressed, example_inputs, forward_fn)
+        step("measure")
+        before = count_cost(compressed, run)
 
-    decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
-    settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
-    if recipe.decomposition.active:
-        step("decompose")
-        decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
-    if recipe.pruning.active:
-        step("prune")
-        settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
-        pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
-    if not (decomposition.layers or pruning.groups):
-        reasons = summary(decomposition.skipped + pruning.skipped)
-        raise SurgeryError(f"no layer is eligible: {reasons or 'the model has none'}")
-    if calibration is not None and recipe.calibration.batch_norm:
-        step("calibrate")
-        call = partial(run_model, forward_fn=forward_fn)
-        images = reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)
+        decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
+        settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
+        if recipe.decomposition.active:
+            step("decompose")
+            decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
+        if recipe.pruning.active:
+            step("prune")
+            settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
+            pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
+        require_changes(decomposition, pruning)
+        if calibration is not None and recipe.calibration.batch_norm:
+            step("calibrate")
+            call = partial(run_model, forward_fn=forward_fn)
+            images = reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)
+        after = count_cost(compressed, run)
 
     report = CompressionReport.of(
         model,
         compressed,
         before,
-        count_cost(compressed, run),
+        after,
         decomposition=decomposition,
         pruning=pruning,
         calibration_images=images,

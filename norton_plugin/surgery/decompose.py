@@ -15,11 +15,12 @@ from norton_plugin.cpd import CPDResult, decompose_layers
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE
 from norton_plugin.modules.swap import names_by_identity, swap_, take_over_flags_
-from norton_plugin.patterns import lookup, require_matches
+from norton_plugin.patterns import lookup
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Decomposition, Rank, Scope
 from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
 from norton_plugin.surgery.equality import replacement_error
+from norton_plugin.surgery.names import check_ranks, check_scope
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _Target:
 
 
 def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | None = None) -> CPDBlock:
-    """An uninitialised CPDBlock with the geometry, device and dtype of a convolution.
+    """An uninitialised CPDBlock with the geometry, device and dtype of a convolution; no random number is drawn.
 
     Args:
         contract: As read by ``read_contract``.
@@ -49,7 +50,8 @@ def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | 
         like: The module whose training flag and ``requires_grad`` are taken over.
     """
     weight = contract.weight
-    block = CPDBlock(
+    block = nn.utils.skip_init(
+        CPDBlock,
         contract.in_channels,
         weight.shape[0],
         contract.kernel_size,
@@ -127,7 +129,7 @@ def decompose_(
         SurgeryError: Not one layer can be decomposed, and ``require`` is set.
     """
     scope = scope or Scope()
-    scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
+    check_scope(model, scope)
     targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
     results = _results(targets, decomposition, skipped)
     replacements: dict[nn.Module, nn.Module] = {}
@@ -175,9 +177,8 @@ def plan_decomposition(
     model: nn.Module, decomposition: Decomposition, *, scope: Scope, map_sizes: MapSizes
 ) -> tuple[list[_Target], list[Skipped]]:
     """Sorts the model's convolutions into those to decompose and those to leave, with reasons."""
+    check_ranks(model, decomposition)
     convolutions = {m: n for m, n in names_by_identity(model).items() if isinstance(m, _CONVOLUTIONS)}
-    flat = [name for names in convolutions.values() for name in names]
-    require_matches(decomposition.ranks, flat, what="decomposition.ranks")
     targets: list[_Target] = []
     skipped: list[Skipped] = []
     for module, names in convolutions.items():

@@ -14,12 +14,13 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.channels import LabelGraph
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.copies import refresh_copies_
+from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
 from norton_plugin.modules.snapshot import Snapshot
-from norton_plugin.patterns import require_matches
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.criteria import GroupCriterion
+from norton_plugin.surgery.names import check_keeps, check_scope
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
@@ -28,6 +29,7 @@ from norton_plugin.surgery.surgeon import Surgeon
 logger = logging.getLogger(__name__)
 
 
+@preserved_random_state()
 def prune_(
     model: nn.Module,
     example_inputs: Any,
@@ -68,9 +70,8 @@ def prune_(
         SurgeryError: Nothing can be pruned, and ``require`` is set.
     """
     scope = scope or Scope()
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    scope.check(names)
-    require_matches(pruning.keeps, names, what="pruning.keeps")
+    check_scope(model, scope)
+    check_keeps(model, pruning)
     example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
@@ -79,7 +80,7 @@ def prune_(
     try:
         for trace in traces:
             work.prune_(trace)
-    except SurgeryError:
+    except BaseException:
         original.restore_()
         raise
     # Parts prove right by themselves; what stands around them has to run with them as well.

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.errors import SurgeryError
-from norton_plugin.mm.run.tracing import preserved_random_state
 from norton_plugin.mm.runner.migration import average_again_, plain_instances, unwrap
+from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.surgery.structure import Structure
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)

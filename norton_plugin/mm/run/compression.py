@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.mm.run.tracing import Trace, preserved_random_state, traces_of
+from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
+from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.pipeline import CompressionReport, compress
 from norton_plugin.recipe import Recipe
 

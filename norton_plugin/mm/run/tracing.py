@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from norton_plugin.errors import RecipeError
+from norton_plugin.modules.random_state import preserved_random_state
 
 Trace = Callable[[nn.Module, Any], Any]
 _MULTIPLE = 32
@@ -93,15 +91,3 @@ def _sample_shape(runner: Runner) -> tuple[int, int, int]:
         )
     channels, height, width = image.shape
     return channels, height, width
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Puts the random states of Python, numpy and torch back: a run goes on as if nothing had been drawn."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -1,0 +1,44 @@
+"""Which names of a model the patterns of a recipe can mean: known before any work is done."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.patterns import require_matches
+from norton_plugin.recipe import Decomposition, Pruning, Scope
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, CPDBlock)
+
+
+def check_scope(model: nn.Module, scope: Scope) -> None:
+    """Refuses a scope with a pattern that names no module.
+
+    Raises:
+        RecipeError: The pattern is quoted.
+    """
+    scope.check(_names(model, (nn.Module,)))
+
+
+def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
+    """Refuses a rank for a pattern that names no convolution.
+
+    Raises:
+        RecipeError: The pattern is quoted.
+    """
+    require_matches(decomposition.ranks, _names(model, _CONVOLUTIONS), what="decomposition.ranks")
+
+
+def check_keeps(model: nn.Module, pruning: Pruning) -> None:
+    """Refuses a share for a pattern that names no layer with filters: of no other layer is a share ever looked up.
+
+    Raises:
+        RecipeError: The pattern is quoted.
+    """
+    require_matches(pruning.keeps, _names(model, _PRODUCERS), what="pruning.keeps")
+
+
+def _names(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    """Dotted names of the modules of these kinds; one that stands in several places has several."""
+    return [name for name, m in model.named_modules(remove_duplicate=False) if name and isinstance(m, kinds)]
