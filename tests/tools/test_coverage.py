@@ -1,6 +1,5 @@
 """tools/coverage.py: what becomes of a model, one row for every outcome; and the fixed sample of models."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOL = Path(__file__).parents[1] / "tools" / "coverage.py"
+TOOL = Path(__file__).parents[2] / "tools" / "coverage.py"
 SAMPLE = json.loads(TOOL.with_name("coverage_models.json").read_text())["ci"]
 # In place of the process that examines one model: what it does is the model's name.
 WORKER = """
@@ -35,12 +34,9 @@ print(json.dumps(row))
 
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("coverage_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def tool(load_tool):
     threads = torch.get_num_threads()
-    yield module
+    yield load_tool("coverage.py")
     torch.set_num_threads(threads)
 
 
