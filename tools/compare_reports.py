@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coverage_row import load_disturbed, quick_recipe
+
 SAMPLE = Path(__file__).with_name("compare_reports_models.json")
 TIMED = ("seconds", "verify_seconds")
 WORDS = ("reason", "notes", "code", "codes", "text")
@@ -31,23 +33,12 @@ TOLERANCE = 1e-6
 
 def report_of(source: str, time_limit: float) -> dict[str, Any]:
     """Compress one model in this process and return its report as JSON holds it."""
-    import torch
-
     from norton_plugin import NortonError, compress
-    from norton_plugin.recipe import Decomposition, Pruning, Recipe
-    from norton_plugin.zoo import load_source
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     row: dict[str, Any] = {"model": source}
     try:
-        loaded = load_source(source)
-        for parameter in loaded.model.parameters():  # as in tools/coverage.py
-            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.data += 0.1 * torch.randn_like(parameter)
-        recipe = Recipe(
-            decomposition=Decomposition(rank=2, sweeps=20, restarts=1), pruning=Pruning(keep=0.7), time_limit=time_limit
-        )
+        loaded = load_disturbed(source)
+        recipe = quick_recipe(keep=0.7, time_limit=time_limit)
         _, report = compress(loaded.model, loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
     except NortonError as error:
         return row | {"failed": type(error).__name__, "reason": str(error)}
@@ -70,7 +61,7 @@ def write(models: list[str], path: Path, time_limit: float) -> None:
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Every field in which two reports differ, as readable lines."""
+    """Yield a readable line for every field in which two reports differ."""
     key = path.rpartition(".")[2]
     if key in TIMED or key in WORDS:
         return
@@ -96,9 +87,7 @@ def _reports(path: Path) -> dict[str, Any]:
 
 def compare(before: Path, after: Path) -> int:
     """Print what differs between two files of reports; return how many models do."""
-    old, new = (
-        {row["model"]: row for row in map(json.loads, path.read_text().splitlines())} for path in (before, after)
-    )
+    old, new = _reports(before), _reports(after)
     changed = 0
     for model in sorted(old.keys() | new.keys()):
         if model not in old or model not in new:

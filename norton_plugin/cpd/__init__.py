@@ -1,4 +1,4 @@
-"""Filter-wise CPD on tensors: factors, batched ALS, and other decompositions for comparison."""
+"""Filter-wise CPD on tensors: factors and their batched ALS."""
 
 from norton_plugin.cpd.als import CPDResult, decompose_filters, decompose_layers
 from norton_plugin.cpd.factors import CPDFactors, exact_factors

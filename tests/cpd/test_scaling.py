@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from norton_plugin.cpd import CPDFactors, decompose_filters, decompose_layers, exact_factors
-from norton_plugin.cpd.decomposers import FILTER_DECOMPOSERS, LAYER_METHODS, approximate_layer, decompose_by_name
 from norton_plugin.cpd.scaling import cube_root_of_power, times_power_of_two, unit_scale
 
 DOUBLES = [1e-300, 1e-280, 1e-200, 1e-100, 1e-20, 1e20, 1e100, 1e150, 1e200, 1e300]
@@ -83,23 +82,6 @@ def test_layers_of_different_scales_share_a_batch(weight: Tensor) -> None:
     plain = decompose_filters(weight, 3)
     for result in decompose_layers([weight * 1e-290, weight, weight * 1e290], 3, chunk_bytes=50_000):
         torch.testing.assert_close(result.nmse, plain.nmse, rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("scale", [1e-290, 1e290])
-@pytest.mark.parametrize("method", FILTER_DECOMPOSERS)
-def test_every_filter_method(weight: Tensor, method: str, scale: float) -> None:
-    plain = decompose_by_name(weight[:2], 2, method=method)
-    scaled = decompose_by_name(weight[:2] * scale, 2, method=method)
-    torch.testing.assert_close(scaled.nmse, plain.nmse, rtol=1e-3, atol=0)
-    _same(scaled.factors.reconstruct(), plain.factors.reconstruct(), scale, rtol=1e-2)
-
-
-@pytest.mark.parametrize("scale", [1e-290, 1e290])
-@pytest.mark.parametrize("method", ["als", *LAYER_METHODS])
-def test_every_layer_method(weight: Tensor, method: str, scale: float) -> None:
-    plain, scaled = (approximate_layer(w, 2, method=method) for w in (weight, weight * scale))
-    assert scaled.nmse == pytest.approx(plain.nmse, rel=1e-6) and 0.1 < plain.nmse < 1
-    _same(scaled.weight, plain.weight, scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize("powers", [(900, -600, -300), (-900, 450, 450), (1000, 0, 0), (300, 300, 300), (0, 0, -1050)])

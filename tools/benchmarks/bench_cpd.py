@@ -20,10 +20,10 @@ from typing import Any
 
 import tensorly
 import torch
+from comparison_methods import decompose_parafac
 from torch import Tensor, nn
 
 from norton_plugin.cpd import decompose_filters, decompose_layers
-from norton_plugin.cpd.decomposers import decompose_parafac
 
 
 def parse_args() -> argparse.Namespace:

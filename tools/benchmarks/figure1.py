@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison_methods import LAYER_METHODS, approximate_layer, filter_parameters, rank_for_parameters
 from torch import Tensor
-
-from norton_plugin.cpd.decomposers import LAYER_METHODS, approximate_layer, filter_parameters, rank_for_parameters
 
 LABELS = {
     "als": ("filter-wise CPD", "#1f5fa8", "o"),

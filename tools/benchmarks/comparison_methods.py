@@ -1,7 +1,8 @@
-"""Decompositions by name: our batched ALS, tensorly's as an oracle, and layer-wise ones to compare with.
+"""Decompositions that the package's own is compared with: tensorly's CPD of filters, and methods for whole layers.
 
-Filter-wise methods return a `CPDResult`. Layer-wise methods, which Figure 1 of the paper compares them with, return a
-`LayerApproximation`. tensorly is always run inside its own thread-local backend context.
+`decompose_parafac` is the slow oracle of `norton_plugin.cpd.decompose_filters`. The layer-wise methods are those that
+Figure 1 of the paper compares filter-wise CPD with; `approximate_layer` runs any of them by its name. tensorly always
+runs inside its own thread-local backend context. Benchmarks and tests import this file; the package does not.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class LayerMethod:
 
 
 def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int = 300) -> CPDResult:
-    """Decompose one filter after the other by tensorly's `parafac` from a random start: slow, the oracle.
+    """Decompose one filter after the other by tensorly's `parafac` from a random start.
 
     Args:
         weight: Shape (N, C, Kh, Kw).
@@ -89,14 +90,11 @@ def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int =
 
 
 def filter_parameters(shape: tuple[int, int, int, int], rank: int) -> int:
-    """Numbers stored by a filter-wise CPD: ``R N (C + Kh + Kw)`` (design/method.md, section 1).
+    """Return how many numbers a filter-wise CPD stores: ``R N (C + Kh + Kw)``.
 
     Args:
         shape: (N, C, Kh, Kw).
         rank: R.
-
-    Returns:
-        The count.
     """
     filters, channels, height, width = shape
     return rank * filters * (channels + height + width)
@@ -156,26 +154,6 @@ LAYER_METHODS: dict[str, LayerMethod] = {
 }
 """Layer-wise methods by name: CP of the 4-way weight; Tucker of both channel modes; truncated SVD of the
 N x (C Kh Kw) and of the (C Kh) x (N Kw) matrix."""
-
-
-def decompose_by_name(weight: Tensor, rank: int, *, method: str = "als", seed: int = 0) -> CPDResult:
-    """Run a filter-wise method.
-
-    Args:
-        weight: Shape (N, C, Kh, Kw).
-        rank: R, from 1 to Kh*Kw.
-        method: A key of `FILTER_DECOMPOSERS`.
-        seed: Of random starts.
-
-    Returns:
-        Factors and errors.
-
-    Raises:
-        DecompositionError: Unknown method, or as in `decompose_filters`.
-    """
-    if method not in FILTER_DECOMPOSERS:
-        raise DecompositionError(f"Unknown method {method!r}; choose one of {', '.join(FILTER_DECOMPOSERS)}.")
-    return FILTER_DECOMPOSERS[method](weight, rank, seed=seed)
 
 
 def approximate_layer(weight: Tensor, rank: int, *, method: str, seed: int = 0) -> LayerApproximation:

@@ -1,6 +1,5 @@
 """tools/coverage.py: what becomes of a model, one row for every outcome; and the fixed sample of models."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOL = Path(__file__).parents[1] / "tools" / "coverage.py"
+TOOL = Path(__file__).parents[2] / "tools" / "coverage.py"
 SAMPLE = json.loads(TOOL.with_name("coverage_models.json").read_text())["ci"]
 # In place of the process that examines one model: what it does is the model's name.
 WORKER = """
@@ -35,12 +34,9 @@ print(json.dumps(row))
 
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("coverage_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def tool(load_tool):
     threads = torch.get_num_threads()
-    yield module
+    yield load_tool("coverage.py")
     torch.set_num_threads(threads)
 
 
@@ -150,7 +146,7 @@ def test_bad_arguments_end_with_what_is_expected(arguments, message):
 def test_lists_hold_what_they_promise(tool):
     lists = json.loads(tool.LISTS.read_text())
     assert len(lists["ci"]) == len(set(lists["ci"])) == 25
-    alone = json.loads(tool.ALONE.read_text())
+    alone = json.loads(TOOL.with_name("coverage_alone.json").read_text())
     assert all(set(alone[name]) <= set(lists[name]) for name in alone if name != "note")
     assert (len(lists["timm-families"]), len(lists["timm-known"]), len(lists["mmdet-families"])) == (85, 48, 88)
 
@@ -194,6 +190,16 @@ def test_one_model_in_this_process(tool, tmp_path, monkeypatch):
     assert row["status"] == "none" and "1x1 kernel" in row["reason"]
     assert tool.examine("python:made_up_models:absent", 0.7, "auto", 60)["status"] == "not buildable"
     assert tool.examine("python:made_up_models:greedy", 0.7, "auto", 60)["status"] == "memory"
+
+
+def test_no_parameter_stays_constant(load_tool):
+    """Norms that are still the identity would hide a channel cut in the wrong place."""
+    row = load_tool("coverage_row.py")
+    first, again = (row.load_disturbed("demo:digits").model.state_dict() for _ in range(2))
+    norms = [name for name in first if name.endswith(("bn1.weight", "bn2.weight", "bn1.bias", "bn2.bias"))]
+    assert len(norms) == 14
+    for name in norms:
+        assert 0.05 < first[name].std() < 0.2 and torch.equal(first[name], again[name]), name
 
 
 @pytest.mark.slow
