@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .surgery import decompose_ as decompose_
     from .surgery import prune_ as prune_
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "CPDBlock": "blocks",

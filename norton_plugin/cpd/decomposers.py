@@ -88,7 +88,7 @@ def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int =
 
 
 def filter_parameters(shape: tuple[int, int, int, int], rank: int) -> int:
-    """Numbers stored by a filter-wise CPD: ``R N (C + Kh + Kw)`` (design/method.md, section 1).
+    """Numbers stored by a filter-wise CPD: ``R N (C + Kh + Kw)`` (docs/method.md, section 1).
 
     Args:
         shape: (N, C, Kh, Kw).
