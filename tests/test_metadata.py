@@ -18,7 +18,7 @@ import norton_plugin
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(norton_plugin.__file__).parent
 sys.path.insert(0, str(ROOT / "tools"))
-import compatibility
+import compatibility  # noqa: E402
 
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning"}
@@ -91,8 +91,10 @@ def test_nothing_is_declared_that_no_file_imports() -> None:
 
 
 def test_tools_of_developers_are_used() -> None:
-    files = [".ci/run", ".pre-commit-config.yaml", "mkdocs.yml", "pyproject.toml"]
-    files += [str(path.relative_to(ROOT)) for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.[ps][yh]")]
+    files = [".ci/run", "CONTRIBUTING.md", ".pre-commit-config.yaml", "mkdocs.yml", "pyproject.toml"]
+    files += [
+        str(path.relative_to(ROOT)) for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.[ps][yh]")
+    ]
     files.remove("tests/test_metadata.py")
     text = "\n".join((ROOT / name).read_text() for name in files)
     words = {canonicalize_name(word) for word in re.findall(r"[\w-]+", text)}

@@ -3,8 +3,9 @@
     python tools/compatibility.py                       both lanes; about 6 GB of downloads and twenty minutes each
     python tools/compatibility.py --lanes lowest --folder ENVIRONMENTS
 
-Each lane is a virtual environment of its own. ``lowest`` takes every lower bound of setup.cfg as the version, ``newest``
-whatever pip finds. The rows are kept in docs/results/compatibility.json, and docs/compatibility.md is made from them.
+Each lane is a virtual environment of its own. ``lowest`` takes every lower bound of setup.cfg as the version,
+``newest`` whatever pip finds. The rows are kept in docs/results/compatibility.json; docs/compatibility.md is made of
+them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,20 @@ IMPORTS = "import norton_plugin as n; [getattr(n, name) for name in n.__all__]; 
 VERSIONS = (
     "import json, sys; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
 )
+_OLDER = """Older versions of torch, found by installing them:
+
+| torch | what is missing |
+| --- | --- |
+| 2.3 | `torch.serialization.add_safe_globals`, so `NortonHook` cannot be imported; the rest can |
+| 2.2 | `torch.nn.attention`: nothing can be imported |
+| 2.1 | `torch.utils._pytree.tree_leaves`: nothing can be imported |
+
+2.6 is asked for because it is the first in which `weights_only=True` keeps its promise (CVE-2025-32434): before, a
+checkpoint could run code when it was read.
+
+The extra `mmdet` is tested with the pins of `tools/constraints.txt` alone (mmcv is built from source for every torch),
+so its lower bounds are the versions tested: mmengine is in the table above, mmcv 2.1.0, mmdet 3.3.0.
+"""
 _REQUIREMENT = re.compile(r"^(?P<name>[\w.-]+)(?:>=(?P<low>[\w.]+))?")
 
 
@@ -100,7 +115,16 @@ def _outcome(command: list[str]) -> str:
 
 def _tests(python: Path) -> str:
     """Return pytest's own summary, with the names of the tests that failed."""
-    options = ["-q", "--no-header", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    options = [
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(ROOT),
+        "-c",
+        str(ROOT / "pyproject.toml"),
+    ]
     done = _run([str(python), "-m", "pytest", *options, "-m", "not slow and not mm", *(str(ROOT / t) for t in TESTS)])
     lines = done.stdout.splitlines()
     failed = [line.split(" - ")[0].split("tests/")[-1] for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -125,20 +149,16 @@ def page(rows: dict[str, Any], bounds: dict[str, str]) -> str:
         f"| {name} | {' | '.join(row['versions'].get(name, '-') for row in lanes)} |\n" for name in sorted(bounds)
     )
     body += f"| tests | {' | '.join(row['tests'] for row in lanes)} |\n"
+    extras = " and ".join(f"`{extra}`" for extra in EXTRAS)
     return f"""# Compatibility
 
-Made by `tools/compatibility.py`: the light installation (extras {" and ".join(f"`{extra}`" for extra in EXTRAS)}) once with
-every lower bound of `setup.cfg` as the version, once with the newest versions that pip finds together, each in an
-environment of its own. "imports" loads every public name. "tests" runs the tests of the algorithms, the tracer, surgery,
-artefacts and lowering; those marked `slow` or `mm` are left out.
+Made by `tools/compatibility.py`: the light installation (extras {extras}) once with every lower bound of `setup.cfg`
+as the version, once with the newest versions that pip finds together, each in an environment of its own. "imports"
+loads every public name. "tests" runs the tests of the algorithms, the tracer, surgery, artefacts and lowering; those
+marked `slow` or `mm` are left out.
 
 {head}{body}
-Older than that, found by installing them: torch 2.2 has no `torch.nn.attention`, torch 2.1 no
-`torch.utils._pytree.tree_leaves`; with neither can the package be imported.
-
-The extra `mmdet` is tested with the pins of `tools/constraints.txt` alone (mmcv exists as source, and every torch wants a
-build of its own), so its lower bounds are the versions tested: mmengine is in the table above, mmcv 2.1.0, mmdet 3.3.0.
-"""
+{_OLDER}"""
 
 
 def main(arguments: list[str] | None = None) -> int:
