@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from documents import BLOCKS, PAGES, Block, blocks_of, run
+from documents import BLOCKS, PAGES, ROOT, Block, blocks_of, run
 
 
 def pages(kind: str) -> list[Path]:
@@ -12,7 +12,7 @@ def pages(kind: str) -> list[Path]:
 
 
 def name(page: Path) -> str:
-    return page.relative_to(page.parents[1]).as_posix()
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", pages("run"), ids=name)
