@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from norton_plugin.zoo import ModelSource as ModelSource
     from norton_plugin.zoo import load_source as load_source
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ArtifactError": "errors",

@@ -1,4 +1,4 @@
-"""Closed forms of method.md, section 1, against the counter and the paper."""
+"""Closed forms of docs/method.md, section 1, against the counter and the paper."""
 
 import pytest
 import torch

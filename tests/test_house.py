@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,14 @@ def test_every_room_has_a_row() -> None:
     rooms = {name.split(".")[1] for name, _ in _modules() if "." in name} - {"cli", "__main__"}
     assert "errors" in rooms
     assert rooms - set(ARROWS) == set(), "add the new room to ARROWS, with what it may import"
+
+
+def test_the_page_shows_these_arrows(repository: Path) -> None:
+    page = (repository / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    shown = {room: set(arrows.split(", ")) - {"-"} for room, _, arrows in rows}
+    assert shown == ARROWS
+    assert list(shown) == list(ARROWS)
 
 
 def test_arrows_point_up_only() -> None:

@@ -1,7 +1,7 @@
 """Unpack the archives of a data folder into the user's cache, outside the repository.
 
 Example:
-    python tools/prepare_data.py ../shared/data/cifar10_jpeg
+    python tools/prepare_data.py FOLDER/cifar10_jpeg
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Closed-form cost of a convolution and of its decomposition (design: method, section 1)."""
+"""Closed-form cost of a convolution and of its decomposition (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

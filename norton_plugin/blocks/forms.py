@@ -1,4 +1,4 @@
-"""Equivalent ways to run one set of factors (design: method, section 5).
+"""Equivalent ways to run one set of factors (docs/method.md, section 5).
 
 All compute the convolution with the weight ``W[n] = sum_r head[n, r] o vertical[n, r] o horizontal[n, r]``;
 they differ in speed and memory alone. The input is padded already, except for ``padding``, the symmetric zero

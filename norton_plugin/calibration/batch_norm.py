@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a changed model (design: method, section 3)."""
+"""BatchNorm statistics of a changed model (docs/method.md, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rank-R CPD of all filters of one or many layers at once (design/method.md, section 1)."""
+"""Rank-R CPD of all filters of one or many layers at once (docs/method.md, section 1)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ class CPDFactors(NamedTuple):
     """Rank-R canonical polyadic factors of N filters of shape (C, Kh, Kw).
 
     Filter ``n`` is ``sum_r head[n, r] o vertical[n, r] o horizontal[n, r]`` with ``o`` the outer product
-    (design/method.md, section 1).
+    (docs/method.md, section 1).
 
     Attributes:
         head: Input-channel factor, shape (N, R, C).

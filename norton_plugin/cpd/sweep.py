@@ -2,7 +2,7 @@
 
 With the unfolding ``A`` (C, D) of a filter, ``D = Kh*Kw``, and ``K`` (D, R) the Khatri-Rao product of the vertical
 and horizontal factors, the best head is ``A K (K'K)^-1``. The other two updates see the head only through
-``G = A'A`` (the R of the QR compression of design/method.md section 1, squared): with ``P = G K (K'K)^-1`` (D, R),
+``G = A'A`` (docs/method.md, section 1): with ``P = G K (K'K)^-1`` (D, R),
 
     head' head        = (K'K)^-1 K' P
     MTTKRP, vertical  = sum_j P[(i, j), r] horizontal[j, r]

@@ -1,4 +1,4 @@
-"""Choosing, block by block, the equivalent form that is fastest here (design: method, section 5)."""
+"""Choosing, block by block, the equivalent form that is fastest here (docs/method.md, section 5)."""
 
 from __future__ import annotations
 

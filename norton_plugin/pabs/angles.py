@@ -1,4 +1,4 @@
-"""Principal angles between the row spans of many factor matrices (design/method.md, section 2)."""
+"""Principal angles between the row spans of many factor matrices (docs/method.md, section 2)."""
 
 import math
 from typing import NamedTuple
@@ -101,7 +101,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 def largest_angle_matrix(factor: Tensor, *, chunk_bytes: int | None = None) -> Tensor:
     """Largest principal angle between the row spans of every pair of filters.
 
-    Its cosine is the smallest singular value of the product of the two bases (design/method.md, section 2).
+    Its cosine is the smallest singular value of the product of the two bases (docs/method.md, section 2).
     Slow reference: `principal_angles(factor[i], factor[j]).max()` for each pair, or SciPy's `subspace_angles`.
     Spans of different dimension are compared as there: a span contained in the other is at angle zero. A zero
     filter has no direction; its angle to every filter is defined as zero.

@@ -9,7 +9,7 @@ from norton_plugin.pabs.distance import PairwiseDistance, flatten_filters, vecto
 def vbd_distance(weight: Tensor) -> PairwiseDistance:
     """Variance-based distance of the filters taken as vectors.
 
-    d(i, j) = var(w_i - w_j) / (var w_i + var w_j), design/method.md, section 2. It ignores the means of the
+    d(i, j) = var(w_i - w_j) / (var w_i + var w_j), docs/method.md, section 2. It ignores the means of the
     filters: 0 for filters equal up to a constant, 1 for uncorrelated ones, 2 for opposite ones. Two constant
     filters are at distance 0. Scale matters: d(w, a w) = (1 - a)^2 / (1 + a^2).
 

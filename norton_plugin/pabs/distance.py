@@ -41,7 +41,7 @@ def pabs_distance(
 ) -> PairwiseDistance:
     """Sum over the factors of the largest principal angle between the filters' row spans.
 
-    distance(i, j) = sum_F theta_F(i, j), design/method.md, section 2. Invariant to the scaling, permutation and
+    distance(i, j) = sum_F theta_F(i, j), docs/method.md, section 2. Invariant to the scaling, permutation and
     mixing of components within a factor. A factor whose every span is the whole space (R >= D) adds nothing and is
     named in the notes. When no factor is left, the filters are compared as vectors instead (`vector_distance` of
     the reconstructed filters, or of `weight`), and the notes say so.
@@ -84,7 +84,7 @@ def pabs_distance(
 def vector_distance(rows: Tensor, *, chunk_bytes: int | None = None) -> PairwiseDistance:
     """Angle between the lines through the filters taken as vectors: arccos |cos|.
 
-    This is PABS with one factor of rank one: what 1x1 convs and Linear layers use (design/method.md, section 2).
+    This is PABS with one factor of rank one: what 1x1 convs and Linear layers use (docs/method.md, section 2).
 
     Args:
         rows: Floating tensor (N, ...), flattened to (N, D).

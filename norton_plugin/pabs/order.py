@@ -1,4 +1,4 @@
-"""From distances to decisions: the order in which filters are removed (design/method.md, section 2)."""
+"""From distances to decisions: the order in which filters are removed (docs/method.md, section 2)."""
 
 from typing import Any
 

@@ -16,4 +16,4 @@ def test_the_public_resnet20_on_the_jpeg_test_set(shared_data, tmp_path):
     source = load_source("cifar:resnet20", checkpoint=shared_data / "weights" / "cifar10_resnet20.safetensors")
     result = evaluate(source.model, images, mean=source.mean, std=source.std)
     assert result.n == 10_000
-    assert result.top1 == pytest.approx(81.03, abs=0.1)  # 81.0 by design/method.md
+    assert result.top1 == pytest.approx(81.03, abs=0.1)  # docs/results, "rank by rank"

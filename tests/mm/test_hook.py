@@ -1,4 +1,4 @@
-"""NortonHook on mmengine's stock Runner. T1 ... are the traps of the design notes."""
+"""NortonHook on mmengine's stock Runner. T1 ... are the traps of docs/traps.md."""
 
 import copy
 import json

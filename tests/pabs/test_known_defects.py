@@ -1,4 +1,4 @@
-"""Two defects of the paper's public code (design/method.md, section 2), shown here, and absent from ours."""
+"""Two defects of the paper's public code (docs/method.md, section 2), shown here, and absent from ours."""
 
 import math
 

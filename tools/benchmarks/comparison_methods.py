@@ -90,7 +90,7 @@ def decompose_parafac(weight: Tensor, rank: int, *, seed: int = 0, sweeps: int =
 
 
 def filter_parameters(shape: tuple[int, int, int, int], rank: int) -> int:
-    """Return how many numbers a filter-wise CPD stores: ``R N (C + Kh + Kw)``.
+    """Return how many numbers a filter-wise CPD stores: ``R N (C + Kh + Kw)`` (docs/method.md, section 1).
 
     Args:
         shape: (N, C, Kh, Kw).
