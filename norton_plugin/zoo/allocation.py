@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from norton_plugin.errors import SourceError
+from norton_plugin.zoo.stored import TRUST
 
 _MOST_BYTES = 8 * 2**30
 _MOST_OPERATIONS = 100_000  # the largest detector of mmdet, two hourglasses of 104 layers, takes 6,200
@@ -33,6 +34,11 @@ class BoundedTensors(TorchDispatchMode):
         self._bytes = 0
         self._operations = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler for this class, which takes seconds and makes a folder."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -45,8 +51,8 @@ class BoundedTensors(TorchDispatchMode):
         self._bytes += _bytes_made(func, args, kwargs or {})
         if self._bytes > self.most or self._operations > _MOST_OPERATIONS:
             raise SourceError(
-                f"the model would take over {self.most / 2**30:g} GiB or {_MOST_OPERATIONS} operations to build; if it "
-                "is meant to, trust its source (--trust-code, or trust_code=True)"
+                f"the model would take over {self.most / 2**30:g} GiB or {_MOST_OPERATIONS} operations to build; "
+                f"{TRUST}"
             )
         return func(*args, **(kwargs or {}))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_values, shown
+from .stored import check_values, label
 
 _INPUT_SIZE = (3, 32, 32)
 
@@ -268,5 +268,5 @@ def build(
 def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build a network of the paper from stored arguments, which are sizes alone."""
     if not trust_code:
-        check_values(f"cifar:{shown(name)}", kwargs)
+        check_values(label("cifar", name), kwargs)
     return build(name, kwargs=kwargs).model

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtraError, NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_values, shown
+from .stored import check_values, label
 
 _SIDE = 16
 # of the training images, scaled to [0, 1] and enlarged to 16x16
@@ -154,5 +154,5 @@ def build(
 def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build the network of the demonstration from stored arguments, which are sizes alone."""
     if not trust_code:
-        check_values(f"demo:{shown(name)}", kwargs)
+        check_values(label("demo", name), kwargs)
     return build(name, kwargs=kwargs).model

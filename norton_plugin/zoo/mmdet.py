@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtraError, NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
-from .stored import check_values, not_trusted, shown
+from .stored import check_values, label, not_trusted, shown
 
 try:
     from mmengine.config import ConfigDict
@@ -81,24 +81,24 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         SourceError: It is not trusted, names more than parts of models, or cannot be built.
         MissingExtraError: mmdet is not installed.
     """
-    source, given = f"mmdet:{name}", kwargs.get("model")
+    source, given = label("mmdet", name), kwargs.get("model")
     if not given:
         if not trust_code:
             raise not_trusted(source, kwargs)
         return build(name).model
     if not isinstance(given, Mapping) or len(kwargs) > 1:
-        raise SourceError(f"{shown(source)} is stored with {shown(dict(kwargs))}; expected a mapping as model, alone")
+        raise SourceError(f"{source} is stored with {shown(dict(kwargs))}; expected a mapping as model, alone")
     _register(name)
     from . import mmdet_types
 
     if not trust_code:
-        check_values(shown(source), kwargs, special=mmdet_types.SPECIAL)
+        check_values(source, kwargs, special=mmdet_types.SPECIAL)
     # An artefact brings all weights. Initialisers would only open what they name, now or when it is saved again.
     config = without_downloads(from_json(given), initialised=False)
     if trust_code:
         return _assembled(name, config)
-    mmdet_types.check_types(shown(source), config)
-    with mmdet_types.known_names(shown(source)):
+    mmdet_types.check_types(source, config)
+    with mmdet_types.known_names(source):
         return _assembled(name, config)
 
 

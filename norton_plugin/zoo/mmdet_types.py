@@ -25,7 +25,7 @@ from torch import nn
 
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo.ecosystem import first_line
-from norton_plugin.zoo.stored import shown
+from norton_plugin.zoo.stored import TRUST, shown
 
 # Keys that hold a name, and the mark of a tuple.
 SPECIAL = ("type", "_scope_", "__tuple__")
@@ -184,5 +184,5 @@ def _import_optional(source: str) -> None:
 def _refusal(source: str, name: Any) -> SourceError:
     return SourceError(
         f"{source} is stored with type {shown(name)}; expected a part of a model of mmdet, mmcv, mmengine or torch "
-        "that opens no file or connection; look at the source, then trust it (--trust-code, or trust_code=True)"
+        f"that opens no file or connection; {TRUST}"
     )

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import SourceError
 from .ecosystem import Built, failed_build, first_line, no_weights
 from .preprocessing import Preprocessing, resolve_input_size
-from .stored import not_trusted
+from .stored import label, not_trusted
 
 
 def names() -> list[str]:
@@ -70,7 +70,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         SourceError: It is not, or the call fails as in :func:`build`.
     """
     if not trust_code:
-        raise not_trusted(f"python:{name}", kwargs)
+        raise not_trusted(label("python", name), kwargs)
     return build(name, kwargs=kwargs).model
 
 

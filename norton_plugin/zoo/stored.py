@@ -15,6 +15,8 @@ from typing import Any
 
 from norton_plugin.errors import SourceError
 
+# How every refusal ends of what may be meant as it is.
+TRUST = "look at the source, then trust it (--trust-code, or trust_code=True)"
 _KEYS = ("kind", "name", "kwargs")
 _LONGEST_NAME = 4096  # a path of a config can be one
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -76,7 +78,9 @@ def check_values(source: str, kwargs: Mapping[str, Any], *, special: Collection[
         place, value, depth = pending.pop()
         if not isinstance(value, Mapping | list | tuple):
             if (wanted := _wanted(value, free=place.rpartition(".")[2] in special)) is not None:
-                raise SourceError(f"{source} is stored with {shown(value)} for {shown(place)}; expected {wanted}")
+                raise SourceError(
+                    f"{source} is stored with {shown(value)} for {shown(place)}; expected {wanted}; {TRUST}"
+                )
             continue
         left -= len(value)
         if left < 0 or depth == _DEEPEST:
@@ -127,9 +131,14 @@ def check_no_weights(source: str, kwargs: Mapping[str, Any], keys: Collection[st
 def not_trusted(source: str, kwargs: Mapping[str, Any]) -> SourceError:
     """Describe a model that only code can build."""
     return SourceError(
-        f"the model is built by code, {shown(source)} with arguments {shown(dict(kwargs))}, which is not run unasked; "
-        "look at it, then trust it (--trust-code, or trust_code=True)"
+        f"the model is built by code, {source} with arguments {shown(dict(kwargs))}, which is not run unasked; {TRUST}"
     )
+
+
+def label(kind: str, name: str) -> str:
+    """Name a source in messages: ``timm:resnet18``, shortened where it is long."""
+    text = f"{kind}:{name}"
+    return text if len(text) <= _LONGEST_WORD else f"{text[:_LONGEST_WORD]}..."
 
 
 def shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import MissingExtraError, NortonError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_no_weights, check_values, shown
+from .stored import check_no_weights, check_values, label
 
 try:
     import timm
@@ -102,7 +102,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         SourceError: Other arguments, or as in :func:`build`.
     """
     if not trust_code:
-        source = f"timm:{shown(name)}"
+        source = label("timm", name)
         check_no_weights(source, kwargs, _NOT_OF_MODELS)
         check_values(source, kwargs)
     return build(name, kwargs=kwargs).model

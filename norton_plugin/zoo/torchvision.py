@@ -8,7 +8,7 @@ from torch import nn
 from ..errors import MissingExtraError, NortonError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_no_weights, check_values, shown
+from .stored import check_no_weights, check_values, label
 
 try:
     from torchvision import models
@@ -85,7 +85,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         SourceError: Other arguments, or as in :func:`build`.
     """
     if not trust_code:
-        source = f"torchvision:{shown(name)}"
+        source = label("torchvision", name)
         # torchvision calls them weights, weights_backbone, pretrained and pretrained_backbone
         check_no_weights(source, kwargs, [key for key in kwargs if str(key).startswith(("weights", "pretrained"))])
         check_values(source, kwargs)
