@@ -91,12 +91,11 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
     _register(name)
     from . import mmdet_types
 
-    if not trust_code:
-        check_values(source, kwargs, special=mmdet_types.SPECIAL)
     # An artefact brings all weights. Initialisers would only open what they name, now or when it is saved again.
     config = without_downloads(from_json(given), initialised=False)
     if trust_code:
         return _assembled(name, config)
+    check_values(source, {"model": config}, special=mmdet_types.NAMES)
     mmdet_types.check_types(source, config)
     with mmdet_types.known_names(source):
         return _assembled(name, config)

@@ -27,8 +27,7 @@ from norton_plugin.errors import SourceError
 from norton_plugin.zoo.ecosystem import first_line
 from norton_plugin.zoo.stored import TRUST, shown
 
-# Keys that hold a name, and the mark of a tuple.
-SPECIAL = ("type", "_scope_", "__tuple__")
+NAMES = ("type", "_scope_")  # keys that hold one
 _OPTIONAL = "mmpretrain"
 _SCOPES = ("mmengine", "mmcv", "mmdet", _OPTIONAL)
 # Where the classes lie that a model is made of.

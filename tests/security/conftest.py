@@ -51,6 +51,7 @@ class Trap:
             path.write_bytes(pickle.dumps(_Payload(self.mark)))
         else:
             path.write_text(self.expression if text is None else text)
+        _opened.clear()  # this was no attack
         return str(path)
 
     def sprung(self) -> list[str]:
