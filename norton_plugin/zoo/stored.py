@@ -146,6 +146,7 @@ def shown(value: Any) -> str:
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     try:
-        return short.repr(value)
+        text = short.repr(value)
     except ValueError:  # Python does not write integers of over 4,300 digits
         return f"an unprintable {type(value).__name__}"
+    return text if len(text) <= _LONGEST_WORD else f"{text[:_LONGEST_WORD]}..."

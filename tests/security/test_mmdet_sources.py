@@ -236,3 +236,54 @@ def test_the_name_is_a_label(good, trap):
         rebuild({"kind": "mmdet", "name": script, "kwargs": {"model": {}}})
     assert trap.sprung() == []
     assert Path(script).is_file()
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"inner": value}
+    return value
+
+
+DAMAGED: dict[str, Any] = {
+    "a list as model": [CONV],
+    "a word as model": "word",
+    "a number as model": 3,
+    "no type": {"in_channels": 3},
+    "a list as type": {**CONV, "type": ["ConvModule"]},
+    "a number as type": {**CONV, "type": 3},
+    "a mapping as type": {**CONV, "type": {"type": "ConvModule"}},
+    "a long type": {**CONV, "type": "C" * 10**7},
+    "an unknown type": {**CONV, "type": "NoSuchConvModule"},
+    "a word as mapping": {**CONV, "norm_cfg": "BN"},
+    "a list as scope": {**CONV, "_scope_": ["mmdet"]},
+    "a private key": {**CONV, "_delete_": True},
+    "a tuple of a number": {**CONV, "kernel_size": {"__tuple__": 3}},
+    "a tuple and more": {**CONV, "kernel_size": {"__tuple__": [3], "more": 1}},
+    "missing arguments": {"type": "ConvModule"},
+    "arguments unknown": {**CONV, "no_such_argument": 1},
+    "a large number": {**CONV, "out_channels": 10**12},
+    "numbers large together": {**CONV, "in_channels": 10**6, "out_channels": 10**6},
+    "a negative number": {**CONV, "out_channels": -4},
+    "deep": {**CONV, "inner": nested(100)},
+    "very deep": {**CONV, "inner": nested(100_000)},
+    "wide": {**CONV, "inner": [0] * 10**6},
+    "many anchors": {"type": "RetinaHead", "num_classes": 10**6, "in_channels": 256},
+    "many layers": {"type": "HourglassNet", "num_stacks": 10**6, "feat_channels": 1, "downsample_times": 900},
+    "no detector": {"type": "AnchorGenerator", "strides": [4], "ratios": [1.0], "scales": [8]},
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_config_is_one_clear_error(damaged):
+    with pytest.raises(SourceError) as caught:
+        rebuild(other(damaged))
+    text = str(caught.value)
+    assert len(text) < 800 and text.isprintable()
+
+
+def test_a_config_stands_alone():
+    spec = other(CONV)
+    spec["kwargs"]["custom_imports"] = {"imports": "os"}
+    with pytest.raises(SourceError, match="expected a mapping as model, alone"):
+        rebuild(spec)
