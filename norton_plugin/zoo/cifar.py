@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SourceError
+from ..errors import NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
+from .stored import check_values, label
 
 _INPUT_SIZE = (3, 32, 32)
 
@@ -256,7 +257,16 @@ def build(
         arguments["num_classes"] = num_classes
     try:
         model = _BUILDERS[name](**arguments)
-    except (TypeError, ValueError) as error:
+    except NortonError:
+        raise
+    except Exception as error:  # of whichever layer the arguments do not fit
         raise failed_build("cifar", name, error) from error
     size = resolve_input_size(input_size, _INPUT_SIZE)
     return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, crop_pct=1.0))
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Build a network of the paper from stored arguments, which are sizes alone."""
+    if not trust_code:
+        check_values(label("cifar", name), kwargs)
+    return build(name, kwargs=kwargs).model

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, SourceError
+from ..errors import MissingExtraError, NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
+from .stored import check_values, label
 
 _SIDE = 16
 # of the training images, scaled to [0, 1] and enlarged to 16x16
@@ -142,7 +143,16 @@ def build(
         arguments["num_classes"] = num_classes
     try:
         model = DigitsNet(**arguments)
-    except (TypeError, ValueError) as error:
+    except NortonError:
+        raise
+    except Exception as error:  # of whichever layer the arguments do not fit
         raise failed_build("demo", name, error) from error
     size = resolve_input_size(input_size, (1, _SIDE, _SIDE))
     return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, _MEAN, _STD, crop_pct=1.0))
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Build the network of the demonstration from stored arguments, which are sizes alone."""
+    if not trust_code:
+        check_values(label("demo", name), kwargs)
+    return build(name, kwargs=kwargs).model

@@ -29,9 +29,9 @@ class Built:
 
 
 class Ecosystem(Protocol):
-    """The two functions a file of the zoo defines.
+    """The three functions a file of the zoo defines.
 
-    One whose models a plain call does not run defines a third, ``trace_of``: it maps a model and an example to the
+    One whose models a plain call does not run defines a fourth, ``trace_of``: it maps a model and an example to the
     function that runs what can be traced, and what that covers in words.
     """
 
@@ -49,6 +49,13 @@ class Ecosystem(Protocol):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Built:
         """Build one model."""
+        ...
+
+    def rebuild(self, name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+        """Build one model from what an artefact says.
+
+        Unless ``trust_code``, nothing but constructors of models runs, and nothing is opened.
+        """
         ...
 
 

@@ -7,20 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, SourceError
+from ..errors import MissingExtraError, NortonError, SourceError
 from .ecosystem import Built, failed_build, no_weights
-from .mmdet_configs import cause, check_stored, from_json, names, read, to_json, without_downloads
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
+from .stored import check_values, label, not_trusted, shown
+
+try:
+    from mmengine.config import ConfigDict
+    from mmengine.registry import DefaultScope
+
+    from .mmdet_configs import cause, from_json, names, read, to_json, without_downloads
+except ImportError as _error:
+    raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[mmdet]'") from _error
 
 _INPUT_SIZE = (3, 320, 320)
-# A model cannot be built for many reasons: operators of CUDA alone, packages that are absent, arguments of old configs.
-_BUILD_ERRORS = (ImportError, KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError, OSError)
 
-__all__ = ["build", "names", "trace_of"]
+__all__ = ["build", "names", "rebuild", "trace_of"]
 
 
 def build(
@@ -51,35 +55,50 @@ def build(
         raise no_weights("mmdet", name, SourceError("weights of detectors are given as files"))
     if num_classes is not None:
         raise SourceError("num_classes of a detector is set in its config, where several heads have it; edit it there")
-    try:
-        from mmdet.registry import MODELS
-        from mmdet.utils import register_all_modules
-    except ImportError as error:
-        raise MissingExtraError(f"mmdet:{name} needs mmdet with mmcv's operators: {error}") from error
     given = dict(kwargs or {}).get("model")
     size = resolve_input_size(input_size, _INPUT_SIZE)
-    register_all_modules(init_default_scope=False)
-    if given:
-        config = without_downloads(from_json(given))
-        check_stored(name, config)
-    else:
-        config = read(name)
-    try:
-        with DefaultScope.overwrite_default_scope("mmdet"):
-            # A copy: heads write into what they are built from.
-            model = MODELS.build(ConfigDict(without_downloads(config)))
-            _initialise_(model)
-    except _BUILD_ERRORS as error:
-        if (reason := cause(error)) is not None:
-            raise SourceError(f"mmdet:{name} cannot be built: {reason}") from error
-        raise failed_build("mmdet", name, error) from error
-    _allow_zero_eps_(model)
-    model.eval()
+    _register(name)
+    config = without_downloads(from_json(given)) if given else read(name)
     return Built(
-        model=model,
+        model=_assembled(name, config),
         kwargs={"model": to_json(config)},
         preprocessing=_preprocessing(config, size),
     )
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Build the detector of a stored config; ``name`` is a label then, and nothing of this name is opened.
+
+    Args:
+        name: As for :func:`build`.
+        kwargs: ``{"model": ...}``; without a config, ``name`` is read, which runs it.
+        trust_code: Read ``name`` where there is no config, and build whatever else than parts of models is named.
+
+    Returns:
+        The detector, with weights that come from nowhere but its constructors.
+
+    Raises:
+        SourceError: It is not trusted, names more than parts of models, or cannot be built.
+        MissingExtraError: mmdet is not installed.
+    """
+    source, given = label("mmdet", name), kwargs.get("model")
+    if not given:
+        if not trust_code:
+            raise not_trusted(source, kwargs)
+        return build(name).model
+    if not isinstance(given, Mapping) or len(kwargs) > 1:
+        raise SourceError(f"{source} is stored with {shown(dict(kwargs))}; expected a mapping as model, alone")
+    _register(name)
+    from . import mmdet_types
+
+    # An artefact brings all weights. Initialisers would only open what they name, now or when it is saved again.
+    config = without_downloads(from_json(given), initialised=False)
+    if trust_code:
+        return _assembled(name, config)
+    check_values(source, {"model": config}, special=mmdet_types.NAMES)
+    mmdet_types.check_types(source, config)
+    with mmdet_types.known_names(source):
+        return _assembled(name, config)
 
 
 def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, Any], Any], str]:
@@ -87,6 +106,34 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, An
     from . import detector_parts
 
     return detector_parts.trace_of(model, example)
+
+
+def _register(name: str) -> None:
+    try:
+        from mmdet.utils import register_all_modules
+    except ImportError as error:
+        raise MissingExtraError(f"mmdet:{name} needs mmdet with mmcv's operators: {error}") from error
+    register_all_modules(init_default_scope=False)
+
+
+def _assembled(name: str, config: Mapping[str, Any]) -> nn.Module:
+    """The detector of a config that fetches nothing, in eval mode."""
+    from mmdet.registry import MODELS
+
+    try:
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            # A copy: heads write into what they are built from.
+            model: nn.Module = MODELS.build(ConfigDict(without_downloads(config)))
+            _initialise_(model)
+    except NortonError:
+        raise
+    except Exception as error:  # operators of CUDA alone, packages that are absent, arguments of old configs, ...
+        if (reason := cause(error)) is not None:
+            raise SourceError(f"mmdet:{name} cannot be built: {reason}") from error
+        raise failed_build("mmdet", name, error) from error
+    _allow_zero_eps_(model)
+    model.eval()
+    return model
 
 
 def _initialise_(model: Any) -> None:

@@ -16,8 +16,6 @@ from ..errors import MissingExtraError, SourceError
 from .ecosystem import failed_build, unknown_model
 
 _TUPLE = "__tuple__"
-# Where dotted names of model classes lie.
-_MODELS = ("mmdet.models.", "mmcv.cnn.", "mmcv.ops.", "mmengine.model.", "torch.nn.", "mmpretrain.models.")
 # Keys that name a file of weights to fetch while a model is built.
 _WEIGHTS = ("pretrained", "teacher_ckpt")
 # Packages whose name to import is not their name to install.
@@ -58,25 +56,37 @@ def read(name: str) -> dict[str, Any]:
     return _with_teacher(model)
 
 
-def without_downloads(config: Any) -> Any:
-    """A copy of a model's config, as plain dicts, lists and tuples, that fetches no weights."""
+def without_downloads(config: Any, *, initialised: bool = True) -> Any:
+    """A copy of a model's config, as plain dicts, lists and tuples, that fetches no weights.
+
+    Args:
+        config: The config, or a part of it.
+        initialised: Keep initialisers that only compute. An artefact's model needs none: all weights are stored.
+    """
     if isinstance(config, Mapping):
         return {
-            key: without_downloads(value)
+            key: without_downloads(value, initialised=initialised)
             for key, value in config.items()
-            if key not in _WEIGHTS and not (key == "init_cfg" and _is_pretrained(value))
+            if key not in _WEIGHTS and (key != "init_cfg" or (initialised and not _is_pretrained(value)))
         }
     if isinstance(config, list | tuple):
-        return type(config)(without_downloads(value) for value in config if not _is_pretrained(value))
+        kept = (value for value in config if not _is_pretrained(value))
+        return type(config)(without_downloads(value, initialised=initialised) for value in kept)
     return config
 
 
 def _is_pretrained(config: Any) -> bool:
-    return isinstance(config, Mapping) and (config.get("type") == "Pretrained" or set(config) == {"checkpoint"})
+    if not isinstance(config, Mapping):
+        return False
+    kind = config.get("type")
+    name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+    return name in ("Pretrained", "PretrainedInit") or set(config) == {"checkpoint"}
 
 
 def to_json(config: Any) -> Any:
-    """What JSON keeps of a config: a tuple is ``{"__tuple__": [...]}``, which mmdet tells apart from a list."""
+    """What JSON keeps of a config: a tuple, which mmdet tells apart from a list, and a class, by its full name."""
+    if isinstance(config, type):
+        return f"{config.__module__}.{config.__qualname__}"
     if isinstance(config, Mapping):
         return {key: to_json(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -92,30 +102,6 @@ def from_json(config: Any) -> Any:
             return tuple(from_json(value) for value in config[_TUPLE])
         return {key: from_json(value) for key, value in config.items()}
     return [from_json(value) for value in config] if isinstance(config, list) else config
-
-
-def check_stored(name: str, config: Any) -> None:
-    """Refuses a config from an artefact that would run more than constructors of models.
-
-    mmengine imports whatever dotted name a ``type`` holds, and calls it; a teacher's config given as a path is run.
-
-    Raises:
-        SourceError: Such a value.
-    """
-    if isinstance(config, list | tuple):
-        for value in config:
-            check_stored(name, value)
-    if not isinstance(config, Mapping):
-        return
-    kind, teacher = config.get("type"), config.get("teacher_config")
-    if isinstance(kind, str) and "." in kind and not kind.startswith(_MODELS):
-        raise SourceError(
-            f"mmdet:{name} is stored with type {kind!r}; expected a registered name, or a class of a model"
-        )
-    if teacher is not None and not isinstance(teacher, Mapping):
-        raise SourceError(f"mmdet:{name} is stored with teacher_config {teacher!r}; expected the config itself")
-    for value in config.values():
-        check_stored(name, value)
 
 
 def cause(error: BaseException) -> str | None:

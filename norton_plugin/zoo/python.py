@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import SourceError
 from .ecosystem import Built, failed_build, first_line, no_weights
 from .preprocessing import Preprocessing, resolve_input_size
+from .stored import label, not_trusted
 
 
 def names() -> list[str]:
@@ -60,6 +61,17 @@ def build(
     size = resolve_input_size(input_size, own_size if _is_shape(own_size) else default.input_size)
     mean, std = (getattr(model, key, getattr(default, key)) for key in ("mean", "std"))
     return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, tuple(mean), tuple(std)))
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Call the function that an artefact names, if it is trusted.
+
+    Raises:
+        SourceError: It is not, or the call fails as in :func:`build`.
+    """
+    if not trust_code:
+        raise not_trusted(label("python", name), kwargs)
+    return build(name, kwargs=kwargs).model
 
 
 def _find(name: str) -> Callable[..., Any]:

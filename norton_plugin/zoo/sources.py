@@ -1,5 +1,6 @@
 """Turn a string such as ``timm:resnet18`` into a model, an example input and a recipe to build it again."""
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import SourceError
+from ..errors import NortonError, SourceError
+from .allocation import BoundedTensors
 from .checkpoint import load_checkpoint_
-from .ecosystem import Ecosystem
+from .ecosystem import Ecosystem, failed_build
 from .preprocessing import Preprocessing
+from .stored import parts, shown
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 
@@ -124,25 +127,27 @@ def rebuild(spec: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
 
     Args:
         spec: ``{"kind", "name", "kwargs"}``; it may come from a file of others.
-        trust_code: Also call what it names of kind ``python``, which may be any function with any arguments, and read
-            a config of mmdet that is not in it.
+        trust_code: Also call what it names of kind ``python``, which may be any function with any arguments, read a
+            config of mmdet that is not in it, and take arguments that name files, however large the model gets.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        SourceError: A key is absent, code is not trusted, or the model cannot be built.
+        SourceError: A key is absent, code is not trusted, arguments hold more than a model needs, or the model cannot
+            be built.
+        MissingExtraError: The ecosystem is not installed.
     """
-    absent = [key for key in ("kind", "name") if not isinstance(spec.get(key), str)]
-    if absent:
-        raise SourceError(f"the model's source lacks {' and '.join(absent)}; expected kind, name and kwargs")
-    kind, name, kwargs = spec["kind"], spec["name"], spec.get("kwargs") or {}
-    if not trust_code and (kind == "python" or (kind == "mmdet" and not kwargs.get("model"))):
-        raise SourceError(
-            f"the model is built by code, {kind}:{name} with arguments {dict(kwargs)}, which is not run unasked; look "
-            "at it, then trust it (--trust-code, or trust_code=True)"
-        )
-    return _evaluating(_ecosystem(kind).build(name, kwargs=kwargs).model)
+    kind, name, kwargs = parts(spec)
+    ecosystem = _ecosystem(kind)
+    try:
+        with contextlib.nullcontext() if trust_code else BoundedTensors():
+            model = ecosystem.rebuild(name, kwargs, trust_code=trust_code)
+    except NortonError:
+        raise
+    except Exception as error:  # what came with an artefact may break a constructor in any way
+        raise failed_build(kind, name, error) from error
+    return _evaluating(model)
 
 
 def _evaluating(model: nn.Module) -> nn.Module:
@@ -164,5 +169,7 @@ def _split(spec: str) -> tuple[str, str]:
 
 def _ecosystem(kind: str) -> Ecosystem:
     if kind not in _KINDS:
-        raise SourceError(f"unknown kind of model source {kind!r}, expected one of {', '.join(_KINDS)}; {_EXAMPLE}")
+        raise SourceError(
+            f"unknown kind of model source {shown(kind)}, expected one of {', '.join(_KINDS)}; {_EXAMPLE}"
+        )
     return cast(Ecosystem, importlib.import_module(f".{kind}", __package__))

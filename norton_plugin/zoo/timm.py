@@ -1,20 +1,32 @@
 """Models of timm."""
 
 import contextlib
+import inspect
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import MissingExtraError
+from torch import nn
+
+from ..errors import MissingExtraError, NortonError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
+from .stored import check_no_weights, check_values, label
 
 try:
     import timm
+    from timm.models import build_model_with_cfg
 except ImportError as _error:  # pragma: no cover - needs an environment without timm
     raise MissingExtraError("timm is not installed; run: pip install 'norton-plugin[timm]'") from _error
+
+
+# Arguments of timm's own functions, not of a model: files, addresses and edits of what is known about weights.
+_NOT_OF_MODELS = frozenset(
+    {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    - {"kwargs", "scriptable", "exportable", "no_jit"}
+)
 
 
 def names() -> list[str]:
@@ -60,6 +72,8 @@ def build(
     try:
         with _quick_refusal() if pretrained else contextlib.nullcontext():
             model = timm.create_model(name, pretrained=pretrained, **arguments)
+    except NortonError:
+        raise
     except Exception as error:  # timm and the hub raise many kinds; all mean that this model cannot be had
         if pretrained:
             raise no_weights("timm", name, error) from error
@@ -70,7 +84,7 @@ def build(
         size = _own_size(model, size, arguments)
     return Built(
         model=model,
-        kwargs=arguments,
+        kwargs=_architecture(model, arguments),
         preprocessing=Preprocessing(
             input_size=size,
             mean=tuple(data["mean"]),
@@ -79,6 +93,26 @@ def build(
             crop_pct=float(data["crop_pct"]),
         ),
     )
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Build a timm model from stored arguments: any of its constructor, none that timm itself takes for weights.
+
+    Raises:
+        SourceError: Other arguments, or as in :func:`build`.
+    """
+    if not trust_code:
+        source = label("timm", name)
+        check_no_weights(source, kwargs, _NOT_OF_MODELS)
+        check_values(source, kwargs)
+    return build(name, kwargs=kwargs).model
+
+
+def _architecture(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that are worth storing: weights were fetched once, and what they decided is written out."""
+    own = {key: value for key, value in arguments.items() if key not in _NOT_OF_MODELS}
+    settled = {"num_classes": model.num_classes} if hasattr(model, "num_classes") and len(own) < len(arguments) else {}
+    return {**settled, **own}
 
 
 def _size_arguments(name: str, asked: int | Sequence[int]) -> dict[str, Any]:

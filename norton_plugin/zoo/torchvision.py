@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import MissingExtraError
+from ..errors import MissingExtraError, NortonError
 from .ecosystem import Built, failed_build, no_weights, unknown_model
 from .preprocessing import Preprocessing, resolve_input_size
+from .stored import check_no_weights, check_values, label
 
 try:
     from torchvision import models
@@ -59,7 +60,9 @@ def build(
     )
     try:
         model = models.get_model(name, weights=None, **_without_downloads(name), **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except NortonError:
+        raise
+    except Exception as error:  # of whichever layer the arguments do not fit
         raise failed_build("torchvision", name, error) from error
     if pretrained:
         _load(model, name, weights)
@@ -73,6 +76,20 @@ def build(
         ),
         inputs=2 if name.startswith("raft") else 1,
     )
+
+
+def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
+    """Build a torchvision model from stored arguments: any of its constructor but those that name weights.
+
+    Raises:
+        SourceError: Other arguments, or as in :func:`build`.
+    """
+    if not trust_code:
+        source = label("torchvision", name)
+        # torchvision calls them weights, weights_backbone, pretrained and pretrained_backbone
+        check_no_weights(source, kwargs, [key for key in kwargs if str(key).startswith(("weights", "pretrained"))])
+        check_values(source, kwargs)
+    return build(name, kwargs=kwargs).model
 
 
 def _default_weights(name: str) -> Any:
