@@ -4,7 +4,8 @@ All of mmengine's loads, whatever the prefix of the path (files, http, s3, petre
 ``CheckpointLoader.load_checkpoint``: those of ``Runner``, ``load_checkpoint``, ``init_detector``, inferencers and
 ``init_cfg``. Importing :mod:`norton_plugin.mm` wraps that one method. For the time of a call, torch may read the logs
 in the file as plain numbers (:mod:`norton_plugin.zoo.mmengine_globals`); no other load of the process sees a
-difference. The numbers are then put back into the objects that mmengine resumes from.
+difference. The numbers are then put back into the objects that mmengine resumes from. (http addresses are loaded by
+``torch.hub``, which itself leaves ``weights_only`` off; there is nothing to put back then.)
 """
 
 from __future__ import annotations
