@@ -1,4 +1,4 @@
-"""Channels that come to nothing: whatever reads them is code that cannot be seen."""
+"""Channels that no traced operation consumes: code that the trace cannot see may read them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,33 @@ import torch
 from norton_plugin.channels.grouping import produces
 from norton_plugin.channels.label_maps import core
 from norton_plugin.channels.label_table import Classes
-from norton_plugin.channels.tracer import Tracer
-
-# Operations that make something else of the channels they are given; the others pass them on.
-_READING = ("zero", "reduce")
+from norton_plugin.channels.trace import Trace
 
 
-def pin_unread(tracer: Tracer, classes: Classes) -> Classes:
-    """Keeps the channels that layers make and no operation of the trace takes in.
+def pin_unread(trace: Trace, classes: Classes) -> Classes:
+    """Pin the channels that layers produce and no traced operation consumes.
 
-    Compiled operators (deformable convolutions) are handed the memory of tensors past the trace, and may read beyond
-    its end where channels are gone.
+    Compiled operators (deformable convolutions) get the memory of tensors without the trace knowing, and would read
+    beyond its end after channels were removed.
 
     Args:
-        tracer: After its run.
-        classes: What the run came to.
+        trace: After its run.
+        classes: The classes of the run.
 
     Returns:
         The classes with those channels pinned.
     """
-    read = torch.zeros(len(classes.roots), dtype=torch.bool)
-    for step in tracer.steps.values():
-        if step.kind in _READING:
-            for plane in step.planes:
-                read[classes.roots[core(plane).reshape(-1)]] = True
-    made = torch.zeros_like(read)
-    for family in tracer.registry.families:
-        if produces(family):
-            made[classes.roots[family.base : family.base + family.size]] = True
-    lost = made & ~read & (classes.pinned == 0)
+    read = torch.zeros(len(classes.class_of), dtype=torch.bool)
+    for step in trace.notes.steps.values():
+        if step.masking.consumes:
+            for label_map in step.maps:
+                read[classes.class_of[core(label_map).reshape(-1)]] = True
+    produced = torch.zeros_like(read)
+    for axis in trace.axes.axes:
+        if produces(axis):
+            produced[classes.class_of[axis.base : axis.base + axis.size]] = True
+    lost = produced & ~read & (classes.pinned == 0)
     if not bool(lost.any()):
         return classes
-    tracer.table.pin(torch.nonzero(lost).reshape(-1), "no operation that can be seen reads its channels")
-    return tracer.table.resolve()
+    trace.table.pin(torch.nonzero(lost).reshape(-1), "no operation that can be seen reads its channels")
+    return trace.table.resolve()

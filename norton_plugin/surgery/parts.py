@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import TracingError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 from norton_plugin.surgery.report import WHOLE, Skipped
@@ -99,7 +99,7 @@ def _problem(module: nn.Module, inputs: Inputs, seconds: float) -> str | None:
     """Why a part cannot be traced, or None."""
     alone = Part("", inputs)
     try:
-        LabelGraph(module, inputs, forward_fn=lambda net, _: run_parts(net, [alone]), time_limit=max(seconds, 0.0))
+        ChannelGraph(module, inputs, forward_fn=lambda net, _: run_parts(net, [alone]), time_limit=max(seconds, 0.0))
     except TracingError as error:
         return str(error)
     return None

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
+from norton_plugin.channels.layers import is_producer
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.copies import refresh_copies_
 from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
@@ -107,7 +107,7 @@ class _Trace:
     name: str
     inputs: Any
     forward_fn: ForwardFunction | None
-    graph: LabelGraph | None = None
+    graph: ChannelGraph | None = None
 
 
 def _traces(
@@ -115,7 +115,7 @@ def _traces(
 ) -> tuple[list[_Trace], list[Skipped]]:
     """The model as a whole, or else those of its parts that can be traced, and what cannot."""
     try:
-        graph = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+        graph = ChannelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
         return [_Trace(WHOLE, example_inputs, forward_fn, graph)], []
     except TracingError as error:
         parts, failed = traceable_parts(model, example_inputs, forward_fn, time_limit=time_limit)
@@ -151,21 +151,21 @@ class _Work:
     records: dict[str, PrunedGroup] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     ran: set[nn.Module] = field(default_factory=set)
-    busy: set[nn.Module] = field(default_factory=set)
+    produced_output: set[nn.Module] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     seconds: float = 0.0
 
     def prune_(self, trace: _Trace) -> None:
         """Prunes the model, or one part of it."""
         try:
-            graph = trace.graph or LabelGraph(
+            graph = trace.graph or ChannelGraph(
                 self.model, trace.inputs, forward_fn=trace.forward_fn, time_limit=self.time_limit
             )
         except TracingError as error:
             self.skipped.append(Skipped(trace.name, str(error)))
             return
         self.ran |= graph.ran
-        self.busy |= graph.busy
+        self.produced_output |= graph.produced_output
         self.followed |= {m.name for group in graph.groups() for m in group.members if m.role != "in"}
         new = [group for group in graph.groups() if group.root not in self.records]
         plans, reasons = plan_groups(new, self.pruning, self.scope, self.frozen)
@@ -180,7 +180,7 @@ class _Work:
             done = [plan.record for plan in plans]
         self.records |= {record.root: record for record in done}
 
-    def _outputs(self, trace: _Trace, graph: LabelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
+    def _outputs(self, trace: _Trace, graph: ChannelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
         """What is compared: outputs of the model, or those of the layers that keep their width."""
         fixed = [member.module for group in graph.groups() if group.root not in planned for member in group.producers]
         return partial(
@@ -200,12 +200,12 @@ class _Work:
         shared = {weights[name] for name in self.followed if name in weights} - {None}
         for name, module in modules.items():
             known = name in self.followed or weights[name] in shared
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and not known:
+            if is_producer(module) and not known:
                 found.append(Skipped(name, self._why_unseen(module) if module in self.ran else not_run))
         return found
 
     def _why_unseen(self, module: nn.Module) -> str:
-        if module not in self.busy:
+        if module not in self.produced_output:
             return "the example gives it nothing to compute"
         if nn.utils.parametrize.is_parametrized(module):
             return "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations ends that"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE, in_double_precision, relative_error
@@ -47,7 +47,7 @@ class Surgeon:
         outputs: Runs the model on its example, cast to the ``dtype`` it is given, and returns what is to be compared.
     """
 
-    def __init__(self, model: nn.Module, graph: LabelGraph, outputs: Callable[..., list[Tensor]]) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, outputs: Callable[..., list[Tensor]]) -> None:
         self.model = model
         self.graph = graph
         self.outputs = outputs
@@ -148,7 +148,7 @@ class Surgeon:
 
     def _cut_(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
-            self.graph.prune_(plan.group.root, plan.removed)
+            self.graph.prune(plan.group.root, plan.removed)
         for plan in plans:
             if (width := self.graph.width(plan.group.root)) != plan.record.after:
                 raise SurgeryError(f"{plan.group.root} has {width} channels instead of {plan.record.after}")

@@ -7,7 +7,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from norton_plugin.channels.label_maps import along, chunks, compact, held_constant, spread, varying
+from norton_plugin.channels.label_maps import along, compact, held_constant, matched_dimensions, spread, varying
 from norton_plugin.channels.label_table import LabelTable, connected
 from norton_plugin.channels.widths import Scale, Width
 
@@ -35,7 +35,7 @@ def test_label_zero_joins_and_pins_nothing():
     table.pin(torch.tensor([0, 5]), "first")
     table.pin(torch.tensor([2, 4]), "second")
     classes = table.resolve()
-    assert classes.roots.tolist() == [0, 1, 2, 3, 4, 2, 6]
+    assert classes.class_of.tolist() == [0, 1, 2, 3, 4, 2, 6]
     assert classes.reasons == ("first", "second")
     assert classes.pinned.tolist() == [0, 0, 1, 0, 2, 1, 0]
 
@@ -51,9 +51,14 @@ def test_planes_keep_stride_zero_where_labels_do_not_vary():
 
 
 def test_reshapes_are_matched_dimension_by_dimension():
-    assert chunks((2, 49, 96), (2, 49, 3, 4, 8)) == [([0], [0]), ([1], [1]), ([2], [2, 3, 4])]
-    assert chunks((2, 14, 14, 8), (2, 2, 7, 2, 7, 8)) == [([0], [0]), ([1], [1, 2]), ([2], [3, 4]), ([3], [5])]
-    assert chunks((4, 3, 5), (12, 5)) == [([0, 1], [0]), ([2], [1])]
+    assert matched_dimensions((2, 49, 96), (2, 49, 3, 4, 8)) == [([0], [0]), ([1], [1]), ([2], [2, 3, 4])]
+    assert matched_dimensions((2, 14, 14, 8), (2, 2, 7, 2, 7, 8)) == [
+        ([0], [0]),
+        ([1], [1, 2]),
+        ([2], [3, 4]),
+        ([3], [5]),
+    ]
+    assert matched_dimensions((4, 3, 5), (12, 5)) == [([0, 1], [0]), ([2], [1])]
 
 
 def test_widths_remember_their_channels():

@@ -1,0 +1,23 @@
+"""The time that a trace may take."""
+
+from __future__ import annotations
+
+import time
+
+from norton_plugin.errors import TracingError
+
+
+class Deadline:
+    """A moment after which a trace is given up.
+
+    Args:
+        seconds: From now on.
+    """
+
+    def __init__(self, seconds: float = float("inf")) -> None:
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise a TracingError when the time is over."""
+        if time.monotonic() > self._end:
+            raise TracingError("the model's channels could not be followed within the time allowed for it")
