@@ -3,6 +3,13 @@
 Every message says what came, what was expected and what to do about it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from norton_plugin.reasons import Cause
+
 
 class NortonError(Exception):
     """Base class: catch it to catch everything this package raises on purpose."""
@@ -21,7 +28,15 @@ class SurgeryError(NortonError, RuntimeError):
 
 
 class TracingError(SurgeryError):
-    """Which channels belong together cannot be found out: the model does not run, or not within the time allowed."""
+    """Which channels belong together cannot be found out: the model does not run, or not within the time allowed.
+
+    Args:
+        cause: Why; its text is the message.
+    """
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 class ArtifactError(NortonError, RuntimeError):

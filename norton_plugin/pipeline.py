@@ -120,6 +120,9 @@ class CompressionReport:
         """JSON-able, without the structure (it has a place of its own in an artefact)."""
         plain = asdict(self)
         del plain["structure"]
+        for name in ("decomposition", "pruning"):
+            plain[name]["skipped"] = [entry.to_dict() for entry in getattr(self, name).skipped]
+        plain["pruning"]["rule_failures"] = [cause.text for cause in self.pruning.rule_failures]
         plain |= {
             "status": self.status,
             "verify_seconds": self.verify_seconds,

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from networks import Dense, Residual, settle
+
+from norton_plugin.channels.records import Call
+from norton_plugin.channels.tracer import Tracer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +56,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set NORTON_DATA to one")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _failing_rules_fail_tests() -> Iterator[Callable[..., None]]:
+    """Make a rule of the trace that raises end the test: users only lose channels by it, and hear of it in the log."""
+
+    def fail(tracer: Tracer, call: Call, error: Exception) -> None:
+        # An outcome of pytest is no Exception, so that nothing between here and the test catches it.
+        pytest.fail(f"the rule for {call.name} failed ({type(error).__name__}: {error})")
+
+    with pytest.MonkeyPatch.context() as patch:
+        tolerant = Tracer.rule_failed
+        patch.setattr(Tracer, "rule_failed", fail)
+        yield tolerant
+
+
+@pytest.fixture
+def failing_rules_tolerated(_failing_rules_fail_tests: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rules fail in this test as they do at a user's."""
+    monkeypatch.setattr(Tracer, "rule_failed", _failing_rules_fail_tests)
 
 
 @pytest.fixture(autouse=True)

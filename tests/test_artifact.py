@@ -116,7 +116,21 @@ def test_the_manifest_says_what_was_stored(tmp_path, small):
     assert manifest.structure == json.loads(json.dumps(report.structure))
     assert manifest.report["macs_after"] == report.macs_after
     assert manifest.source == source and manifest.extra == {"top1": 1.5}
+    skipped = manifest.report["decomposition"]["skipped"] + manifest.report["pruning"]["skipped"]
+    assert skipped == [{"name": s.name, "code": s.code, "reason": s.reason} for s in report.skipped]
+    assert {"kernel-1x1", "model-output"} <= {entry["code"] for entry in skipped}
     assert {p.name for p in (tmp_path / "a").iterdir()} == {MANIFEST, WEIGHTS}
+
+
+def test_an_artefact_written_before_reasons_had_codes_still_loads(saved, small, image):
+    data = json.loads((saved / MANIFEST).read_text())
+    for phase in ("decomposition", "pruning"):
+        for entry in data["report"][phase]["skipped"]:
+            del entry["code"]
+    del data["report"]["pruning"]["rule_failures"]
+    (saved / MANIFEST).write_text(json.dumps(data))
+    assert read_manifest(saved).report == data["report"]
+    assert torch.equal(load(saved, Small().eval())(image), small[0](image))
 
 
 def test_shared_modules_and_tied_parameters_stay_one(saved, small, image):

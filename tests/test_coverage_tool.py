@@ -109,8 +109,28 @@ def test_the_page_sums_up(tool):
     assert "| timm-known | 48 | 0 | 1 | 0 | 37 |" in lines
     reasons = lines[lines.index("| reason | groups | models |") + 2 :][:2]
     assert reasons == ["| it differs | 5 | 2 |", "| shape '[1, 2]' / is invalid | 1 | 1 |"]
+    assert not any(line.startswith("## Rules that failed") for line in lines)
     assert "| mmdet:atss/atss_r18.py | needs CUDA |" in lines
     assert sum(line.startswith("| BatchNorm without a bias |") for line in lines) == 1
+
+
+def test_reasons_are_counted_by_code_where_rows_have_codes(tool):
+    rows = [
+        {"model": "timm:a", "status": "partial", "reason": "9 x sort is taken over its channels",
+         "codes": {"taken-over-channels": 9, "differs": 1}, "rule_failures": ["the rule for sort failed"]},
+        {"model": "timm:b", "status": "partial", "reason": "2 x softmax is taken over its channels",
+         "codes": {"taken-over-channels": 2}, "rule_failures": []},
+        {"model": "timm:c", "status": "partial", "reason": "3 x it differs by inf (at most 0.0001)"},
+        {"model": "timm:d", "status": "full", "reason": "", "codes": {}, "rule_failures": []},
+    ]  # fmt: skip
+    lines = tool.markdown(rows, ["command"]).splitlines()
+    assert lines[lines.index("| reason | groups | models |") + 2 :][:3] == [
+        "| [`taken-over-channels`](reasons.md#taken-over-channels) | 11 | 2 |",
+        "| it differs | 3 | 1 |",
+        "| [`differs`](reasons.md#differs) | 1 | 1 |",
+    ]
+    rules = lines.index("## Rules that failed (mistakes of this package)")
+    assert lines[rules + 4 : rules + 6] == ["| timm:a | the rule for sort failed |", ""]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +163,15 @@ def net():
     model.input_size = (3, 12, 12)
     return model
 
+def sorted_():
+    class Sort(nn.Module):
+        def forward(self, x):
+            return x.sort(1).values
+
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), Sort(), nn.Conv2d(32, 4, 3))
+    model.input_size = (3, 12, 12)
+    return model
+
 def single():
     return nn.Sequential(nn.Conv2d(3, 32, 1))
 
@@ -157,6 +186,10 @@ def test_one_model_in_this_process(tool, tmp_path, monkeypatch):
     row = tool.examine("python:made_up_models:net", 0.7, "2", 60)
     assert (row["status"], row["decomposed"], row["pruned"], row["narrowest"]) == ("full", "2/2", "1/1", 75.0)
     assert row["error"] < 1e-6 and row["verifying"] <= row["seconds"] and row["macs_after"] < row["macs_before"]
+    assert row["codes"] == {} and row["rule_failures"] == []
+    row = tool.examine("python:made_up_models:sorted_", 0.7, "2", 60)
+    assert (row["status"], row["codes"]) == ("partial", {"taken-over-channels": 1})
+    assert row["reason"] == "1 x sort is taken over its channels"
     row = tool.examine("python:made_up_models:single", 0.7, "auto", 60)
     assert row["status"] == "none" and "1x1 kernel" in row["reason"]
     assert tool.examine("python:made_up_models:absent", 0.7, "auto", 60)["status"] == "not buildable"

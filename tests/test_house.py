@@ -20,13 +20,14 @@ HEAVY = ("timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.mode
 # Room -> rooms it may import while running, besides `errors`, itself and what those rooms may import in turn.
 # Order matters: arrows point up.
 ARROWS: dict[str, set[str]] = {
+    "reasons": set(),
     "errors": set(),
     "patterns": set(),
     "recipe": {"patterns"},
     "cpd": set(),
     "pabs": set(),
     "modules": set(),
-    "channels": {"modules"},
+    "channels": {"modules", "reasons"},
     "blocks": {"cpd", "channels"},
     "cost": {"patterns", "cpd", "blocks"},
     "surgery": {"recipe", "pabs", "channels", "blocks"},

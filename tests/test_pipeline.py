@@ -198,7 +198,7 @@ def test_scope_and_ignored_modules(net, image):
     )
     assert {layer.name for layer in report.layers if layer.rank or layer.kept < 1} == {"conv"}
     assert compressed.conv.out_channels == compressed.down.in_channels == 8
-    assert {s.reason for s in report.decomposition.skipped} == {"outside the scope"}
+    assert {s.code for s in report.decomposition.skipped} == {"outside-scope"}
     _, report = compress(net, image, Recipe(pruning=PRUNING), ignored=[net.conv])
     assert {layer.name: layer.kept for layer in report.layers} == {"stem": 0.5, "conv": 1.0, "down": 0.5, "head": 1.0}
     assert "conv is ignored" in {s.reason for s in report.skipped}

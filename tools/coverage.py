@@ -41,7 +41,7 @@ of rank 2 where that saves MACs, and 70 % of the channels of every group are kep
 parameters that are constant at the start, which would hide mistakes.
 
 - **full**: every group of channels is pruned but the model's outputs, those too small to round, tokens and heads, and
-  layers that do not run; **partial**: some groups are left, for the reasons in the last column;
+  layers that do not run; **partial**: some groups are left, for the [reasons](reasons.md) in the last column;
   **decompose-only**: no channel went.
 - **largest error**: of any pruned group, the largest relative difference between the outputs of the pruned model and
   those of the unpruned one with the same channels masked, in double precision of the outputs; above 1e-4 a group is
@@ -114,6 +114,8 @@ def examine(source: str, keep: float, rank: str, time_limit: float) -> dict[str,
             "verifying": round(report.verify_seconds, 1),
             "error": report.pruning.largest_error,
             "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in left).most_common(3)),
+            "codes": dict(Counter(s.code for s in left).most_common()),
+            "rule_failures": [cause.text for cause in report.pruning.rule_failures],
         }
     except NortonError as error:
         row |= _failure("none", str(error))
@@ -244,18 +246,30 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     groups: Counter[str] = Counter()
     models: Counter[str] = Counter()
     for row in rows:
-        for count, reason in re.findall(r"(\d+) x (.*?)(?=; \d+ x |$)", row.get("reason", "")):
-            reason = re.sub(r" by (inf|[\d.e+-]+)(?= )| \(.*", "", reason)
-            groups[reason] += int(count)
+        for reason, count in _reasons_of(row).items():
+            groups[reason] += count
             models[reason] += 1
     page = []
     if groups:
         table = [[reason, count, models[reason]] for reason, count in groups.most_common()]
         page += ["", "## Why groups are left", *_table(["reason", "groups", "models"], table)]
+    if failed := [row for row in rows if row.get("rule_failures")]:
+        table = [[row["model"], "; ".join(row["rule_failures"])] for row in failed]
+        page += ["", "## Rules that failed (mistakes of this package)", *_table(["model", "rules"], table)]
     if absent := [row for row in rows if row["status"] == "not buildable"]:
         table = [[row["model"], row["reason"].removeprefix(row["model"]).strip()] for row in absent]
         page += ["", "## Not buildable here", *_table(["model", "reason"], table)]
     return page
+
+
+def _reasons_of(row: dict[str, Any]) -> Counter[str]:
+    """How many groups each reason keeps: by code, or by its words without figures where a row is older than codes."""
+    if "codes" in row:
+        return Counter({f"[`{code}`](reasons.md#{code})": count for code, count in row["codes"].items()})
+    found: Counter[str] = Counter()
+    for count, reason in re.findall(r"(\d+) x (.*?)(?=; \d+ x |$)", row.get("reason", "")):
+        found[re.sub(r" by (inf|[\d.e+-]+)(?= )| \(.*", "", reason)] += int(count)
+    return found
 
 
 def main() -> None:

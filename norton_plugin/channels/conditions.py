@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from norton_plugin.channels.layers import layer_type
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.modules.running import traceable
+from norton_plugin.reasons import Reason
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
                 for leaf in tree_leaves(args):
                     if isinstance(leaf, Tensor):
                         for label_map in trace.labels_of(leaf).maps:
-                            trace.pin(label_map, f"{type(module).__name__} computes in code that cannot be followed")
+                            trace.pin(label_map, Reason.UNSEEN_CODE.because(module=type(module).__name__))
 
     with _calls(enter, leave):
         yield

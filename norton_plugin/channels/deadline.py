@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from norton_plugin.errors import TracingError
+from norton_plugin.reasons import Reason
 
 
 class Deadline:
@@ -20,4 +21,4 @@ class Deadline:
     def check(self) -> None:
         """Raise a TracingError when the time is over."""
         if time.monotonic() > self._end:
-            raise TracingError("the model's channels could not be followed within the time allowed for it")
+            raise TracingError(Reason.TRACE_TIME.because())

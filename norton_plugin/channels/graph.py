@@ -32,6 +32,7 @@ from norton_plugin.channels.unread import pin_unread
 from norton_plugin.channels.width_constraints import solve
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
+from norton_plugin.reasons import Cause, Reason
 
 
 class ChannelGraph:
@@ -74,10 +75,7 @@ class ChannelGraph:
         except SurgeryError:
             raise
         except Exception as error:
-            raise TracingError(
-                f"the model's channel dependencies cannot be traced ({type(error).__name__}: {error}); check "
-                "example_inputs, or leave pruning out of the recipe"
-            ) from error
+            raise TracingError(Reason.UNTRACEABLE.from_error(error, length=1000)) from error
 
     def _find_groups(self, example_inputs: Any, run: Callable[[], Any]) -> None:
         """Trace one run; then solve what it left open, and sort the channels into groups."""
@@ -111,12 +109,12 @@ class ChannelGraph:
             used = used_as_values(self.model, counted, run)
         for attribute in used:
             for labels in counted[attribute]:
-                self._trace.pin(labels, "its width enters a computed value")
+                self._trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
     def _pin_outputs(self, output: Any) -> None:
         for tensor in output_tensors(output):
             for label_map in self._trace.labels_of(tensor).maps:
-                self._trace.pin(label_map, "its channels are outputs of the model")
+                self._trace.pin(label_map, Reason.MODEL_OUTPUT.because())
         self._trace.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
     @property
@@ -128,6 +126,11 @@ class ChannelGraph:
     def produced_output(self) -> set[nn.Module]:
         """Those among them that returned numbers: a detector that finds nothing runs its last heads on no box."""
         return self._notes.produced_output
+
+    @property
+    def rule_failures(self) -> tuple[Cause, ...]:
+        """Rules that raised an exception in the trace, one for each operation."""
+        return tuple(self._notes.rule_failures.values())
 
     @property
     def selects(self) -> bool:

@@ -12,6 +12,7 @@ from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.label_table import Classes
 from norton_plugin.channels.layers import is_producer
 from norton_plugin.channels.tensor_axes import AxisTable, TensorAxis
+from norton_plugin.reasons import Cause
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _EntryIndex:
 
 
 def _group(
-    table: AxisTable, entries: _EntryIndex, classes: Tensor, reason: str | None, taken: dict[str, int]
+    table: AxisTable, entries: _EntryIndex, classes: Tensor, reason: Cause | None, taken: dict[str, int]
 ) -> LabelledGroup:
     labels, axis_of, which = entries.of(classes)
     count = len(classes)

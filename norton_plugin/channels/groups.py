@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from norton_plugin.channels.layers import is_producer
+from norton_plugin.reasons import Cause
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ChannelGroup:
     size: int
     channel_groups: int
     members: tuple[Member, ...]
-    blocked: str | None
+    blocked: Cause | None
 
     @property
     def producers(self) -> list[Member]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from norton_plugin.reasons import Cause
+
 # Unions that are collected before they are merged, which bounds the memory that they need (16 bytes each).
 MAX_PENDING = 1 << 24
 
@@ -49,7 +51,7 @@ class Classes:
 
     class_of: Tensor
     pinned: Tensor
-    reasons: tuple[str, ...]
+    reasons: tuple[Cause, ...]
 
 
 class LabelTable:
@@ -60,7 +62,7 @@ class LabelTable:
         self._first: list[Tensor] = []
         self._second: list[Tensor] = []
         self._pending = 0
-        self._pins: list[tuple[Tensor, str]] = []
+        self._pins: list[tuple[Tensor, Cause]] = []
 
     def allocate(self, count: int) -> int:
         """Allocate consecutive labels; return the first."""
@@ -86,7 +88,7 @@ class LabelTable:
         labels = torch.nonzero(smallest != torch.arange(self.size)).reshape(-1)
         self._first, self._second, self._pending = [labels], [smallest[labels]], 0
 
-    def pin(self, labels: Tensor, reason: str) -> None:
+    def pin(self, labels: Tensor, reason: Cause) -> None:
         """Note that these channels must stay."""
         labels = torch.unique(labels)
         labels = labels[labels != 0]

@@ -10,6 +10,7 @@ from norton_plugin.channels.label_maps import ChannelLabels, along, varying
 from norton_plugin.channels.layers import CurrentSizes, LayerType, refresh_grouped_, register_layer
 from norton_plugin.channels.trace import Trace
 from norton_plugin.modules.swap import renew_references_
+from norton_plugin.reasons import Reason
 
 
 def _filter_dim(conv: Any) -> int:
@@ -90,7 +91,7 @@ def _pin_recurrent(trace: Trace, recurrent: nn.RNNBase) -> None:
     for name, parameter in recurrent.named_parameters(recurse=False):
         for label_map in trace.axes.labels.get(parameter, ChannelLabels()).maps:
             if varying(label_map) != [1] or not name.startswith("weight_ih_l0"):
-                trace.pin(label_map, "a recurrent layer makes it")
+                trace.pin(label_map, Reason.RECURRENT.because())
 
 
 def _refresh_recurrent_cell_(cell: Any, sizes: CurrentSizes) -> None:

@@ -14,6 +14,7 @@ from norton_plugin.channels.records import FunctionCall
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.widths import Scale, Width
+from norton_plugin.reasons import Reason
 
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
@@ -70,7 +71,7 @@ class SizeProvenance(TorchFunctionMode):
 
     def _used_as_value(self, labels: Tensor) -> None:
         with self.tracer.paused():
-            self.trace.pin(labels, "its width enters a computed value")
+            self.trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
 
 def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
@@ -87,7 +88,7 @@ def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
         elif whole and tensor is not None and position == 1 and number is Number.DIVISOR:
             compensate_tensor(trace, tensor, entry.labels, -exponent)
         else:
-            trace.pin(entry.labels, "its width enters a computed value")
+            trace.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
 
 
 def compensate_tensor(trace: Trace, tensor: Tensor, width: Tensor, exponent: float) -> None:
@@ -101,6 +102,6 @@ def compensate_tensor(trace: Trace, tensor: Tensor, width: Tensor, exponent: flo
     """
     rows = trace.labels_of(tensor).producer_rows
     if rows is None:
-        trace.pin(width, "its width sets the scale of the attention")
+        trace.pin(width, Reason.WIDTH_AS_SCALE.because())
     else:
         trace.compensate(torch.unique(core(rows)), width, exponent)

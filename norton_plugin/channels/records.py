@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from norton_plugin.reasons import Cause
+
 if TYPE_CHECKING:
     from norton_plugin.channels.masking import Masking
 
@@ -122,7 +124,7 @@ class Notes:
         ran: Modules that were called.
         produced_output: Those among them that returned at least one number.
         selects: Whether an operation sorted or chose by value.
-        problems: Rules that raised an exception.
+        rule_failures: Operation -> how its rule failed first.
     """
 
     steps: dict[tuple[str, int], Step] = field(default_factory=dict)
@@ -135,4 +137,4 @@ class Notes:
     ran: set[nn.Module] = field(default_factory=set)
     produced_output: set[nn.Module] = field(default_factory=set)
     selects: bool = False
-    problems: list[str] = field(default_factory=list)
+    rule_failures: dict[str, Cause] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from norton_plugin.channels.operations import Operation
 from norton_plugin.channels.records import FunctionCall, HardCodedSize, Notes, Rescale, Step, WidthConstraint
 from norton_plugin.channels.tensor_axes import AxisTable, TensorAxis
 from norton_plugin.channels.widths import Width
+from norton_plugin.reasons import Cause, Reason
 
 # Labels that a map may store. Larger maps are given up (their channels stay), which bounds the memory.
 MAX_CORE = 1 << 24
@@ -65,9 +66,9 @@ class Trace:
             label_map = compact(label_map)
             if not varying(label_map):
                 if label_map.numel():
-                    self.table.pin(core(label_map), "one of its channels is taken out by position")
+                    self.table.pin(core(label_map), Reason.BY_POSITION.because(which="one"))
             elif core(label_map).numel() > MAX_CORE:
-                self.table.pin(core(label_map), "its labels need too much memory")
+                self.table.pin(core(label_map), Reason.TOO_LARGE.because())
             else:
                 maps.append(label_map)
         self._labels[tensor] = labels._replace(maps=tuple(maps))
@@ -78,7 +79,7 @@ class Trace:
         """Note that the labels of two maps or vectors are the same channels, element by element."""
         self.table.unite(core(a), core(b))
 
-    def pin(self, labels: Tensor, reason: str) -> None:
+    def pin(self, labels: Tensor, reason: Cause) -> None:
         """Note that the channels of a map or vector must stay."""
         self.table.pin(core(labels), reason)
 
@@ -149,8 +150,8 @@ class Trace:
         """
         if isinstance(given, Width):
             if given.offset:
-                self.pin(labels, "its width is computed from that of other channels")
-                self.pin(given.labels, "its width is computed from that of other channels")
+                self.pin(labels, Reason.COMPUTED_WIDTH.because())
+                self.pin(given.labels, Reason.COMPUTED_WIDTH.because())
             else:
                 self.notes.width_constraints.append(WidthConstraint(given.labels, labels.clone()))
         elif type(given) is int and given > 0:
@@ -179,4 +180,4 @@ class Trace:
         """Pin the channels whose positions some of these tensors hold."""
         for tensor in tensors if len(self._numbered) else ():
             for label_map in self._numbered.get(tensor, ()):
-                self.pin(label_map, "one of its channels is chosen by its number")
+                self.pin(label_map, Reason.BY_NUMBER.because())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from norton_plugin.channels.operations import operation
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.trace import Trace
 from norton_plugin.errors import SurgeryError
+from norton_plugin.reasons import Cause, Reason
+
+logger = logging.getLogger(__name__)
 
 
 class Tracer(TorchDispatchMode):
@@ -85,7 +89,7 @@ class Tracer(TorchDispatchMode):
         """
         for labels in sources:
             for label_map in labels.maps if labels.constant else ():
-                self.trace.pin(label_map, "the example gives it nothing to compute")
+                self.trace.pin(label_map, Reason.NOTHING_TO_COMPUTE.because())
         if any(labels.maps and not labels.constant for labels in sources):
             self._follow(call, sources)
 
@@ -93,10 +97,17 @@ class Tracer(TorchDispatchMode):
         """Return the labels of the outputs by the operation's rule; without one, the channels of the operands stay."""
         results = self._apply_rule(call)
         if results is None:
+            cause = self._why_not_followed(call)
             for labels in sources:
                 for label_map in labels.maps:
-                    self.trace.pin(label_map, f"no rule follows channels through {call.name}")
+                    self.trace.pin(label_map, cause)
         return results
+
+    def _why_not_followed(self, call: Call) -> Cause:
+        if call.name in self.trace.notes.rule_failures:
+            return self.trace.notes.rule_failures[call.name]
+        reason = Reason.NO_RULE if self.trace.operation.rule is None else Reason.RULE_DECLINED
+        return reason.because(operation=call.name)
 
     def _apply_rule(self, call: Call) -> Sequence[ChannelLabels] | None:
         rule = self.trace.operation.rule
@@ -107,7 +118,17 @@ class Tracer(TorchDispatchMode):
         except SurgeryError:
             raise
         except Exception as error:
-            self.trace.notes.problems.append(f"{call.name}: {type(error).__name__}: {error}")
-            # A rule that meets arguments it does not foresee gives the channels up; it never breaks the trace.
+            self.rule_failed(call, error)
             return None
         return [result] if isinstance(result, ChannelLabels) else result
+
+    def rule_failed(self, call: Call, error: Exception) -> None:
+        """Note that a rule raised: it gives the channels up, and never breaks the trace of a user's model.
+
+        Of several failures at one operation the first is noted, so that they do not split channels into groups.
+        """
+        failures = self.trace.notes.rule_failures
+        if call.name not in failures:
+            failures[call.name] = Reason.RULE_FAILED.from_error(error, operation=call.name)
+            logger.warning("%s: channels at this operation stay; please report it", failures[call.name])
+            logger.debug("the traceback of that", exc_info=error)

@@ -8,6 +8,7 @@ from norton_plugin.channels.grouping import produces
 from norton_plugin.channels.label_maps import core
 from norton_plugin.channels.label_table import Classes
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 def pin_unread(trace: Trace, classes: Classes) -> Classes:
@@ -35,5 +36,5 @@ def pin_unread(trace: Trace, classes: Classes) -> Classes:
     lost = produced & ~read & (classes.pinned == 0)
     if not bool(lost.any()):
         return classes
-    trace.table.pin(torch.nonzero(lost).reshape(-1), "no operation that can be seen reads its channels")
+    trace.table.pin(torch.nonzero(lost).reshape(-1), Reason.NOT_CONSUMED.because())
     return trace.table.resolve()

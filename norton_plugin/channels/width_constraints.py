@@ -10,6 +10,7 @@ from torch import Tensor
 from norton_plugin.channels.deadline import Deadline
 from norton_plugin.channels.label_table import Classes, LabelTable
 from norton_plugin.channels.records import WidthConstraint
+from norton_plugin.reasons import Reason
 
 
 def solve(table: LabelTable, constraints: Sequence[WidthConstraint], deadline: Deadline) -> Classes:
@@ -49,8 +50,8 @@ def _unite(table: LabelTable, constraint: WidthConstraint) -> None:
     elif n % m == 0:
         table.unite(target.view(n // m, m), source[None])
     else:
-        table.pin(target, "its width is computed from that of other channels")
-        table.pin(source, "its width is computed from that of other channels")
+        table.pin(target, Reason.COMPUTED_WIDTH.because())
+        table.pin(source, Reason.COMPUTED_WIDTH.because())
 
 
 def _in_proportion(class_of: Tensor, constraint: WidthConstraint) -> bool:

@@ -72,7 +72,7 @@ def _table(found: Inspection, source: str) -> Table:
             percent(layer.macs / found.macs) if found.macs else "-",
             short(layer.parameters),
             "-" if layer.break_even is None else str(layer.break_even),
-            "yes" if layer.eligible else layer.reason,
+            "yes" if layer.eligible else f"{layer.code}: {layer.reason}",
             style=None if layer.eligible else "dim",
         )
     return table
@@ -94,5 +94,5 @@ def _totals(found: Inspection) -> str:
     share = sum(layer.macs for layer in chosen) / found.macs if found.macs else 0.0
     return (
         f"{short(found.macs)} MACs, {short(found.parameters)} parameters; {len(chosen)} of {len(found.layers)} layers "
-        f"can be decomposed and hold {percent(share)} of the MACs"
+        f"can be decomposed and hold {percent(share)} of the MACs; docs/reasons.md explains why others cannot"
     )

@@ -12,6 +12,7 @@ from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.pipeline import check_model
+from norton_plugin.reasons import Reason
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery.decompose import plan_decomposition
 
@@ -33,7 +34,8 @@ class InspectedLayer:
         break_even: Highest rank that saves MACs, None where it is no convolution.
         rank: R where it is decomposed already.
         eligible: Whether it can be decomposed.
-        reason: Why not, empty where it can.
+        code: Why not, as of ``Reason.code``, empty where it can.
+        reason: The same in words.
     """
 
     name: str
@@ -48,6 +50,7 @@ class InspectedLayer:
     break_even: int | None
     rank: int | None
     eligible: bool
+    code: str
     reason: str
 
 
@@ -87,13 +90,14 @@ def inspect_model(
     cost = count_cost(model, lambda: run_model(model, example_inputs, forward_fn))
     targets, skipped = plan_decomposition(model, Decomposition(rank=1), scope=scope, map_sizes=cost.map_sizes)
     eligible = {target.names[0] for target in targets}
-    reasons = {entry.name: entry.reason for entry in skipped}
+    causes = {entry.name: entry.cause for entry in skipped}
     layers = []
     for module, names in names_by_identity(model).items():
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock):
             continue
         name = names[0]
-        default = "decomposed already" if isinstance(module, CPDBlock) else "Linear: it is pruned only"
+        default = Reason.DECOMPOSED if isinstance(module, CPDBlock) else Reason.LINEAR
+        cause = None if name in eligible else causes.get(name, default.because())
         layers.append(
             InspectedLayer(
                 name=name,
@@ -101,8 +105,9 @@ def inspect_model(
                 **_shape(module, cost.map_sizes.get(name)),
                 macs=cost.layer_macs.get(name, 0),
                 parameters=sum(p.numel() for p in module.parameters()),
-                eligible=name in eligible,
-                reason="" if name in eligible else reasons.get(name, default),
+                eligible=cause is None,
+                code=cause.code if cause else "",
+                reason=cause.text if cause else "",
             )
         )
     return Inspection(tuple(layers), cost.macs, cost.parameters)

@@ -68,15 +68,17 @@ def layers_table(report: CompressionReport, *, all_layers: bool = False) -> Tabl
 
 def skipped_table(report: CompressionReport) -> Table:
     """Every reason for which something was left as it was, with the names it holds for."""
-    table = plain_table("Left as they were", ["phase", "reason"], ["layers"])
+    table = plain_table(
+        "Left as they were (docs/reasons.md explains each code)", ["phase", "code", "reason"], ["layers"]
+    )
     table.add_column("names", overflow="fold")
     for phase, entries in (("decomposition", report.decomposition.skipped), ("pruning", report.pruning.skipped)):
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[tuple[str, str], list[str]] = {}
         for entry in entries:
-            reasons.setdefault(entry.reason, []).append(entry.name)
-        for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+            reasons.setdefault((entry.code, entry.reason), []).append(entry.name)
+        for (code, reason), names in sorted(reasons.items(), key=lambda item: -len(item[1])):
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            table.add_row(phase, reason, str(len(names)), ", ".join(names[:_SHOWN]) + more)
+            table.add_row(phase, code, reason, str(len(names)), ", ".join(names[:_SHOWN]) + more)
     return table
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.errors import DecompositionError
+from norton_plugin.reasons import Cause, Reason
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ _STANDARDISED_SAME = {f"timm.layers.std_conv.{name}" for name in ("StdConv2dSame
 _WEIGHT_STANDARDISED = {"mmcv.cnn.bricks.conv_ws.ConvWS2d"}
 
 
-def read_contract(module: nn.Module) -> ConvContract | str:
-    """Reads a convolution, or says in words why it is not one this package can replace.
+def read_contract(module: nn.Module) -> ConvContract | Cause:
+    """Reads a convolution, or says why it is not one this package can replace.
 
     Args:
         module: Any module.
@@ -76,9 +77,9 @@ def read_contract(module: nn.Module) -> ConvContract | str:
         The contract, or the reason.
     """
     if not isinstance(module, nn.Conv2d):
-        return f"{type(module).__name__} is not a 2-D convolution"
+        return Reason.NOT_CONV2D.because(module=type(module).__name__)
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return "carries hooks that a replacement would lose"
+        return Reason.HAS_HOOKS.because()
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     own_forward = type(module).forward is not nn.Conv2d.forward
     own_forward |= type(module)._conv_forward is not nn.Conv2d._conv_forward
@@ -92,9 +93,9 @@ def read_contract(module: nn.Module) -> ConvContract | str:
     elif kind in _DYNAMIC_SAME:
         padding = "dynamic_same"
     elif own_forward and kind not in _PLAIN:
-        return f"{type(module).__name__} computes its output in its own way, and no exact rule for it is known"
+        return Reason.OWN_FORWARD.because(module=type(module).__name__)
     if module.weight.is_meta:
-        return "its weight is on the meta device: load weights first"
+        return Reason.ON_META.because()
     return ConvContract(
         weight=weight.detach(),
         bias=None if module.bias is None else module.bias.detach(),

@@ -16,6 +16,7 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE
 from norton_plugin.modules.swap import names_by_identity, swap_, take_over_flags_
 from norton_plugin.patterns import lookup, require_matches
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Decomposition, Rank, Scope
 from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
 from norton_plugin.surgery.equality import replacement_error
@@ -85,7 +86,7 @@ def from_conv(conv: nn.Module, rank: int, *, seed: int = 0, restarts: int = 3, s
         DecompositionError: The rank or the weight cannot be used.
     """
     contract = read_contract(conv)
-    if isinstance(contract, str):
+    if isinstance(contract, Cause):
         raise SurgeryError(f"cannot decompose: {contract}")
     check_finite(type(conv).__name__, contract.weight)
     [result] = decompose_layers([contract.weight], rank, seed=seed, restarts=restarts, sweeps=sweeps)
@@ -138,7 +139,7 @@ def decompose_(
         start = time.perf_counter()
         error = _error(target, block) if verify else None
         seconds += time.perf_counter() - start
-        if isinstance(error, str):
+        if isinstance(error, Cause):
             skipped.append(Skipped(target.names[0], error))
             continue
         replacements[target.module] = block
@@ -159,14 +160,14 @@ def decompose_(
     return DecompositionReport(tuple(layers), tuple(skipped), verify, seconds)
 
 
-def _error(target: _Target, block: CPDBlock) -> float | str:
+def _error(target: _Target, block: CPDBlock) -> float | Cause:
     """The block's error against the convolution with the rebuilt weight, or why it must not take its place."""
     try:
         error = replacement_error(target.module, block, target.contract.weight, map_size=target.map_size)
     except Exception as problem:
-        return f"it cannot be compared with its block ({type(problem).__name__}: {str(problem)[:200]})"
+        return Reason.BLOCK_NOT_COMPARED.from_error(problem)
     if error > TOLERANCE:
-        return f"its block differs from it by {error:.1e} with the same weight (at most {TOLERANCE:g} is accepted)"
+        return Reason.BLOCK_DIFFERS.because(error=error, limit=TOLERANCE)
     return error
 
 
@@ -194,20 +195,20 @@ def _consider(
     decomposition: Decomposition,
     scope: Scope,
     map_sizes: MapSizes,
-) -> _Target | str:
+) -> _Target | Cause:
     if not scope.admits(*names):
-        return "outside the scope"
+        return Reason.OUTSIDE_SCOPE.because()
     rank: Rank = lookup(decomposition.ranks, names[0], decomposition.rank)
     if rank is None:
-        return "no rank is asked for it"
+        return Reason.NO_RANK.because()
     contract = read_contract(module)
-    if isinstance(contract, str):
+    if isinstance(contract, Cause):
         return contract
     filters, channels, *_ = contract.weight.shape
     if contract.kernel_size == (1, 1):
-        return "1x1 kernel: a decomposition saves nothing, it is pruned only"
+        return Reason.KERNEL_1X1.because()
     if channels == 1:
-        return "one input channel per filter (depthwise, or a grey image): a decomposition saves nothing"
+        return Reason.ONE_INPUT_CHANNEL.because()
     sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
     useful = contract.kernel_size[0] * contract.kernel_size[1]
     limit = break_even_rank(
@@ -222,7 +223,7 @@ def _consider(
     limit = min(limit, useful)
     wanted = 1 if rank == "auto" else rank
     if isinstance(wanted, int) and wanted > limit and not decomposition.allow_dearer:
-        return f"rank {wanted} needs more MACs than the dense convolution (break-even rank {limit})"
+        return Reason.RANK_TOO_HIGH.because(rank=wanted, limit=limit)
     check_finite(names[0], contract.weight)
     return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit, sizes[0])
 
@@ -257,12 +258,9 @@ def _results(
                 elif rank < target.limit:
                     remaining.append(target)
                 else:
-                    skipped.append(
-                        Skipped(
-                            target.names[0],
-                            f"NMSE {float(result.nmse.mean()):.3f} at its highest useful rank {rank} is above the "
-                            f"target {decomposition.target_nmse:g}",
-                        )
+                    cause = Reason.NMSE_TOO_HIGH.because(
+                        nmse=float(result.nmse.mean()), rank=rank, target=decomposition.target_nmse
                     )
+                    skipped.append(Skipped(target.names[0], cause))
             open_targets, rank = remaining, rank + 1
     return [(target, *done[id(target)]) for target in targets if id(target) in done]

@@ -17,7 +17,7 @@ from norton_plugin.pabs import (
     vector_distance,
 )
 from norton_plugin.recipe import Criterion
-from norton_plugin.surgery.contract import read_contract
+from norton_plugin.surgery.contract import ConvContract, read_contract
 
 Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
 
@@ -27,7 +27,7 @@ def filter_rows(module: nn.Module) -> Tensor:
     if isinstance(module, CPDBlock):
         return module.weight.detach().flatten(1).double()
     contract = read_contract(module)
-    weight: Tensor = contract.weight if not isinstance(contract, str) else module.get_parameter("weight").detach()
+    weight: Tensor = contract.weight if isinstance(contract, ConvContract) else module.get_parameter("weight").detach()
     if getattr(module, "transposed", False):
         groups = int(module.groups)  # type: ignore[arg-type]
         weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

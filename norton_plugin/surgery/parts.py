@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import TracingError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.surgery.report import WHOLE, Skipped
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -71,7 +72,7 @@ def traceable_parts(
         try:
             inputs = _record(model, frontier, example_inputs, forward_fn)
         except Exception as error:
-            failed.append(Skipped(WHOLE, f"the model does not run on the example ({type(error).__name__}: {error})"))
+            failed.append(Skipped(WHOLE, Reason.PARTS_NOT_RUN.from_error(error)))
             break
         deadline += time.monotonic() - start  # the model's own speed is not what is limited
         below: dict[str, nn.Module] = {}
@@ -85,7 +86,7 @@ def traceable_parts(
             below |= _children(module, name)
         frontier = below
     else:
-        failed += [Skipped(name, f"could not be traced within {time_limit:g} s") for name in frontier]
+        failed += [Skipped(name, Reason.TRACE_TIME.because()) for name in frontier]
     return found, failed
 
 
@@ -95,13 +96,13 @@ def _children(module: nn.Module, name: str) -> dict[str, nn.Module]:
     return {f"{prefix}{n}": child for n, child in module.named_children() if any(True for _ in child.children())}
 
 
-def _problem(module: nn.Module, inputs: Inputs, seconds: float) -> str | None:
+def _problem(module: nn.Module, inputs: Inputs, seconds: float) -> Cause | None:
     """Why a part cannot be traced, or None."""
     alone = Part("", inputs)
     try:
         ChannelGraph(module, inputs, forward_fn=lambda net, _: run_parts(net, [alone]), time_limit=max(seconds, 0.0))
     except TracingError as error:
-        return str(error)
+        return error.cause
     return None
 
 

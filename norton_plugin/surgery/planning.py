@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.pabs import removal_scores
 from norton_plugin.patterns import lookup
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.distances import fold, group_distance
@@ -37,7 +38,7 @@ def plan_groups(
     for group in groups:
         keep = _keep_of(group, pruning)
         found = _why_not(group, keep, pruning, scope, frozen) or _scored(group, keep, pruning)
-        if isinstance(found, str):
+        if isinstance(found, Cause):
             skipped.append(Skipped(group.root, found))
         else:
             candidates.append(found)
@@ -74,47 +75,50 @@ class _Candidate:
     notes: tuple[str, ...]
 
 
-def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> str | None:
+def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> Cause | None:
     """Why a group keeps all its channels, or None."""
-    reason = group.blocked or _outside(group, pruning, scope, frozen)
+    cause = group.blocked or _outside(group, pruning, scope, frozen)
     if keep == 1:
-        return reason or "all its channels are asked to be kept"
+        return cause or Reason.ALL_KEPT.because()
     if pruning.global_ranking or _count(group, keep, pruning) < group.size:
-        return reason
-    return _rounds(group, keep) if reason is None else f"{reason}; {_rounds(group, keep)}"
+        return cause
+    if cause is None:
+        return _rounds(group, keep)
+    # Whatever else keeps them, nothing could go.
+    return Reason.ROUNDED_ANYWAY.because(other=cause, size=group.size, keep=keep) if cause.blocks else cause
 
 
-def _rounds(group: ChannelGroup, keep: float) -> str:
-    return f"{group.size} channels at keep {keep:g} round to {group.size} (round_to)"
+def _rounds(group: ChannelGroup, keep: float) -> Cause:
+    return Reason.ROUNDED.because(size=group.size, keep=keep)
 
 
-def _scored(group: ChannelGroup, keep: float, pruning: Pruning) -> _Candidate | str:
+def _scored(group: ChannelGroup, keep: float, pruning: Pruning) -> _Candidate | Cause:
     """Compares the filters of a group; what is too large for that is left, with the reason."""
     producers = [(m.module, m.indices, m.roots) for m in group.producers if isinstance(m.module, nn.Module)]
     try:
         matrix, notes = group_distance(producers, size=group.size, criterion=pruning.criterion)
         return _Candidate(group, keep, removal_scores(fold(matrix, group.channel_groups)), notes)
     except Exception as error:
-        return f"its filters cannot be compared ({type(error).__name__}: {str(error)[:200]})"
+        return Reason.NOT_COMPARABLE.from_error(error)
 
 
 def _count(group: ChannelGroup, keep: float, pruning: Pruning) -> int:
     return channels_to_keep(group.size, keep, round_to=pruning.round_to, parts=group.channel_groups)
 
 
-def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> str | None:
+def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> Cause | None:
     """Why the user does not want this group pruned, or None."""
     for member in group.members:
         if member.role == "in":
             continue
         if member.module in frozen:
-            return f"{member.name} is ignored"
+            return Reason.IGNORED.because(layer=member.name)
         if isinstance(member.module, nn.Module) and not scope.admits(member.name):
-            return f"{member.name} is outside the scope"
+            return Reason.MEMBER_OUTSIDE_SCOPE.because(layer=member.name)
     if not pruning.linear and all(isinstance(m.module, nn.Linear) for m in group.producers):
-        return "outputs of Linear layers are not to be pruned (pruning.linear)"
+        return Reason.LINEAR_KEPT.because()
     if not group.producers:
-        return "no layer whose filters could be compared makes these channels"
+        return Reason.NO_FILTERS.because()
     return None
 
 

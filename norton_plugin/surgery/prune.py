@@ -17,6 +17,7 @@ from norton_plugin.modules.copies import refresh_copies_
 from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
 from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.patterns import require_matches
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
@@ -24,7 +25,6 @@ from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skip
 from norton_plugin.surgery.surgeon import Surgeon
 
 logger = logging.getLogger(__name__)
-_UNSEEN = "its channels are not followed: it computes from constants alone, or in code that cannot be seen"
 
 
 def prune_(
@@ -85,12 +85,12 @@ def prune_(
         work.skipped += [Skipped(root, problem) for root in work.records]
         work.records.clear()
     refresh_copies_(model)
-    not_run = "the example does not run it" if forward_fn is None and not left else "it is outside of what is traced"
-    skipped = [*left, *work.skipped, *work.unseen(not_run)]
+    not_run = Reason.NOT_RUN if forward_fn is None and not left else Reason.NOT_TRACED
+    skipped = [*left, *work.skipped, *work.unseen(not_run.because())]
     if require and not work.records:
         raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
     logger.info("pruned %d groups, left %d", len(work.records), len(skipped))
-    return PruningReport(tuple(work.records.values()), tuple(skipped), verify, work.seconds)
+    return PruningReport(tuple(work.records.values()), tuple(skipped), verify, work.seconds, tuple(work.rule_failures))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _traces(
         parts, failed = traceable_parts(model, example_inputs, forward_fn, time_limit=time_limit)
         if not parts and require:
             raise
-        left = [Skipped(WHOLE, str(error)), *failed]
+        left = [Skipped(WHOLE, error.cause), *failed]
     return [_Trace(part.name, part.inputs, partial(_run_part, part)) for part in parts], left
 
 
@@ -129,12 +129,12 @@ def _run_part(part: Part, model: nn.Module, inputs: Any) -> list[Any]:
     return run_parts(model, [replace(part, inputs=inputs)])
 
 
-def _problem(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None) -> str | None:
+def _problem(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None) -> Cause | None:
     """Why the model does not run any more, or None."""
     try:
         compared_outputs(model, example_inputs, forward_fn)
     except Exception as error:
-        return f"with it the model does not run ({type(error).__name__}: {str(error)[:200]})"
+        return Reason.BREAKS_AROUND.from_error(error)
     return None
 
 
@@ -154,6 +154,7 @@ class _Work:
     produced_output: set[nn.Module] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     seconds: float = 0.0
+    rule_failures: dict[Cause, None] = field(default_factory=dict)
 
     def prune_(self, trace: _Trace) -> None:
         """Prunes the model, or one part of it."""
@@ -162,15 +163,16 @@ class _Work:
                 self.model, trace.inputs, forward_fn=trace.forward_fn, time_limit=self.time_limit
             )
         except TracingError as error:
-            self.skipped.append(Skipped(trace.name, str(error)))
+            self.skipped.append(Skipped(trace.name, error.cause))
             return
         self.ran |= graph.ran
         self.produced_output |= graph.produced_output
+        self.rule_failures |= dict.fromkeys(graph.rule_failures)
         self.followed |= {m.name for group in graph.groups() for m in group.members if m.role != "in"}
         new = [group for group in graph.groups() if group.root not in self.records]
-        plans, reasons = plan_groups(new, self.pruning, self.scope, self.frozen)
+        plans, left = plan_groups(new, self.pruning, self.scope, self.frozen)
         surgeon = Surgeon(self.model, graph, self._outputs(trace, graph, {plan.group.root for plan in plans}))
-        self.skipped += reasons
+        self.skipped += left
         if self.verify:
             done, failures, spent = surgeon.prune_verified_(plans, time_limit=self.time_limit - self.seconds)
             self.skipped += failures
@@ -192,7 +194,7 @@ class _Work:
             watched_only=graph.selects,
         )
 
-    def unseen(self, not_run: str) -> list[Skipped]:
+    def unseen(self, not_run: Cause) -> list[Skipped]:
         """Layers of which no trace knows the channels."""
         found = []
         modules = dict(self.model.named_modules())
@@ -204,10 +206,10 @@ class _Work:
                 found.append(Skipped(name, self._why_unseen(module) if module in self.ran else not_run))
         return found
 
-    def _why_unseen(self, module: nn.Module) -> str:
+    def _why_unseen(self, module: nn.Module) -> Cause:
         if module not in self.produced_output:
-            return "the example gives it nothing to compute"
+            return Reason.NOTHING_TO_COMPUTE.because()
         if nn.utils.parametrize.is_parametrized(module):
-            return "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations ends that"
+            return Reason.PARAMETRIZED.because()
         width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
-        return "it has a single channel" if width == 1 else _UNSEEN
+        return (Reason.SINGLE_CHANNEL if width == 1 else Reason.NOT_FOLLOWED).because()

@@ -6,20 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from norton_plugin.reasons import Cause
+
 # What stands for everything where the model could not be traced as a whole.
 WHOLE = "(whole model)"
-# Reasons that take nothing from a result: what a user asked for, what must stay, what is too small, what never runs.
-_HARMLESS = (
-    "outputs of the model",
-    "(round_to)",
-    "asked to be kept",
-    "is outside the scope",
-    "is ignored",
-    "(pruning.linear)",
-    "the example does not run it",
-    "it has a single channel",
-    "positions or heads, not channels",
-)
 
 
 @dataclass(frozen=True)
@@ -28,11 +18,25 @@ class Skipped:
 
     Attributes:
         name: Dotted name of the layer (or of the root layer of a channel group).
-        reason: Why, in words for a user.
+        cause: Why.
     """
 
     name: str
-    reason: str
+    cause: Cause
+
+    @property
+    def code(self) -> str:
+        """The reason's code."""
+        return self.cause.code
+
+    @property
+    def reason(self) -> str:
+        """The reason in words for a user."""
+        return self.cause.text
+
+    def to_dict(self) -> dict[str, str]:
+        """JSON-able."""
+        return {"name": self.name, "code": self.code, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,14 @@ class PruningReport:
         skipped: Groups left whole, each with its reason.
         verified: Whether the groups were compared with the masked model.
         verify_seconds: What that comparison cost.
+        rule_failures: Rules of the trace that raised an exception: mistakes of this package.
     """
 
     groups: tuple[PrunedGroup, ...]
     skipped: tuple[Skipped, ...]
     verified: bool = False
     verify_seconds: float = 0.0
+    rule_failures: tuple[Cause, ...] = ()
 
     @property
     def largest_error(self) -> float | None:
@@ -125,8 +131,8 @@ class PruningReport:
 
 
 def blocking(skipped: Iterable[Skipped]) -> list[Skipped]:
-    """Those left for a reason that a user may want to mend."""
-    return [entry for entry in skipped if not any(reason in entry.reason for reason in _HARMLESS)]
+    """Those left for a reason that a user may want to remove: they keep a model from "full"."""
+    return [entry for entry in skipped if entry.cause.blocks]
 
 
 def summary(skipped: Iterable[Skipped]) -> str:

@@ -14,11 +14,12 @@ from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE, in_double_precision, relative_error
 from norton_plugin.modules.snapshot import Snapshot
+from norton_plugin.reasons import Cause, Reason
 from norton_plugin.surgery.report import PrunedGroup, Skipped
 
 # In half precision a difference of this many units in the last place is accepted.
 _UNITS = 4
-_UNTOLD = "nothing that the model computes on the example tells whether it is right"
+_UNPROVED = Reason.UNPROVED.because()
 # A larger difference has to vanish in double precision.
 _SUSPICIOUS = TOLERANCE / 10
 
@@ -88,23 +89,22 @@ class Surgeon:
         accepted: list[Plan] = []
         errors: dict[str, float] = {}
         failures: list[Skipped] = []
-        faulty: list[tuple[set[str], str]] = []
+        faulty: list[tuple[set[str], Cause]] = []
         waiting = [list(plans)] if plans else []
         while waiting:
             waiting.sort(key=len, reverse=True)
             batch = waiting.pop(0)
             roots = {plan.group.root for plan in [*accepted, *batch]}
-            outcome: float | str | None = next((reason for known, reason in faulty if known <= roots), None)
+            outcome: float | Cause | None = next((cause for known, cause in faulty if known <= roots), None)
             if outcome is None and time.perf_counter() - start > time_limit:
-                reason = "could not be verified within the time allowed for it"
-                failures += [Skipped(plan.group.root, reason) for plan in batch]
+                failures += [Skipped(plan.group.root, Reason.PROOF_TIME.because()) for plan in batch]
                 continue
             if outcome is None:
                 outcome = self._attempt([*accepted, *batch])
             if isinstance(outcome, float):
                 accepted += batch
                 errors |= dict.fromkeys([plan.group.root for plan in batch], outcome)
-            elif len(batch) == 1 or outcome == _UNTOLD:
+            elif len(batch) == 1 or outcome == _UNPROVED:
                 failures += [Skipped(plan.group.root, outcome) for plan in batch]
             else:
                 faulty.append((roots, outcome))
@@ -115,7 +115,7 @@ class Surgeon:
         records = [replace(p.record, error=errors[p.group.root]) for p in plans if p.group.root in kept]
         return records, failures, time.perf_counter() - start
 
-    def _attempt(self, plans: Sequence[Plan]) -> float | str:
+    def _attempt(self, plans: Sequence[Plan]) -> float | Cause:
         """The error of the model pruned by these plans against the masked one, or why it fails; restores the model."""
         error = self._compare(plans, None)
         tolerance = self._tolerance()
@@ -128,10 +128,10 @@ class Surgeon:
                 error = exact
                 tolerance = _SUSPICIOUS if tolerance == TOLERANCE else tolerance
         if isinstance(error, float) and error > tolerance:
-            return f"the pruned model differs from the masked one by {error:.1e} (at most {tolerance:.1g} is accepted)"
+            return Reason.DIFFERS.because(error=error, limit=tolerance)
         return error
 
-    def _compare(self, plans: Sequence[Plan], dtype: torch.dtype | None) -> float | str:
+    def _compare(self, plans: Sequence[Plan], dtype: torch.dtype | None) -> float | Cause:
         """The same, whatever the error."""
         found = Snapshot(self.model.modules(), self.graph.bookkeeping())
         try:
@@ -140,9 +140,9 @@ class Surgeon:
             found.restore_()  # models may count their calls or keep what they computed
             with self.graph.masked([(plan.group.root, plan.removed) for plan in plans]):
                 expected = self.outputs(dtype=dtype)
-            return relative_error(got, expected) if expected else _UNTOLD
+            return relative_error(got, expected) if expected else _UNPROVED
         except Exception as problem:
-            return f"pruning it breaks the model ({type(problem).__name__}: {str(problem)[:200]})"
+            return Reason.BREAKS.from_error(problem)
         finally:
             found.restore_()
 

@@ -10,7 +10,7 @@ from norton_plugin.modules.running import output_tensors, relative_error
 
 @pytest.fixture
 def halve():
-    """Removes every second channel of every free group; returns {root: (before, after)}, blocked roots, the error."""
+    """Removes every second channel of every free group: {root: (before, after)}, {blocked root: code}, error."""
 
     def run(model: nn.Module, x: Tensor) -> tuple[dict[str, tuple[int, int]], dict[str, str], float]:
         model.eval()
@@ -31,7 +31,7 @@ def halve():
         with torch.no_grad():
             actual = output_tensors(model(x))
         assert not selection or relative_error(expected, dense) > 1e-3
-        blocked = {group.root: group.blocked for group in graph.groups() if group.blocked}
+        blocked = {group.root: group.blocked.code for group in graph.groups() if group.blocked}
         pruned = {root: (size, graph.width(root)) for root, size in sizes.items()}
         return pruned, blocked, relative_error(actual, expected)
 

@@ -166,8 +166,8 @@ def test_token_mixing_has_no_channels(image):
             return (y * self.tokens(y)).reshape_as(x)
 
     report = prune_(Net(Mixer()).eval(), image, Pruning(keep=0.5))
-    reasons = {entry.name: entry.reason for entry in report.skipped}
-    assert reasons["middle.tokens"] == "its outputs are positions or heads, not channels"
+    reasons = {entry.name: entry.code for entry in report.skipped}
+    assert reasons["middle.tokens"] == "positions-or-heads"
     assert [group.root for group in report.groups] == ["stem"] and blocking(report.skipped) == []
 
 
@@ -198,7 +198,7 @@ class Biased(nn.Module):
 def test_a_bias_of_the_scores_has_as_many_outputs_as_heads(image, halve):
     torch.manual_seed(0)
     pruned, blocked, error = halve(Net(Biased()), image)
-    assert blocked["middle.bias.2"] == "its outputs are positions or heads, not channels" and len(blocked) == 2
+    assert blocked["middle.bias.2"] == "positions-or-heads" and len(blocked) == 2
     assert pruned["middle.bias.0"] == (12, 6) and pruned["middle.qkv"] == (48, 24) and error < 1e-5
 
 

@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from norton_plugin.channels.label_maps import along, compact, held_constant, matched_dimensions, spread, varying
 from norton_plugin.channels.label_table import LabelTable, connected
 from norton_plugin.channels.widths import Scale, Width
+from norton_plugin.reasons import Reason
 
 
 def test_components_are_those_of_scipy():
@@ -32,11 +33,12 @@ def test_label_zero_joins_and_pins_nothing():
     table = LabelTable()
     assert table.allocate(4) == 1 and table.allocate(2) == 5
     table.unite(torch.tensor([0, 1, 2]), torch.tensor([3, 0, 5]))
-    table.pin(torch.tensor([0, 5]), "first")
-    table.pin(torch.tensor([2, 4]), "second")
+    first, second = (Reason.NO_RULE.because(operation=name) for name in ("first", "second"))
+    table.pin(torch.tensor([0, 5]), first)
+    table.pin(torch.tensor([2, 4]), second)
     classes = table.resolve()
     assert classes.class_of.tolist() == [0, 1, 2, 3, 4, 2, 6]
-    assert classes.reasons == ("first", "second")
+    assert classes.reasons == (first, second)
     assert classes.pinned.tolist() == [0, 0, 1, 0, 2, 1, 0]
 
 

@@ -66,7 +66,7 @@ def test_tables_name_layers_reasons_and_totals(norton, tmp_path):
     answer = norton("compress", "demo:digits", "--rank", 2, "--keep", 0.5, "-o", tmp_path / "a")
     assert answer.code == 0
     assert "CPDBlock" in answer.out
-    assert "its channels are outputs of the model" in answer.out
+    assert "model-output" in answer.out and "docs/reasons.md" in answer.out
     assert "-92.3 %" in answer.out  # MACs
     assert f"the recipe is {tmp_path / 'a' / 'recipe.yaml'}" in answer.out.replace("\n", "")
 

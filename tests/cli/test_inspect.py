@@ -28,10 +28,10 @@ def test_break_even_and_reasons(layers):
     _, by_name = layers
     wide = by_name["layer3.conv2"]
     # 9C / (C + 6) = 8.6 for C = 128
-    assert (wide["break_even"], wide["eligible"], wide["reason"]) == (8, True, "")
+    assert (wide["break_even"], wide["eligible"], wide["code"], wide["reason"]) == (8, True, "", "")
     assert (wide["kernel"], wide["in_channels"], wide["out_channels"]) == ([3, 3], 128, 128)
     assert not by_name["layer2.downsample.0"]["eligible"]
-    assert "1x1 kernel" in by_name["layer2.downsample.0"]["reason"]
+    assert by_name["layer2.downsample.0"]["code"] == "kernel-1x1"
     assert by_name["fc"]["reason"] == "Linear: it is pruned only"
     assert by_name["fc"]["break_even"] is None
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from norton_plugin.insight import layers_table, skipped_table, totals_table
 from norton_plugin.pipeline import CompressionReport, LayerReport
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.report import DecompositionReport, PruningReport, Skipped
 
 
@@ -17,15 +18,15 @@ def report():
         LayerReport("block.conv", "CPDBlock", 4000, 1000, 2000, 300, 2, 0.25, 0.75),
         LayerReport("fc", "Linear", 64, 48, 64, 48, None, None, 1.0),
     )
-    skipped = tuple(Skipped(f"one.{i}", "1x1 kernel") for i in range(6))
+    skipped = tuple(Skipped(f"one.{i}", Reason.HAS_HOOKS.because()) for i in range(6))
     return CompressionReport(
         macs_before=5064,
         macs_after=2048,
         parameters_before=2564,
         parameters_after=848,
         layers=layers,
-        decomposition=DecompositionReport((), (*skipped, Skipped("stem", "outside the scope"))),
-        pruning=PruningReport((), (Skipped("fc", "its channels are outputs of the model"),)),
+        decomposition=DecompositionReport((), (*skipped, Skipped("stem", Reason.OUTSIDE_SCOPE.because()))),
+        pruning=PruningReport((), (Skipped("fc", Reason.MODEL_OUTPUT.because()),)),
         calibration_images=0,
         seconds=1.0,
         structure={},
@@ -62,6 +63,7 @@ def test_all_layers(report, lines):
 
 def test_skipped_are_grouped_by_reason(report, lines):
     rows = [" ".join(row) for row in lines(skipped_table(report))]
-    assert rows[-3] == "decomposition 1x1 kernel 6 one.0, one.1, one.2, one.3 and 2 more"
-    assert rows[-2] == "decomposition outside the scope 1 stem"
-    assert rows[-1] == "pruning its channels are outputs of the model 1 fc"
+    names = "6 one.0, one.1, one.2, one.3 and 2 more"
+    assert rows[-3] == f"decomposition has-hooks carries hooks that a replacement would lose {names}"
+    assert rows[-2] == "decomposition outside-scope outside the scope 1 stem"
+    assert rows[-1] == "pruning model-output its channels are outputs of the model 1 fc"

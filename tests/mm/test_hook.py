@@ -24,6 +24,7 @@ from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
 from norton_plugin.mm import NortonHook, after_surgery, export_config
 from norton_plugin.mm.quiet import preserved_process
+from norton_plugin.reasons import Reason
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +149,9 @@ def test_the_checkpoint_carries_json_only(whole):
     assert meta["recipe"]["pruning"]["keep"] == 0.5 and len(meta["structure_hash"]) == 64
     report = json.loads((whole[1] / "norton_report.json").read_text())
     assert report["macs_after"] < report["macs_before"]
+    skipped = report["decomposition"]["skipped"] + report["pruning"]["skipped"]
+    assert skipped and all(entry.keys() == {"name", "code", "reason"} for entry in skipped)
+    assert {entry["code"] for entry in skipped} <= {reason.code for reason in Reason}
 
 
 @pytest.mark.parametrize("how", ["test", "val"])

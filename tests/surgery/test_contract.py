@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery import from_conv
-from norton_plugin.surgery.contract import read_contract
+from norton_plugin.surgery.contract import ConvContract, read_contract
 
 timm_layers = pytest.importorskip("timm.layers", reason="timm is not installed")
 
@@ -63,6 +64,6 @@ def test_a_plain_subclass_is_a_convolution_and_an_overriding_one_is_not():
         def _conv_forward(self, *arguments):
             return 2 * super()._conv_forward(*arguments)
 
-    assert not isinstance(read_contract(Renamed(4, 6, 3)), str)
-    assert "Scaled computes its output in its own way" in read_contract(Scaled(4, 6, 3))
-    assert "meta device" in read_contract(nn.Conv2d(4, 6, 3, device="meta"))
+    assert isinstance(read_contract(Renamed(4, 6, 3)), ConvContract)
+    assert read_contract(Scaled(4, 6, 3)) == Reason.OWN_FORWARD.because(module="Scaled")
+    assert read_contract(nn.Conv2d(4, 6, 3, device="meta")) == Reason.ON_META.because()

@@ -88,8 +88,8 @@ def test_a_layer_that_differs_stays_and_is_listed(residual, monkeypatch):
 
     monkeypatch.setattr(decompose, "block_from_contract", make_wrong)
     report = decompose_(residual, Decomposition(rank=3))
-    reasons = {entry.name: entry.reason for entry in report.skipped}
-    assert "its block differs from it by" in reasons["layers.1.conv1"]
+    reasons = {entry.name: entry.code for entry in report.skipped}
+    assert reasons["layers.1.conv1"] == "block-differs"
     assert residual.layers[1].conv1 is wrong and torch.equal(wrong.weight, weight)
     assert {layer.names[0] for layer in report.layers} == {"layers.0.conv1", "layers.0.conv2", "layers.1.conv2"}
 

@@ -5,10 +5,12 @@ import itertools
 import pytest
 
 from norton_plugin.channels.groups import ChannelGroup
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.report import PrunedGroup
 from norton_plugin.surgery.surgeon import Plan, Surgeon
 
 COUNT = 16
+FAULTY = Reason.DIFFERS.because(error=0.5, limit=1e-4)
 
 
 class Judge(Surgeon):
@@ -22,7 +24,7 @@ class Judge(Surgeon):
         roots = {plan.group.root for plan in plans}
         assert roots not in self.tried
         self.tried.append(roots)
-        return "it is faulty" if any(fault <= roots for fault in self.faulty) else 0.0
+        return FAULTY if any(fault <= roots for fault in self.faulty) else 0.0
 
     def _cut_(self, plans):
         self.cut += [plan.group.root for plan in plans]
@@ -39,7 +41,7 @@ def judged(judge, time_limit=1e9):
     records, failures, _ = judge.prune_verified_(plans(), time_limit=time_limit)
     assert {record.root for record in records} == set(judge.cut)
     assert {record.error for record in records} <= {0.0}
-    return {int(r.root) for r in records}, {int(f.name): f.reason for f in failures}
+    return {int(r.root) for r in records}, {int(f.name): f.cause for f in failures}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -48,14 +50,14 @@ def test_all_groups_stand_but_those_at_fault(monkeypatch, number):
         judge = Judge(monkeypatch, *[{str(i)} for i in chosen])
         stand, failures = judged(judge)
         assert stand == set(range(COUNT)) - set(chosen)
-        assert failures == dict.fromkeys(chosen, "it is faulty")
+        assert failures == dict.fromkeys(chosen, FAULTY)
         # One comparison where nothing is wrong; for each fault two per halving at most, and none that is foregone.
         assert len(judge.tried) <= 1 + number * 2 * 4
 
 
 def test_one_fault_takes_a_comparison_per_halving(monkeypatch):
     judge = Judge(monkeypatch, {str(COUNT - 1)})
-    assert judged(judge) == (set(range(COUNT - 1)), {COUNT - 1: "it is faulty"})
+    assert judged(judge) == (set(range(COUNT - 1)), {COUNT - 1: FAULTY})
     assert [len(roots) for roots in judge.tried] == [16, 8, 12, 14, 15]
 
 
@@ -67,4 +69,4 @@ def test_of_two_groups_that_clash_one_stands(monkeypatch):
 def test_when_time_runs_out_most_is_done(monkeypatch):
     stand, failures = judged(Judge(monkeypatch, {"0"}), time_limit=2.5)
     assert stand == set(range(8, 16))
-    assert failures == dict.fromkeys(range(8), "could not be verified within the time allowed for it")
+    assert failures == dict.fromkeys(range(8), Reason.PROOF_TIME.because())

@@ -39,7 +39,7 @@ def image() -> Tensor:
 
 def pruned(net: nn.Module, image: Tensor) -> tuple[list[str], dict[str, str]]:
     report = prune_(net.eval(), image, HALF)
-    return [group.root for group in report.groups], {entry.name: entry.reason for entry in report.skipped}
+    return [group.root for group in report.groups], {entry.name: entry.code for entry in report.skipped}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_attribute_that_is_a_size_and_a_value_keeps_its_channels(scale, image
     net = Attention(scale)
     roots, reasons = pruned(net, image)
     assert roots == ["stem"]
-    assert reasons["q"] == "its width enters a computed value"
+    assert reasons["q"] == "width-as-value"
     assert net.dim == 16 and type(net.dim) is int
 
 

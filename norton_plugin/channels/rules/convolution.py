@@ -14,6 +14,7 @@ from norton_plugin.channels.rules.elementwise import Operand, combine
 from norton_plugin.channels.rules.given import convolution_groups
 from norton_plugin.channels.rules.matrices import pair_labels
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 @register_rule(
@@ -75,7 +76,7 @@ def _inputs(trace: Trace, call: Call) -> tuple[list[Tensor], list[Tensor]]:
         elif all(_untouched(call, d) for d in varying(label_map)):
             carried.append(core(label_map))
         else:
-            trace.pin(label_map, "a convolution runs over its channels")
+            trace.pin(label_map, Reason.OVER_CHANNELS.because(operation="a convolution"))
     return inputs, carried
 
 
@@ -98,7 +99,7 @@ def _weight_vectors(trace: Trace, weight: Tensor, transposed: bool) -> tuple[lis
         elif live == [column_dim]:
             columns.append(along(label_map, column_dim))
         else:
-            trace.pin(label_map, "the kernel of a convolution is computed from it")
+            trace.pin(label_map, Reason.COMPUTED_KERNEL.because())
     return rows, columns
 
 
@@ -110,7 +111,7 @@ def _consume(trace: Trace, inputs: Sequence[Tensor], columns: Sequence[Tensor], 
     if size > 1:
         for one, other in ((inputs, columns), (columns, inputs)):
             for vector in one if not other else ():
-                trace.pin(vector, "it is read by a layer of fixed width")
+                trace.pin(vector, Reason.FIXED_WIDTH_LAYER.because())
 
 
 Vectors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
@@ -125,7 +126,7 @@ def _grouped_transposed(trace: Trace, vectors: Vectors, groups: int, filters: in
     for vector in columns:
         _consume(trace, inputs, [vector], len(vector))
     for row in rows:
-        trace.pin(row, "a grouped transposed convolution makes it")
+        trace.pin(row, Reason.GROUPED_TRANSPOSED.because())
     united = [_one_label(trace, vector.view(groups, -1), 1)[:, 0] for vector in columns]
     return [vector.repeat_interleave(filters // groups) for vector in united]
 
@@ -143,7 +144,7 @@ def _grouped(trace: Trace, vectors: Vectors, groups: int, width: int) -> list[Te
     if whole:
         _consume(trace, [grid[:, 0] for grid in by_input], [grid[:, 0] for grid in by_filter], groups)
         for vector in columns:
-            trace.pin(vector, "a grouped convolution loses whole groups")
+            trace.pin(vector, Reason.WHOLE_GROUPS.because())
     else:
         _consume(trace, [grid[0] for grid in by_input], columns, width)
     for owner in owners if inputs else ():

@@ -12,9 +12,10 @@ from norton_plugin.channels.label_maps import ChannelLabels, compact, core, vary
 from norton_plugin.channels.operations import Number, register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 # Token mixing and talking heads: the other operand has its channels along another dimension.
-_POSITIONS = "its outputs are positions or heads, not channels"
+_POSITIONS = Reason.POSITIONS_OR_HEADS.because()
 Operand = tuple[ChannelLabels, tuple[int, ...]]
 
 
@@ -49,7 +50,7 @@ def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -
         if fixed:
             # Pinned for good: there is no need to follow them any further.
             positions = all((labels.maps or labels.scores) and not labels.constant for labels in fixed)
-            trace.pin(label_map, _POSITIONS if positions else "it meets a tensor of fixed width")
+            trace.pin(label_map, _POSITIONS if positions else Reason.FIXED_WIDTH_TENSOR.because())
         else:
             free.append(label_map)
     return tuple(free)
@@ -75,7 +76,7 @@ def pin_unpaired(trace: Trace, a: Tensor, b: Tensor) -> None:
     for labels, partner in ((small_a, small_b), (small_b, small_a)):
         unpaired = (labels != 0) & (partner == 0)
         if bool(unpaired.any()):
-            trace.pin(labels[unpaired], "it meets a padded position of fixed width")
+            trace.pin(labels[unpaired], Reason.PADDED_POSITION.because())
 
 
 @register_rule("pointwise", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "relu6", "elu", "selu", "celu",

@@ -82,11 +82,7 @@ def copy(trace: Trace, call: Call) -> ChannelLabels:
     target, source = call.args[0], call.args[1]
     old, new = trace.labels_of(target), trace.labels_of(source)
     shape = tuple(target.shape)
-    maps = combine(trace, [(old, shape), (new, tuple(source.shape))], shape)
-    if not old.maps and target._is_view():
-        for label_map in maps:
-            trace.pin(label_map, "its channels are written into a buffer of fixed width")
-    return ChannelLabels(tuple(maps))
+    return ChannelLabels(combine(trace, [(old, shape), (new, tuple(source.shape))], shape))
 
 
 @register_rule("index_put")

@@ -12,6 +12,7 @@ from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import combine, pin_unpaired
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 def contract(
@@ -39,7 +40,7 @@ def contract(
     if k > 1:
         for one, other in ((summed_a, summed_b), (summed_b, summed_a)):
             for label_map in one if not other else ():
-                trace.pin(label_map, "it is multiplied by a matrix of fixed width")
+                trace.pin(label_map, Reason.FIXED_WIDTH_MATRIX.because())
     # A layer is one even where it computes from constants, as from a table of positions.
     layer = isinstance(trace.module, nn.Linear)
     for operand, partner, summed, free in ((a, b, summed_a, free_a), (b, a, summed_b, free_b)):

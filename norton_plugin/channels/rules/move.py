@@ -14,6 +14,7 @@ from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.given import after_tensor, all_arguments
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.widths import Width
+from norton_plugin.reasons import Cause, Reason
 
 
 def _mapped(trace: Trace, call: Call, function: Any) -> ChannelLabels:
@@ -87,7 +88,7 @@ def expand(trace: Trace, call: Call) -> ChannelLabels:
         for label_map in touched:
             trace.relate_size(along(label_map, d), size)
         if not touched and isinstance(size, Width):
-            trace.pin(size.labels, "its width is the size of a tensor of other origin")
+            trace.pin(size.labels, Reason.FOREIGN_SIZE.because())
     return labels
 
 
@@ -97,7 +98,7 @@ def flip(trace: Trace, call: Call) -> ChannelLabels:
     return _mapped(trace, call, lambda lm: call.func(core(lm), *call.args[1:]).expand(lm.shape))
 
 
-def fixed_along(trace: Trace, call: Call, dims: Sequence[int], why: str) -> list[Tensor]:
+def fixed_along(trace: Trace, call: Call, dims: Sequence[int], why: Cause) -> list[Tensor]:
     """Pin the channels of all maps that vary along these dimensions; return the other maps."""
     kept = []
     for label_map in trace.labels_of(call.args[0]).maps:
@@ -112,7 +113,8 @@ def fixed_along(trace: Trace, call: Call, dims: Sequence[int], why: str) -> list
 def roll(trace: Trace, call: Call) -> ChannelLabels:
     """Pin channels that are rotated by a fixed number of positions."""
     dims = call.arg(2, "dims", ()) or range(call.args[0].dim())
-    return ChannelLabels(tuple(fixed_along(trace, call, dims, "its channels are rotated by a fixed number of places")))
+    cause = Reason.OVER_CHANNELS.because(operation="a rotation by a fixed number of places")
+    return ChannelLabels(tuple(fixed_along(trace, call, dims, cause)))
 
 
 @register_rule("constant_pad_nd", "pad")

@@ -14,6 +14,7 @@ from norton_plugin.channels.rules.given import part_sizes, slice_bounds
 from norton_plugin.channels.rules.move import fixed_along
 from norton_plugin.channels.rules.reshape import united
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 @register_rule(
@@ -75,7 +76,7 @@ def cut(trace: Trace, call: Call) -> ChannelLabels:
                 runs = label_map.unflatten(dim, (length, step))
                 piece = united(trace, runs, [dim + 1]).select(dim + 1, 0)
             elif step != 1:
-                trace.pin(label_map, "every so manieth of its channels is taken")
+                trace.pin(label_map, Reason.BY_POSITION.because(which="every k-th"))
             else:
                 piece = _range(trace, label_map, piece, dim, start)
         maps.append(piece)
@@ -112,7 +113,7 @@ def pick(trace: Trace, call: Call) -> Any:
     kept = []
     for label_map in trace.labels_of(call.args[0]).maps:
         if dim in varying(label_map):
-            trace.pin(label_map, "one of its channels is taken out by position")
+            trace.pin(label_map, Reason.BY_POSITION.because(which="one"))
         else:
             kept.append(label_map.select(dim, 0))
     rows = trace.labels_of(call.args[0]).producer_rows
@@ -122,7 +123,7 @@ def pick(trace: Trace, call: Call) -> Any:
     return picked[0] if single else picked
 
 
-_BY_POSITION = "some of its channels are taken out by position"
+_BY_POSITION = Reason.BY_POSITION.because(which="some")
 
 
 @register_rule("index", "_unsafe_index")
@@ -166,7 +167,7 @@ def embedding(trace: Trace, call: Call) -> ChannelLabels:
     maps = []
     for label_map in trace.labels_of(call.args[0]).maps:
         if 0 in varying(label_map):
-            trace.pin(label_map, "its rows are looked up by number")
+            trace.pin(label_map, Reason.ROWS_BY_NUMBER.because())
         else:
             maps.append(label_map[0].expand(call.out.shape))
             trace.set_role([label_map], "out")
@@ -176,5 +177,5 @@ def embedding(trace: Trace, call: Call) -> ChannelLabels:
 @register_rule("unfold")
 def windows(trace: Trace, call: Call) -> ChannelLabels:
     """Slide windows along one dimension: channels along it must stay."""
-    maps = fixed_along(trace, call, [call.args[1]], "windows slide over its channels")
+    maps = fixed_along(trace, call, [call.args[1]], Reason.OVER_CHANNELS.because(operation="a sliding window"))
     return ChannelLabels(tuple(label_map.unfold(*call.args[1:]) for label_map in maps))

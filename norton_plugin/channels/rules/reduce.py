@@ -13,6 +13,7 @@ from norton_plugin.channels.operations import declare, register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import pointwise
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 def _dims(call: Call, position: int = 1) -> list[int]:
@@ -106,7 +107,7 @@ def _extreme(trace: Trace, call: Call, *, keep_rows: bool) -> Any:
 
 def _pin(trace: Trace, call: Call, maps: Sequence[Tensor]) -> None:
     for label_map in maps:
-        trace.pin(label_map, f"{call.name.strip('_')} is taken over its channels")
+        trace.pin(label_map, Reason.TAKEN_OVER_CHANNELS.because(operation=call.name.strip("_")))
 
 
 @register_rule("logsumexp", "prod", "any", "all")

@@ -19,6 +19,7 @@ from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.given import after_tensor, unflattened
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.widths import Width
+from norton_plugin.reasons import Reason
 
 # A trailing factor of at most this size is taken for a kernel or a zoom factor, not for the channels of a head.
 _SMALL = 4
@@ -45,7 +46,7 @@ def reshape(trace: Trace, call: Call) -> ChannelLabels:
             for label_map in touched:
                 trace.relate_size(along(label_map, d), size, _whole(before.maps, origin[d]))
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
-                trace.pin(size.labels, "its width is the size of a tensor of other origin")
+                trace.pin(size.labels, Reason.FOREIGN_SIZE.because())
     rows = before.producer_rows
     return ChannelLabels(tuple(maps), producer_rows=None if rows is None else compact(rows.reshape(target.shape)))
 

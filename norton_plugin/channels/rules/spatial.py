@@ -12,6 +12,7 @@ from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.reshape import united
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Cause, Reason
 
 
 def _windowed(trace: Trace, call: Call, ndim: int) -> Any:
@@ -20,7 +21,7 @@ def _windowed(trace: Trace, call: Call, ndim: int) -> Any:
     maps = []
     for label_map in trace.labels_of(call.args[0]).maps:
         if any(d >= label_map.dim() - ndim for d in varying(label_map)):
-            trace.pin(label_map, f"{call.name} runs over its channels")
+            trace.pin(label_map, Reason.OVER_CHANNELS.because(operation=call.name))
             continue
         for d in range(label_map.dim() - ndim, label_map.dim()):
             label_map = label_map.narrow(d, 0, 1)
@@ -52,7 +53,7 @@ def over_volume(trace: Trace, call: Call) -> Any:
     return _windowed(trace, call, 3)
 
 
-def _vectors(trace: Trace, call: Call, dim: int, reason: str) -> list[Tensor]:
+def _vectors(trace: Trace, call: Call, dim: int, reason: Cause) -> list[Tensor]:
     """Return the labels along a dimension of all maps that vary along it alone; pin the channels of the others."""
     vectors = []
     for label_map in trace.labels_of(call.args[0]).maps:
@@ -67,7 +68,7 @@ def _vectors(trace: Trace, call: Call, dim: int, reason: str) -> list[Tensor]:
 def regions(trace: Trace, call: Call) -> Any:
     """Pool regions of a map: (B, C, H, W) to (K, C, h, w)."""
     outputs = call.out if isinstance(call.out, tuple) else [call.out]
-    vectors = _vectors(trace, call, 1, "regions are cut out along its channels")
+    vectors = _vectors(trace, call, 1, Reason.OVER_CHANNELS.because(operation="region pooling"))
     maps = tuple(vector.view(1, -1, 1, 1).expand(outputs[0].shape) for vector in vectors)
     return [ChannelLabels(maps)] * len(outputs)
 
@@ -76,7 +77,7 @@ def regions(trace: Trace, call: Call) -> Any:
 def im2col(trace: Trace, call: Call) -> ChannelLabels:
     """Unfold (B, C, H, W) to (B, C * Kh * Kw, L)."""
     kernel = math.prod(call.args[1])
-    vectors = _vectors(trace, call, 1, "windows slide over its channels")
+    vectors = _vectors(trace, call, 1, Reason.OVER_CHANNELS.because(operation="a sliding window"))
     repeated = [vector.repeat_interleave(kernel) for vector in vectors]
     return ChannelLabels(tuple(vector.view(1, -1, 1).expand(call.out.shape) for vector in repeated))
 
@@ -85,12 +86,12 @@ def im2col(trace: Trace, call: Call) -> ChannelLabels:
 def col2im(trace: Trace, call: Call) -> ChannelLabels:
     """Fold (B, C * Kh * Kw, L) back to (B, C, H, W)."""
     kernel = math.prod(call.args[2])
-    vectors = _vectors(trace, call, -2, "windows slide over its channels")
+    vectors = _vectors(trace, call, -2, Reason.OVER_CHANNELS.because(operation="a sliding window"))
     folded = [united(trace, vector.view(-1, kernel), [1])[:, 0] for vector in vectors]
     return ChannelLabels(tuple(vector.view(-1, 1, 1).expand(call.out.shape) for vector in folded))
 
 
-_SHUFFLED = "pixels are shuffled along its channels"
+_SHUFFLED = Reason.OVER_CHANNELS.because(operation="pixel shuffling")
 
 
 @register_rule("pixel_shuffle")

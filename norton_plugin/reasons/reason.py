@@ -1,0 +1,288 @@
+"""All reasons for which a layer or a group of channels is left as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from string import Formatter
+
+from norton_plugin.reasons.cause import Cause
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a member holds; see the properties of ``Reason``."""
+
+    code: str
+    template: str
+    advice: str
+    example: str
+    blocks: bool = True
+
+
+def _left(code: str, template: str, *, advice: str, example: str) -> _Entry:
+    """A reason that does not keep a model from "full": asked for, necessary, or one that no pruning can change."""
+    return _Entry(code, template, advice, example, blocks=False)
+
+
+# fmt: off
+class Reason(Enum):
+    """Why something was left as it was. Codes are stable: files hold them; templates may be reworded at any time."""
+
+    # What keeps its channels because of what it is, or because the user asked for it.
+    MODEL_OUTPUT = _left("model-output", "its channels are outputs of the model",
+        advice="nothing to do: whoever uses the model expects outputs of this width",
+        example="fc of timm:resnet18")
+    POSITIONS_OR_HEADS = _left("positions-or-heads", "its outputs are positions or heads, not channels",
+        advice="nothing to do: positions and attention heads are not pruned",
+        example="blocks.0.mlp_tokens.fc2 of timm:mixer_b16_224")
+    SINGLE_CHANNEL = _left("single-channel", "it has a single channel",
+        advice="nothing to do: a layer needs at least one channel",
+        example="a convolution with out_channels=1, such as the last one of a segmentation head for one class")
+    NOT_RUN = _left("not-run", "the example does not run it",
+        advice="give example_inputs that run it, if it is needed; otherwise remove the layer from the model",
+        example="the auxiliary classifiers aux1 and aux2 of torchvision:googlenet")
+    ALL_KEPT = _left("all-kept", "all its channels are asked to be kept",
+        advice="lower pruning.keep, or its entry in pruning.keeps, if it is to be pruned",
+        example="any layer whose entry in pruning.keeps is 1")
+    ROUNDED = _left("rounded", "{size} channels at keep {keep:g} round to {size} (round_to)",
+        advice="lower pruning.round_to or pruning.keep; a group this small saves little",
+        example="a convolution of 8 channels with keep=0.7 and round_to=8")
+    ROUNDED_ANYWAY = _left("rounded-anyway", "{other}; and {size} channels at keep {keep:g} round to {size} (round_to)",
+        advice="nothing to do: the channels would stay even without the first reason",
+        example="rpn.head.cls_logits of torchvision:fasterrcnn_mobilenet_v3_large_320_fpn")
+    IGNORED = _left("ignored", "{layer} is ignored",
+        advice="take the layer out of the argument ignored, if it is to be pruned",
+        example="any layer that the argument ignored of compress lists")
+    MEMBER_OUTSIDE_SCOPE = _left("member-outside-scope", "{layer} is outside the scope",
+        advice="change scope.include or scope.exclude; all layers of a group must be inside the scope",
+        example="a group that holds a layer named by scope.exclude")
+    LINEAR_KEPT = _left("linear-kept", "outputs of Linear layers are not to be pruned (pruning.linear)",
+        advice="set pruning.linear to true, if they are to be pruned",
+        example="the inner width of an MLP, with pruning.linear set to false")
+
+    # What the trace found out about a group of channels.
+    FIXED_WIDTH_TENSOR = _Entry("fixed-width-tensor",
+        "its channels are combined element-wise with a fixed-width tensor",
+        advice="make the other tensor a parameter, or compute it from these channels; use torch.cat to fill a buffer",
+        example="x + torch.arange(16.0).view(1, 16, 1, 1); buffer[:, 2:18] = x; torchvision:ssd300_vgg16")
+    FIXED_WIDTH_MATRIX = _Entry("fixed-width-matrix", "its channels are multiplied by a matrix of fixed width",
+        advice="make the matrix a parameter of a layer, so that its rows can be removed with the channels",
+        example="x.flatten(2).transpose(1, 2) @ torch.randn(16, 4)")
+    FIXED_WIDTH_LAYER = _Entry("fixed-width-layer", "a layer of fixed width reads its channels",
+        advice="nothing to do where the layer is scripted or fused; otherwise let an nn.Module hold its weight",
+        example="a layer before a scripted one; mmdet:nas_fcos/nas-fcos_r50-caffe_fpn_nashead-gn-head_4xb4-1x_coco.py")
+    PADDED_POSITION = _Entry("padded-position", "its channels are combined with zero-padded channels of fixed width",
+        advice="project the shortcut by a 1x1 convolution instead of padding it, if the group is to be pruned",
+        example="the convolution beside a shortcut whose missing channels are padded with zeros (ResNets for CIFAR)")
+    WIDTH_AS_VALUE = _Entry("width-as-value", "its width enters a computed value",
+        advice="read the width off the tensor only to give sizes or a factor of scale; keep other uses constant",
+        example="x / float(x.shape[1]); attention of mmdet:conditional_detr/conditional-detr_r50_8xb2-50e_coco.py")
+    WIDTH_AS_SCALE = _Entry("width-as-scale", "its width sets the scale of an attention whose rows are not known",
+        advice="compute the keys by a single layer without an activation, so that its weight can be rescaled",
+        example="scaled_dot_product_attention(q(x), k1(x) + k2(x), v(x))")
+    COMPUTED_WIDTH = _Entry("computed-width", "its width is computed from the width of other channels",
+        advice="give the sizes as widths of the tensors themselves, or as whole multiples or parts of these",
+        example="context_encoder.conv of torchvision:raft_small")
+    FOREIGN_SIZE = _Entry("foreign-size", "its width is the size of a tensor of other origin",
+        advice="take the size of a reshape from the tensor that is reshaped",
+        example="stage3.6.branch2.5 of torchvision:shufflenet_v2_x0_5")
+    BY_POSITION = _Entry("by-position", "the code selects {which} of its channels by position",
+        advice="split into equal parts (chunk), or slice ranges from the start, if the group is to be pruned",
+        example="x[:, [3, 1]]; x[:, 0]; box scores of torchvision:fcos_resnet50_fpn")
+    BY_NUMBER = _Entry("by-number", "the number of one of its channels is used",
+        advice="nothing to do: numbers of channels, such as classes, would change their meaning",
+        example="x.max(1)[1].float()")
+    ROWS_BY_NUMBER = _Entry("rows-by-number", "its rows are looked up by number",
+        advice="nothing to do: entries of a table cannot be removed without changing the numbers that ask for them",
+        example="torch.nn.functional.embedding(numbers, table) with a table that a layer computes")
+    OVER_CHANNELS = _Entry("over-channels", "{operation} runs over its channels",
+        advice="nothing to do: positions of the channels matter to this operation",
+        example="nn.Conv3d over a map whose depth is its channels; x.roll(3, 1)")
+    TAKEN_OVER_CHANNELS = _Entry("taken-over-channels", "{operation} is taken over its channels",
+        advice="nothing to do: without some channels the outcome for the others would differ",
+        example="x.softmax(1); class scores of torchvision:ssd300_vgg16; attention of timm:volo_d1_224")
+    COMPUTED_KERNEL = _Entry("computed-kernel", "a convolution takes its kernel from these channels",
+        advice="nothing to do: the kernel's size is that of another layer",
+        example="dynamic convolutions whose weight a layer computes")
+    GROUPED_TRANSPOSED = _Entry("grouped-transposed", "a grouped transposed convolution produces these channels",
+        advice="nothing to do: its filters are numbered within their groups; groups=1 is pruned",
+        example="nn.ConvTranspose2d(16, 16, 2, groups=4)")
+    WHOLE_GROUPS = _Entry("whole-groups", "the grouped convolution that reads these channels loses whole groups only",
+        advice="nothing to do: the channels within its groups stay",
+        example="the layer before a 1x1 convolution that shares its weight with one of 32 groups of 16 channels")
+    RECURRENT = _Entry("recurrent", "its channels are states of a recurrent layer",
+        advice="nothing to do: states of recurrent layers keep their width, inputs are pruned",
+        example="the Linear layer that computes the first state of an nn.LSTM")
+    TOO_LARGE = _Entry("too-large", "following its channels needs too much memory",
+        advice="give a smaller example_inputs (image size, batch 1)",
+        example="a tensor of more than 16 million values that differ in their channels")
+    NOTHING_TO_COMPUTE = _Entry("nothing-to-compute", "the example gives it nothing to compute",
+        advice="give an example on which it computes something, such as an image in which objects are found",
+        example="the mask head of torchvision:maskrcnn_resnet50_fpn on an image without objects")
+    NO_RULE = _Entry("no-rule", "no rule follows channels through {operation}",
+        advice="report the operation; or replace it in the model by others that are followed",
+        example="cummax in mmdet:cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py")
+    RULE_DECLINED = _Entry("rule-declined", "the rule for {operation} does not cover this use of it",
+        advice="report the operation with its arguments; or write the step in another way",
+        example="index_put in torchvision:maskrcnn_resnet50_fpn")
+    RULE_FAILED = _Entry("rule-failed", "the rule for {operation} failed ({error}: {message})",
+        advice="this is a mistake in norton_plugin, not in the model: report it with the traceback of its debug log",
+        example="none is known; a registered rule that raises an exception")
+    UNSEEN_CODE = _Entry("unseen-code", "{module} computes in code that cannot be followed",
+        advice="compute with torch operations instead of NumPy, Python numbers or scripted code",
+        example="a module that calls x.numpy() and makes a new tensor from the result")
+    NOT_CONSUMED = _Entry("not-consumed", "no traced operation consumes these channels",
+        advice="nothing to do where a compiled operator reads them (offsets of deformable convolutions)",
+        example="attention offsets of mmdet:deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
+
+    # What cannot be traced, or is not reached by a trace.
+    UNTRACEABLE = _Entry("untraceable",
+        "the model's channel dependencies cannot be traced ({error}: {message}); check example_inputs, or leave "
+        "pruning out of the recipe",
+        advice="check that the model runs on example_inputs; what is below it is traced part by part",
+        example="a module that tests what its tensors are stored in, or refuses subclasses of int as sizes")
+    TRACE_TIME = _Entry("trace-time", "the channels could not be followed within the time allowed for it",
+        advice="raise time_limit, or give a smaller example_inputs",
+        example="the whole model, where its loops take longer than time_limit")
+    PARTS_NOT_RUN = _Entry("parts-not-run", "the model does not run on the example ({error}: {message})",
+        advice="give an example of the shape, dtype and device that the model expects",
+        example="the whole model, where it runs once and fails on the next run")
+    NOT_TRACED = _Entry("not-traced", "it is outside of what is traced",
+        advice="give a forward_fn that runs this layer as well, if it is to be pruned",
+        example="the second stage of mmdet:double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py")
+    NOT_FOLLOWED = _Entry("not-followed",
+        "its channels are not followed: it computes from constants alone, or in code that cannot be seen",
+        advice="nothing to do where it computes from constants; otherwise use plain torch operations",
+        example="stage4.0.branch1.0 of torchvision:shufflenet_v2_x0_5")
+    PARAMETRIZED = _Entry("parametrized",
+        "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations ends that",
+        advice="call remove_parametrizations on the layer before compressing",
+        example="a layer under torch.nn.utils.parametrizations.weight_norm")
+
+    # What planning and proving a cut found out.
+    NO_FILTERS = _Entry("no-filters", "no layer whose filters could be compared makes these channels",
+        advice="nothing to do: there is no convolution, Linear layer or CPDBlock to compare",
+        example="channels of an embedding table or of a bare parameter")
+    NOT_COMPARABLE = _Entry("not-comparable", "its filters cannot be compared ({error}: {message})",
+        advice="choose another pruning.criterion, or leave the layer out of the scope",
+        example="a layer whose filters are too many for the memory that their distances need")
+    UNPROVED = _Entry("unproved", "nothing that the model computes on the example tells whether it is right",
+        advice="return tensors from the model, or give a forward_fn that does",
+        example="a model that returns a Python number")
+    PROOF_TIME = _Entry("proof-time", "could not be verified within the time allowed for it",
+        advice="raise time_limit, or give a smaller example_inputs",
+        example="torchvision:maskrcnn_resnet50_fpn_v2 at a limit of 60 s")
+    DIFFERS = _Entry("differs",
+        "the pruned model differs from the masked one by {error:.1e} (at most {limit:.1g} is accepted)",
+        advice="report the model: the trace misunderstands it; the group is left as it was",
+        example="torchvision:raft_small")
+    BREAKS = _Entry("breaks", "pruning it breaks the model ({error}: {message})",
+        advice="read widths off the tensors instead of writing them as numbers into the code; or report the model",
+        example="mmdet:pvt/retinanet_pvt-l_fpn_1x_coco.py")
+    BREAKS_AROUND = _Entry("breaks-around", "with it the model does not run ({error}: {message})",
+        advice="leave the part out of the scope; what stands around it expects its former widths",
+        example="a part that runs by itself, inside a model that checks its widths")
+
+    # What keeps a convolution from becoming a block; the status speaks of pruning alone.
+    OUTSIDE_SCOPE = _left("outside-scope", "outside the scope",
+        advice="change scope.include or scope.exclude, if it is to be decomposed",
+        example="any layer that scope.exclude names")
+    NO_RANK = _left("no-rank", "no rank is asked for it",
+        advice="set decomposition.rank, or an entry in decomposition.ranks, if it is to be decomposed",
+        example="any layer whose entry in decomposition.ranks is null")
+    KERNEL_1X1 = _left("kernel-1x1", "1x1 kernel: a decomposition saves nothing, it is pruned only",
+        advice="nothing to do: it is pruned", example="layer2.0.downsample.0 of timm:resnet34")
+    ONE_INPUT_CHANNEL = _left("one-input-channel",
+        "one input channel per filter (depthwise, or a grey image): a decomposition saves nothing",
+        advice="nothing to do: it is pruned with the layer before it",
+        example="depthwise layers of timm:efficientnet_b0")
+    RANK_TOO_HIGH = _left("rank-too-high",
+        "rank {rank} needs more MACs than the dense convolution (break-even rank {limit})",
+        advice="lower the rank, or set decomposition.allow_dearer to decompose all the same",
+        example="conv1 of timm:resnet18 at rank 20 (a stem of three channels)")
+    NMSE_TOO_HIGH = _left("nmse-too-high",
+        "NMSE {nmse:.3f} at its highest useful rank {rank} is above the target {target:g}",
+        advice="raise decomposition.target_nmse, or give the layer a rank of its own",
+        example="most layers with random weights at rank auto")
+    NOT_CONV2D = _left("not-conv2d", "{module} is not a 2-D convolution",
+        advice="nothing to do: it is pruned", example="nn.Conv3d, nn.ConvTranspose2d")
+    OWN_FORWARD = _left("own-forward",
+        "{module} computes its output in its own way, and no exact rule for it is known",
+        advice="report the kind of layer, if it is a common one",
+        example="a subclass of nn.Conv2d with its own forward")
+    HAS_HOOKS = _left("has-hooks", "carries hooks that a replacement would lose",
+        advice="remove the hooks before compressing and register them afterwards",
+        example="a convolution with register_forward_hook")
+    ON_META = _left("on-meta", "its weight is on the meta device: load weights first",
+        advice="load weights before compressing", example="nn.Conv2d(4, 6, 3, device='meta')")
+    BLOCK_DIFFERS = _left("block-differs",
+        "its block differs from it by {error:.1e} with the same weight (at most {limit:g} is accepted)",
+        advice="report the kind of layer: it does not compute what its attributes say",
+        example="a convolution whose padding another module has changed")
+    BLOCK_NOT_COMPARED = _left("block-not-compared", "it cannot be compared with its block ({error}: {message})",
+        advice="check that the layer runs by itself on a map of its input width",
+        example="a convolution that only runs inside its model")
+    DECOMPOSED = _left("decomposed", "decomposed already",
+        advice="nothing to do", example="any CPDBlock that norton inspect lists")
+    LINEAR = _left("linear", "Linear: it is pruned only",
+        advice="nothing to do: it is pruned", example="fc of timm:resnet18 in norton inspect")
+    # fmt: on
+
+    def __repr__(self) -> str:
+        """The name: a member holds too many words to be printed."""
+        return f"Reason.{self.name}"
+
+    @property
+    def code(self) -> str:
+        """What files hold: kebab-case, never changed once published."""
+        return self.value.code
+
+    @property
+    def template(self) -> str:
+        """One line of plain English with named fields."""
+        return self.value.template
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a group left for it keeps a model from the status "full"."""
+        return self.value.blocks
+
+    @property
+    def advice(self) -> str:
+        """What the user can do about it, or "nothing to do" and why."""
+        return self.value.advice
+
+    @property
+    def example(self) -> str:
+        """A model or a layer where it happens."""
+        return self.value.example
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the template's fields, in its order."""
+        names = [name for _, name, _, _ in Formatter().parse(self.value.template) if name is not None]
+        return tuple(dict.fromkeys(names))
+
+    def because(self, **details: str | int | float | Cause) -> Cause:
+        """Return this reason as it holds for one layer or group.
+
+        Args:
+            details: A value for every field of the template.
+
+        Raises:
+            TypeError: A field is missing, or the template has no such field.
+        """
+        if set(details) != set(self.fields):
+            raise TypeError(f"the reason {self.code} has the fields {list(self.fields)}; got {sorted(details)}")
+        return Cause(self, tuple((name, details[name]) for name in self.fields))
+
+    def from_error(self, error: Exception, *, length: int = 200, **details: str | int | float | Cause) -> Cause:
+        """Return this reason with the fields ``error`` and ``message`` filled in from an exception.
+
+        Args:
+            error: Gives its type and its text.
+            length: Characters of the text that are kept.
+            details: The other fields.
+        """
+        return self.because(error=type(error).__name__, message=str(error)[:length], **details)
