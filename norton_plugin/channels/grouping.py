@@ -128,7 +128,7 @@ def _covered(axis: TensorAxis, present: Iterable[TensorAxis]) -> bool:
 
 
 def _member(axis: TensorAxis, own: Tensor, position: Tensor, count: int, parts: int) -> Member:
-    """Number the root channels part by part: entry j of class c belongs to root channel (j mod parts) * count + c.
+    """Make a member; entry j of class c belongs to root channel (j mod parts) * count + c.
 
     Args:
         axis: The member's.

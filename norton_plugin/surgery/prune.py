@@ -1,4 +1,4 @@
-"""Phase two on a model: redundant filters go, with everything that is coupled to them."""
+"""Phase two on a model: remove redundant filters, with everything that is coupled to them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prune_(
     require: bool = True,
     time_limit: float = 60.0,
 ) -> PruningReport:
-    """Removes filters by their distances, in place.
+    """Remove filters by their distances, in place.
 
     Every group is checked against the unpruned model with the same channels masked; a group that differs is rolled
     back exactly and listed, the others stand. Outputs of the model always keep their width. Where the model cannot be
@@ -79,7 +79,7 @@ def prune_(
     except SurgeryError:
         original.restore_()
         raise
-    # Parts prove right by themselves; what stands around them has to run with them as well.
+    # Each part was verified on its own; the code around the parts has to run with them as well.
     if left and work.records and (problem := _problem(model, example_inputs, forward_fn)):
         original.restore_()
         work.skipped += [Skipped(root, problem) for root in work.records]
@@ -113,7 +113,7 @@ class _Trace:
 def _traces(
     model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None, time_limit: float, require: bool
 ) -> tuple[list[_Trace], list[Skipped]]:
-    """The model as a whole, or else those of its parts that can be traced, and what cannot."""
+    """Return the model as a whole, or else those of its parts that can be traced; and what cannot."""
     try:
         graph = ChannelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
         return [_Trace(WHOLE, example_inputs, forward_fn, graph)], []
@@ -130,7 +130,7 @@ def _run_part(part: Part, model: nn.Module, inputs: Any) -> list[Any]:
 
 
 def _problem(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None) -> Cause | None:
-    """Why the model does not run any more, or None."""
+    """Return why the model no longer runs, or None."""
     try:
         compared_outputs(model, example_inputs, forward_fn)
     except Exception as error:
@@ -157,7 +157,7 @@ class _Work:
     rule_failures: dict[Cause, None] = field(default_factory=dict)
 
     def prune_(self, trace: _Trace) -> None:
-        """Prunes the model, or one part of it."""
+        """Prune the model, or one part of it."""
         try:
             graph = trace.graph or ChannelGraph(
                 self.model, trace.inputs, forward_fn=trace.forward_fn, time_limit=self.time_limit
@@ -183,7 +183,7 @@ class _Work:
         self.records |= {record.root: record for record in done}
 
     def _outputs(self, trace: _Trace, graph: ChannelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
-        """What is compared: outputs of the model, or those of the layers that keep their width."""
+        """Return what is compared: outputs of the model, or those of the layers that keep their width."""
         fixed = [member.module for group in graph.groups() if group.root not in planned for member in group.producers]
         return partial(
             compared_outputs,
@@ -195,7 +195,7 @@ class _Work:
         )
 
     def unseen(self, not_run: Cause) -> list[Skipped]:
-        """Layers of which no trace knows the channels."""
+        """Return the layers whose channels no trace knows."""
         found = []
         modules = dict(self.model.named_modules())
         weights = {name: dict(module.named_parameters(recurse=False)).get("weight") for name, module in modules.items()}
