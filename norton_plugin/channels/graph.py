@@ -28,7 +28,7 @@ from norton_plugin.channels.rescaling import rescale_
 from norton_plugin.channels.tensor_axes import AxisTable
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
-from norton_plugin.channels.unread import pin_unread
+from norton_plugin.channels.unconsumed import pin_unconsumed
 from norton_plugin.channels.width_constraints import solve
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
@@ -89,7 +89,7 @@ class ChannelGraph:
         self._pin_outputs(output)
         self._notes.width_constraints += shared_sizes(self._notes.hard_coded_sizes, self._table.size)
         classes = solve(self._table, self._notes.width_constraints, self._deadline)
-        classes = pin_unread(self._trace, classes)
+        classes = pin_unconsumed(self._trace, classes)
         self._class_of = classes.class_of
         self._groups = {entry.group.root: entry for entry in labelled_groups(self._axes, classes)}
         self._state: dict[str, Any] = {"alive": torch.ones(self._table.size, dtype=torch.bool)}

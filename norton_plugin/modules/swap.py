@@ -46,7 +46,7 @@ def swap_(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
 
 
 def take_over_flags_(new: nn.Module, old: nn.Module) -> None:
-    """Give a replacement the training flag and ``requires_grad`` of what it replaces; the bias has a flag of its own."""
+    """Give a replacement the training flag and ``requires_grad`` of what it replaces; the bias has its own."""
     new.train(old.training)
     flags = {name: p.requires_grad for name, p in old.named_parameters()}
     weights = any(flag for name, flag in flags.items() if name != "bias")

@@ -11,7 +11,7 @@ from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
 
-def pin_unread(trace: Trace, classes: Classes) -> Classes:
+def pin_unconsumed(trace: Trace, classes: Classes) -> Classes:
     """Pin the channels that layers produce and no traced operation consumes.
 
     Compiled operators (deformable convolutions) get the memory of tensors without the trace knowing, and would read
