@@ -67,3 +67,29 @@ def follow(
     outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     maps = [[label_map.squeeze().tolist() for label_map in trace.labels_of(tensor).maps] for tensor in outputs]
     return Followed(maps, *classes_of(table), trace)
+
+
+def row(*labels):
+    """A (1, n) tensor with these labels along dimension 1."""
+    return torch.ones(1, len(labels)), torch.tensor([labels])
+
+
+def grid(labels):
+    """A tensor with one label per element."""
+    label_map = torch.tensor(labels)
+    return torch.ones(label_map.shape), label_map
+
+
+def pixels(*labels, size=1):
+    """A (1, n, size, size) map with these labels along dimension 1."""
+    x = torch.arange(1.0, 1 + len(labels) * size * size).view(1, len(labels), size, size)
+    return x, torch.tensor(labels).view(1, -1, 1, 1).expand(x.shape)
+
+
+def plain(*shape):
+    """A tensor without channels."""
+    return torch.ones(shape), None
+
+
+def pinned(code, *labels):
+    return dict.fromkeys(labels, code)
