@@ -1,4 +1,4 @@
-"""Integer attributes of modules that the code computes with: those are no mere sizes."""
+"""Integer attributes of modules that the code computes with: they are more than sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.hard_coded_sizes import Attribute
+from norton_plugin.channels.operations import Number, number_in
 from norton_plugin.modules.snapshot import Snapshot
-
-# Functions of tensors to which a number is a value; to all others it is a size, a place or a count.
-ARITHMETIC = frozenset(
-    f"{before}{name}{after}"
-    for name in ("mul", "div", "truediv", "true_divide", "multiply", "divide", "add", "sub", "pow")
-    for before, after in (("", ""), ("", "_"), ("__", "__"), ("__r", "__"), ("__i", "__"))
-) | {"scaled_dot_product_attention", "full", "tensor", "full_like"}
 
 
 class _Number(float):
@@ -45,7 +39,7 @@ class _Counted(int):
 
 
 def _marked(value: Any, attribute: Attribute, used: Callable[[Attribute], None]) -> Any:
-    """A number that remembers the attribute it was computed from."""
+    """Return a number that remembers the attribute it was computed from."""
     kind = {int: _Counted, float: _Number}.get(type(value))
     if kind is None:
         return value
@@ -78,7 +72,7 @@ for _kind in (_Counted, _Number):
 
 
 class _Watch(TorchFunctionMode):
-    """Notes attributes that are multiplied with tensors, and the like."""
+    """Note attributes that are multiplied with tensors, and the like."""
 
     def __init__(self, used: Callable[[Attribute], None]) -> None:
         super().__init__()
@@ -86,7 +80,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        arithmetic = getattr(func, "__name__", "") in ARITHMETIC
+        arithmetic = number_in(getattr(func, "__name__", "")) is not Number.SIZE
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, _Number) or (arithmetic and isinstance(leaf, _Counted)):
                 self.used(leaf.attribute)
@@ -94,15 +88,15 @@ class _Watch(TorchFunctionMode):
 
 
 def used_as_values(model: nn.Module, attributes: Iterable[Attribute], run: Callable[[], Any]) -> set[Attribute]:
-    """Which attributes enter what a model computes, beyond the shapes of its tensors.
+    """Find the attributes that enter what a model computes, beyond the shapes of its tensors.
 
     Args:
-        model: As it was before, when this returns.
+        model: Changed while this runs; as before when it returns.
         attributes: Integers, or lists of them.
         run: Runs the model once.
 
     Returns:
-        Those of the attributes that do; none where the model does not run with them watched.
+        Those attributes; none where the model does not run while they are watched.
     """
     found: set[Attribute] = set()
     before = Snapshot(model.modules())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.channels.layers import is_producer
 from norton_plugin.reasons import Cause
 
 
@@ -54,9 +54,8 @@ class ChannelGroup:
 
     @property
     def producers(self) -> list[Member]:
-        """Layers whose filters make these channels."""
-        kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock)
-        return [m for m in self.members if m.role == "out" and isinstance(m.module, kinds) and not m.depthwise]
+        """Layers whose filters compute these channels."""
+        return [m for m in self.members if m.role == "out" and is_producer(m.module) and not m.depthwise]
 
     @property
     def consumers(self) -> list[Member]:

@@ -1,4 +1,4 @@
-"""Sizes that a module keeps as plain integers, and that pruning makes wrong."""
+"""Sizes that a module keeps as plain integers, and that are wrong once channels are removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels.records import StaleSize
+from norton_plugin.channels.records import HardCodedSize, WidthConstraint
 
 # Words in the names of attributes that hold widths: those are preferred.
 _WIDTHS = ("dim", "chan", "chs", "width", "embed", "hidden", "features", "planes", "d_model", "split")
@@ -23,7 +23,7 @@ Attribute = tuple[nn.Module, str]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a literal size may come from.
+    """Where a hard-coded size may come from.
 
     Attributes:
         attributes: Of one module, all of the same value.
@@ -36,8 +36,8 @@ class Source:
     factor: int = 1
 
 
-def sources_of(entry: StaleSize, counts: Tensor, roots: Tensor | None = None) -> list[Source]:
-    """Attributes that a literal size seems to come from, the likeliest first.
+def sources_of(entry: HardCodedSize, counted: Tensor, class_of: Tensor | None = None) -> list[Source]:
+    """Find the attributes that a hard-coded size seems to come from, the likeliest first.
 
     The modules that were running are searched, the innermost of three first, for the size itself and for the size of
     the whole that was split; for the number of distinct channels where each is counted several times, as in all heads
@@ -45,21 +45,21 @@ def sources_of(entry: StaleSize, counts: Tensor, roots: Tensor | None = None) ->
 
     Args:
         entry: As the trace noted it.
-        counts: (L,) bool, labels that count now.
-        roots: (L,) the class of every label, where it is known.
+        counted: (L,) bool, labels that are counted.
+        class_of: (L,) the class of every label, where it is known.
     """
     tries = [(entry.labels, 1)] if entry.whole is None else [(entry.labels, 1), (entry.whole, 1)]
-    if roots is not None and (repeats := len(entry.labels) // len(torch.unique(roots[entry.labels]))) > 1:
+    if class_of is not None and (repeats := len(entry.labels) // len(torch.unique(class_of[entry.labels]))) > 1:
         tries.append((entry.labels, repeats))
-    found = [source for labels, factor in tries if (source := _search(entry, labels, factor, counts))]
+    found = [source for labels, factor in tries if (source := _search(entry, labels, factor, counted))]
     if found:
         return found
-    parts = (_search(entry, entry.labels, factor, counts) for factor in _FACTORS)
-    return [source for source in parts if source][:1]
+    fractions = (_search(entry, entry.labels, factor, counted) for factor in _FACTORS)
+    return [source for source in fractions if source][:1]
 
 
-def _search(entry: StaleSize, labels: Tensor, factor: int, counts: Tensor) -> Source | None:
-    size = int(counts[labels].sum())
+def _search(entry: HardCodedSize, labels: Tensor, factor: int, counted: Tensor) -> Source | None:
+    size = int(counted[labels].sum())
     if size % factor:
         return None
     for module in reversed(entry.stack[-3:]):
@@ -86,43 +86,43 @@ def _holding(module: nn.Module, value: int) -> Iterator[str]:
             yield name
 
 
-def shared_sizes(stale: Sequence[StaleSize], size: int) -> list[tuple[Tensor, Tensor]]:
-    """Lists of channels that one and the same attribute counts, and that must therefore stay equally long.
+def shared_sizes(sizes: Sequence[HardCodedSize], count: int) -> list[WidthConstraint]:
+    """Find channels that one and the same attribute counts, and whose numbers must therefore stay equal.
 
     Args:
-        stale: Literal sizes.
-        size: L, labels.
+        sizes: As the trace noted them.
+        count: L, labels.
     """
-    everything = torch.ones(size, dtype=torch.bool)
+    everything = torch.ones(count, dtype=torch.bool)
     first: dict[Attribute, Tensor] = {}
-    pairs = []
-    for entry in stale:
+    constraints = []
+    for entry in sizes:
         for attribute in (a for source in sources_of(entry, everything)[:1] for a in source.attributes):
             other = first.setdefault(attribute, entry.labels)
             if other is not entry.labels and len(other) == len(entry.labels):
-                pairs.append((other, entry.labels))
-    return pairs
+                constraints.append(WidthConstraint(other, entry.labels))
+    return constraints
 
 
-def repair_(stale: Sequence[StaleSize], alive: Tensor, before: Tensor, roots: Tensor) -> None:
-    """Replaces literal sizes in the modules that used them; whole numbers and entries of lists.
+def update_sizes_(sizes: Sequence[HardCodedSize], alive: Tensor, before: Tensor, class_of: Tensor) -> None:
+    """Replace hard-coded sizes in the modules that used them: integers and entries of lists.
 
     Args:
-        stale: As the trace noted them.
+        sizes: As the trace noted them.
         alive: (L,) bool, labels in the model now.
         before: (L,) bool, labels in it before.
-        roots: (L,) the class of every label.
+        class_of: (L,) the class of every label.
     """
     changes: dict[Attribute, dict[int, int]] = {}
-    for entry in stale:
-        for source in sources_of(entry, before, roots):
-            old, new = (int(counts[source.labels].sum()) // source.factor for counts in (before, alive))
+    for entry in sizes:
+        for source in sources_of(entry, before, class_of):
+            old, new = (int(counted[source.labels].sum()) // source.factor for counted in (before, alive))
             if old != new:
                 for attribute in source.attributes:
                     changes.setdefault(attribute, {})[old] = new
-    for (module, name), sizes in changes.items():
+    for (module, name), replacements in changes.items():
         value = vars(module)[name]
         if type(value) is int:
-            setattr(module, name, sizes.get(value, value))
+            setattr(module, name, replacements.get(value, value))
         else:
-            setattr(module, name, type(value)(sizes.get(v, v) for v in value))
+            setattr(module, name, type(value)(replacements.get(v, v) for v in value))

@@ -1,9 +1,11 @@
-"""Shadows of tensors: which channel every element belongs to.
+"""Label maps: to which channel every element of a tensor belongs.
 
-A *plane* is an int64 tensor with the shape of the tensor it shadows; it holds a label per element, 0 where the element
-belongs to no channel. Along dimensions in which its labels do not vary it has stride 0, so it costs next to nothing.
-An element can belong to several channels at once (an entry of a weight: to a filter and to an input channel), so a
-*shadow* has any number of planes. The element vanishes as soon as one of its channels is removed.
+A *label map* is an int64 tensor with the shape of the tensor that it describes. It holds one label per element, and 0
+where the element belongs to no channel. Along dimensions in which the labels do not vary it has stride 0, so that it
+needs little memory: the map of a (64, 512, 28, 28) activation stores 512 numbers.
+
+An element can belong to several channels at once: an entry of a weight belongs to a filter and to an input channel.
+``ChannelLabels`` therefore holds any number of maps. An element disappears as soon as one of its channels is removed.
 """
 
 from __future__ import annotations
@@ -15,75 +17,90 @@ import torch
 from torch import Tensor
 
 
-class Shadow(NamedTuple):
-    """The planes of one tensor.
+class ChannelLabels(NamedTuple):
+    """All that the trace knows about the channels of one tensor.
 
     Attributes:
-        planes: Each of the tensor's shape.
+        maps: Label maps, each of the tensor's shape.
         constant: Whether the tensor is computed from parameters and constants alone.
-        rows: Labels before any of them were replaced by a representative, while every element is still a multiple
-            of one output of a layer; None afterwards.
-        scores: Whether it holds products of activations summed over their channels, as attention does: its
-            dimensions are positions and heads.
+        producer_rows: A label map: the row of the layer's weight (its filter) that computed each element, as long as
+            every element is a multiple of one output of the layer; None afterwards. These are the labels before any
+            union, so that the rows can be rescaled.
+        scores: Whether the tensor holds products of activations summed over their channels, as attention scores are:
+            its dimensions are positions and heads.
     """
 
-    planes: tuple[Tensor, ...] = ()
+    maps: tuple[Tensor, ...] = ()
     constant: bool = True
-    rows: Tensor | None = None
+    producer_rows: Tensor | None = None
     scores: bool = False
 
 
-def varying(plane: Tensor) -> list[int]:
-    """Dimensions along which a compact plane's labels vary."""
-    return [d for d in range(plane.dim()) if plane.shape[d] > 1 and plane.stride(d) != 0]
+def varying(label_map: Tensor) -> list[int]:
+    """Return the dimensions along which the labels of a compact map vary."""
+    return [d for d in range(label_map.dim()) if label_map.shape[d] > 1 and label_map.stride(d) != 0]
 
 
-def core(plane: Tensor) -> Tensor:
-    """The plane with size 1 along dimensions of stride 0."""
-    for d in range(plane.dim()):
-        if plane.stride(d) == 0 and plane.shape[d] > 1:
-            plane = plane.narrow(d, 0, 1)
-    return plane
+def core(label_map: Tensor) -> Tensor:
+    """Return the map with size 1 along all dimensions of stride 0."""
+    for d in range(label_map.dim()):
+        if label_map.stride(d) == 0 and label_map.shape[d] > 1:
+            label_map = label_map.narrow(d, 0, 1)
+    return label_map
 
 
-def compact(plane: Tensor) -> Tensor:
-    """The same plane with stride 0 wherever its labels do not vary."""
-    if plane.numel() == 0:
-        return plane
-    small = core(plane)
+def compact(label_map: Tensor) -> Tensor:
+    """Return the same map with stride 0 wherever its labels do not vary."""
+    if label_map.numel() == 0:
+        return label_map
+    small = core(label_map)
     for d in varying(small):
         head = small.narrow(d, 0, 1)
         if bool((small == head).all()):
             small = head
-    return small.contiguous().expand(plane.shape)
+    return small.contiguous().expand(label_map.shape)
 
 
-def along(plane: Tensor, dim: int) -> Tensor:
-    """Labels along one dimension, (size,), at position 0 of all others."""
-    dim %= plane.dim()
-    for d in range(plane.dim() - 1, -1, -1):
+def along(label_map: Tensor, dim: int) -> Tensor:
+    """Return the labels along one dimension, (size,), at position 0 of all other dimensions."""
+    dim %= label_map.dim()
+    for d in range(label_map.dim() - 1, -1, -1):
         if d != dim:
-            plane = plane.select(d, 0)
-    return plane
+            label_map = label_map.select(d, 0)
+    return label_map
 
 
-def spread(vector: Tensor, shape: Sequence[int], dim: int) -> Tensor:
-    """A plane of this shape whose labels vary along one dimension."""
+def spread(labels: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """Return a map of this shape whose labels vary along one dimension only.
+
+    Args:
+        labels: (shape[dim],).
+        shape: Shape of the map.
+        dim: Dimension along which the labels vary.
+    """
     view = [1] * len(shape)
     view[dim] = -1
-    return vector.reshape(view).expand(tuple(shape))
+    return labels.reshape(view).expand(tuple(shape))
 
 
-def held_constant(plane: Tensor, dims: Sequence[int]) -> Tensor:
-    """The plane with the labels at position 0 of these dimensions everywhere along them."""
-    shape = plane.shape
+def held_constant(label_map: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return the map with the labels at position 0 of these dimensions repeated along them."""
+    shape = label_map.shape
     for d in dims:
-        plane = plane.narrow(d, 0, 1)
-    return plane.expand(shape)
+        label_map = label_map.narrow(d, 0, 1)
+    return label_map.expand(shape)
 
 
-def chunks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Matches the dimensions of a reshape: the finest lists of source and target dimensions with equal products."""
+def matched_dimensions(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Match the dimensions of a reshape.
+
+    Args:
+        source: Shape before.
+        target: Shape after.
+
+    Returns:
+        The finest lists of source and target dimensions whose sizes have equal products.
+    """
     pairs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(source) or j < len(target):
@@ -103,6 +120,6 @@ def chunks(source: Sequence[int], target: Sequence[int]) -> list[tuple[list[int]
     return pairs
 
 
-def as_labels(base: int, size: int) -> Tensor:
-    """Consecutive labels, (size,)."""
-    return torch.arange(base, base + size)
+def consecutive(first: int, size: int) -> Tensor:
+    """Return consecutive labels, (size,)."""
+    return torch.arange(first, first + size)

@@ -1,4 +1,4 @@
-"""Labels, which of them are one and the same channel, and which must stay."""
+"""All labels of a trace: which of them are the same channel, and which channels must stay."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from norton_plugin.reasons import Cause
 
-# Unions noted down before they are merged, which bounds the memory they take (16 bytes each).
+# Unions that are collected before they are merged, which bounds the memory that they need (16 bytes each).
 MAX_PENDING = 1 << 24
 
 
 def connected(size: int, first: Tensor, second: Tensor) -> Tensor:
-    """Smallest member of the connected component of every node of an undirected graph.
+    """Find the connected components of an undirected graph.
 
-    Every component hooks onto its smallest neighbour, then paths are halved by pointer jumping; the number of
+    Every component hooks onto its smallest neighbour, then paths are halved by pointer jumping. The number of
     components with an edge left at least halves in each round, so there are O(log n) rounds of vector operations.
 
     Args:
@@ -25,37 +25,37 @@ def connected(size: int, first: Tensor, second: Tensor) -> Tensor:
         second: The other end, (E,).
 
     Returns:
-        (size,) int64; equal values mean the same component.
+        (size,) int64: the smallest node of the component of every node.
     """
-    roots = torch.arange(size)
+    smallest = torch.arange(size)
     while True:
-        a, b = roots[first], roots[second]
+        a, b = smallest[first], smallest[second]
         low = torch.minimum(a, b)
-        hooked = roots.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
+        hooked = smallest.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
         while not torch.equal(jumped := hooked[hooked], hooked):
             hooked = jumped
-        if torch.equal(hooked, roots):
-            return roots
-        roots = hooked
+        if torch.equal(hooked, smallest):
+            return smallest
+        smallest = hooked
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The outcome of a trace.
+    """Labels sorted into classes: all labels of a class are one and the same channel.
 
     Attributes:
-        roots: (L,) the class of every label, named by its smallest one.
+        class_of: (L,) the class of every label, named by its smallest label.
         pinned: (L,) 0 where the label's class is free, otherwise 1 + the position of the reason.
-        reasons: Why classes are pinned.
+        reasons: Why classes must stay.
     """
 
-    roots: Tensor
+    class_of: Tensor
     pinned: Tensor
     reasons: tuple[Cause, ...]
 
 
 class LabelTable:
-    """Collects labels, unions and pins while a model is traced. Label 0 means: belongs to no channel."""
+    """Collect labels, unions and pins while a model is traced. Label 0 means: belongs to no channel."""
 
     def __init__(self) -> None:
         self.size = 1
@@ -65,12 +65,12 @@ class LabelTable:
         self._pins: list[tuple[Tensor, Cause]] = []
 
     def allocate(self, count: int) -> int:
-        """The first of so many new labels, numbered in sequence."""
+        """Allocate consecutive labels; return the first."""
         base, self.size = self.size, self.size + count
         return base
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        """Says that a[i] and b[i] are the same channel, for all i after broadcasting; label 0 joins nothing."""
+        """Note that a[i] and b[i] are the same channel, for all i after broadcasting; label 0 joins nothing."""
         a, b = torch.broadcast_tensors(a, b)
         a, b = a.reshape(-1), b.reshape(-1)
         wanted = (a != b) & (a != 0) & (b != 0)
@@ -83,25 +83,25 @@ class LabelTable:
                 self._shorten()
 
     def _shorten(self) -> None:
-        """Keeps one edge per label: from it to its class so far."""
-        roots = connected(self.size, torch.cat(self._first), torch.cat(self._second))
-        labels = torch.nonzero(roots != torch.arange(self.size)).reshape(-1)
-        self._first, self._second, self._pending = [labels], [roots[labels]], 0
+        """Keep one edge per label: from it to its class so far."""
+        smallest = connected(self.size, torch.cat(self._first), torch.cat(self._second))
+        labels = torch.nonzero(smallest != torch.arange(self.size)).reshape(-1)
+        self._first, self._second, self._pending = [labels], [smallest[labels]], 0
 
     def pin(self, labels: Tensor, reason: Cause) -> None:
-        """Says that these channels must stay."""
+        """Note that these channels must stay."""
         labels = torch.unique(labels)
         labels = labels[labels != 0]
         if labels.numel():
             self._pins.append((labels, reason))
 
     def resolve(self) -> Classes:
-        """The classes; the first reason given for a class is the one that is kept."""
+        """Return the classes; the first reason given for a class is the one that is kept."""
         empty = torch.zeros(0, dtype=torch.long)
-        roots = connected(self.size, torch.cat([empty, *self._first]), torch.cat([empty, *self._second]))
+        class_of = connected(self.size, torch.cat([empty, *self._first]), torch.cat([empty, *self._second]))
         reasons = tuple(dict.fromkeys(reason for _, reason in self._pins))
         position = {reason: index for index, reason in enumerate(reasons)}
-        of_root = torch.zeros(self.size, dtype=torch.long)
+        pinned = torch.zeros(self.size, dtype=torch.long)
         for labels, reason in reversed(self._pins):
-            of_root[roots[labels]] = 1 + position[reason]
-        return Classes(roots, of_root[roots], reasons)
+            pinned[class_of[labels]] = 1 + position[reason]
+        return Classes(class_of, pinned[class_of], reasons)

@@ -1,73 +1,54 @@
-"""Runs the unpruned model as if channels were gone, by what the trace knows of every operation."""
+"""How operations run in the masked model: as if the removed channels were not there, on tensors of unchanged size."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from norton_plugin.channels.label_maps import core, varying
-from norton_plugin.channels.records import Step, operation_name, taken_apart
+from norton_plugin.channels.label_maps import varying
+
+# (label map of the masked operand, bool mask of its core: True where the element is removed)
+Removed = list[tuple[Tensor, Tensor]]
 
 
-class MaskedReplay(TorchDispatchMode):
-    """While entered, removed channels reach nobody: sums leave them out, statistics are those of the kept ones.
+@dataclass(frozen=True)
+class Masking:
+    """How an operation runs in the masked model.
 
-    The model has to run the very operations of the trace, on inputs of the same shapes.
-
-    Args:
-        steps: Of the trace, by the name of the operation and how many of that name came before.
-        removed: (L,) bool, labels that are gone.
+    Attributes:
+        run: ``(func, args, kwargs, removed) -> output``.
+        consumes: Whether the operation makes something else of the channels of its operand; otherwise it passes them
+            on.
     """
 
-    def __init__(self, steps: dict[tuple[str, int], Step], removed: Tensor) -> None:
-        super().__init__()
-        self._steps = steps
-        self._removed = removed
-        self._seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (out := taken_apart(self, func, args, kwargs)) is not NotImplemented:
-            return out
-        name = operation_name(func)
-        step = self._steps.get((name, self._seen[name]))
-        self._seen[name] += 1
-        if step is not None:
-            gone = [(plane, self._removed[core(plane)]) for plane in step.planes]
-            gone = [(plane, mask) for plane, mask in gone if bool(mask.any())]
-            if gone:
-                return _MASKED[step.kind](func, args, kwargs, gone)
-        return func(*args, **kwargs)
+    run: Callable[[Any, Any, Any, Removed], Any]
+    consumes: bool = False
 
 
-Gone = list[tuple[Tensor, Tensor]]
-
-
-def _zeroed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
+def _with_zeros(func: Any, args: Any, kwargs: Any, removed: Removed, *, operand: int) -> Any:
     args = list(args)
-    position = 1 if operation_name(func) in ("addmm", "baddbmm") else 0
     # A clone keeps the memory layout (masked_fill would not), and with it the operations that follow.
-    args[position] = args[position].clone()
-    for _, mask in gone:
-        args[position].masked_fill_(mask.to(args[position].device), 0)
+    args[operand] = args[operand].clone()
+    for _, mask in removed:
+        args[operand].masked_fill_(mask.to(args[operand].device), 0)
     return func(*args, **kwargs)
 
 
-def _kept_positions(tensor: Tensor, gone: Gone, dims: Callable[[int], bool]) -> dict[int, Tensor]:
-    """Positions that stay, for each dimension along which all labels of a slab are removed."""
+def _kept_positions(tensor: Tensor, removed: Removed, dims: Callable[[int], bool]) -> dict[int, Tensor]:
+    """Return the positions that stay, for each dimension along which all labels of a position are removed."""
     kept: dict[int, Tensor] = {}
-    for plane, mask in gone:
-        for d in varying(plane):
+    for label_map, mask in removed:
+        for d in varying(label_map):
             if not dims(d):
                 continue
             others = [o for o in range(mask.dim()) if o != d and mask.shape[o] > 1]
-            slab = mask.all(dim=others) if others else mask
-            keep = torch.nonzero(~slab.reshape(-1)).reshape(-1).to(tensor.device)
+            position_removed = mask.all(dim=others) if others else mask
+            keep = torch.nonzero(~position_removed.reshape(-1)).reshape(-1).to(tensor.device)
             if d in kept:
                 keep = keep[torch.isin(keep, kept[d])]
             kept[d] = keep
@@ -88,26 +69,26 @@ def _put_back(small: Tensor, like: Tensor, kept: dict[int, Tensor]) -> Tensor:
     return small
 
 
-def _reduced(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
-    kept = _kept_positions(args[0], gone, lambda d: True)
-    dims = args[1] if len(args) > 1 and isinstance(args[1], list | tuple | int) else kwargs.get("dim")
-    if operation_name(func) in ("linalg_vector_norm", "norm"):
-        dims = args[2] if len(args) > 2 else kwargs.get("dim")
-    if dims:
-        over = {d % args[0].dim() for d in ([dims] if isinstance(dims, int) else dims)}
+def _over_kept(func: Any, args: Any, kwargs: Any, removed: Removed, *, dims_argument: int) -> Any:
+    kept = _kept_positions(args[0], removed, lambda d: True)
+    dims = args[dims_argument] if len(args) > dims_argument else kwargs.get("dim")
+    if isinstance(dims, int) and not isinstance(dims, bool):
+        dims = [dims]
+    if isinstance(dims, list | tuple) and dims:
+        over = {d % args[0].dim() for d in dims}
         kept = {d: index for d, index in kept.items() if d in over}
     return func(_take(args[0], kept), *args[1:], **kwargs)
 
 
-def _among_kept(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
-    kept = _kept_positions(args[0], gone, lambda d: True)
+def _among_kept(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
+    kept = _kept_positions(args[0], removed, lambda d: True)
     return _put_back(func(_take(args[0], kept), *args[1:], **kwargs), args[0], kept)
 
 
-def _layer_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
+def _layer_norm(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
     x, normalized, *rest = args
     first = x.dim() - len(normalized)
-    kept = _kept_positions(x, gone, lambda d: d >= first)
+    kept = _kept_positions(x, removed, lambda d: d >= first)
     inner = {d - first: index for d, index in kept.items()}
     sizes = [len(inner[d]) if d in inner else n for d, n in enumerate(normalized)]
     rest = [_take(entry, inner) if isinstance(entry, Tensor) else entry for entry in rest]
@@ -115,26 +96,30 @@ def _layer_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
     return (_put_back(out[0], x, kept), *out[1:])
 
 
-def _batch_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
-    kept = _kept_positions(args[0], gone, lambda d: d != 1)
+def _batch_norm(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
+    kept = _kept_positions(args[0], removed, lambda d: d != 1)
     out = func(_take(args[0], kept), *args[1:], **kwargs)
     return (_put_back(out[0], args[0], kept), *out[1:])
 
 
-def _group_normed(func: Any, args: Any, kwargs: Any, gone: Gone) -> Any:
+def _group_norm(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
     x, weight, bias, batch, _, area, *rest = args
-    kept = _kept_positions(x, gone, lambda d: d == 1)
+    kept = _kept_positions(x, removed, lambda d: d == 1)
     index = kept[1]
     weight, bias = (None if p is None else p.index_select(0, index) for p in (weight, bias))
     out = func(_take(x, kept).contiguous(), weight, bias, batch, len(index), area, *rest, **kwargs)
     return (_put_back(out[0], x, kept), *out[1:])
 
 
-_MASKED: dict[str, Callable[..., Any]] = {
-    "zero": _zeroed,
-    "reduce": _reduced,
-    "kept": _among_kept,
-    "layer_norm": _layer_normed,
-    "batch_norm": _batch_normed,
-    "group_norm": _group_normed,
-}
+# Removed elements of the first (second) operand count as zero: for sums of products.
+ZERO_FIRST = Masking(partial(_with_zeros, operand=0), consumes=True)
+ZERO_SECOND = Masking(partial(_with_zeros, operand=1), consumes=True)
+# Sums, means and norms are taken over the kept positions; the dimensions are argument 1 (2).
+OVER_KEPT = Masking(partial(_over_kept, dims_argument=1), consumes=True)
+NORM_OVER_KEPT = Masking(partial(_over_kept, dims_argument=2), consumes=True)
+# The operation sees the kept positions alone, side by side; its outputs return to their places.
+AMONG_KEPT = Masking(_among_kept)
+# Statistics are those of the kept positions.
+LAYER_NORM = Masking(_layer_norm)
+BATCH_NORM = Masking(_batch_norm)
+GROUP_NORM = Masking(_group_norm)

@@ -1,4 +1,4 @@
-"""Where the sizes that the code works with come from."""
+"""Where the sizes come from that the code works with."""
 
 from __future__ import annotations
 
@@ -8,52 +8,58 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from norton_plugin.channels.attributes import ARITHMETIC
 from norton_plugin.channels.label_maps import along, core, varying
-from norton_plugin.channels.records import Rescale
+from norton_plugin.channels.operations import Number, declaration_of, number_in
+from norton_plugin.channels.records import FunctionCall
+from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.widths import Scale, Width
 from norton_plugin.reasons import Reason
 
-_DIVISIONS = ("div", "__truediv__", "div_", "__itruediv__")
 _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
 class SizeProvenance(TorchFunctionMode):
-    """Makes ``x.shape`` and ``x.size()`` return integers that remember their channels, and notes each call.
+    """Make ``x.shape`` and ``x.size()`` return integers that remember their channels, and note each function call.
 
     Args:
-        tracer: Knows the shadows.
+        tracer: Its trace knows the labels of tensors.
     """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
         self.tracer = tracer
+        self.trace = tracer.trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if func == _SHAPE or name == "size":
             return self._size(func, args, kwargs)
-        before, self.tracer.call = self.tracer.call, (name, args, kwargs)
+        function = FunctionCall(name, args, kwargs)
+        before, self.trace.function = self.trace.function, function
         try:
             with self.tracer.paused():
-                self._scales(name, args, kwargs)
+                operation = declaration_of(name)
+                if operation is not None and operation.before is not None:
+                    operation.before(self.trace, function)
+                else:
+                    _follow_numbers(self.trace, function)
             return func(*args, **kwargs)
         finally:
-            self.tracer.call = before
+            self.trace.function = before
 
     def _size(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
         tensor = args[0]
-        planes = self.tracer.shadow(tensor).planes
-        if not planes:
+        maps = self.trace.labels_of(tensor).maps
+        if not maps:
             return out
         widths = {}
         with self.tracer.paused():
-            for plane in planes:
-                for d in varying(plane):
-                    widths[d] = along(plane, d)
+            for label_map in maps:
+                for d in varying(label_map):
+                    widths[d] = along(label_map, d)
 
         def wrap(d: int, value: int) -> int:
             return Width.of(value, widths[d], self._used_as_value) if d in widths else value
@@ -65,52 +71,37 @@ class SizeProvenance(TorchFunctionMode):
 
     def _used_as_value(self, labels: Tensor) -> None:
         with self.tracer.paused():
-            self.tracer.pin(labels, Reason.WIDTH_AS_VALUE.because())
+            self.trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
-    def _scales(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes tensors that a power of a width multiplies; it is made good for in the rows that made them."""
-        if name == "scaled_dot_product_attention":
-            if kwargs.get("scale", args[6] if len(args) > 6 else None) is None:
-                # Keys are read by this product alone; relative positions are often computed from the queries too.
-                key = args[1] if len(args) > 1 else kwargs["key"]
-                for plane in self.tracer.shadow(key).planes:
-                    if key.dim() - 1 in varying(plane):
-                        self._rescale(key, along(plane, key.dim() - 1), -0.5)
-            return
-        for position, entry in enumerate(args):
-            if not isinstance(entry, Scale) and not (isinstance(entry, Width) and name in ARITHMETIC):
-                continue
-            tensor = next((a for a in args if isinstance(a, Tensor)), None)
-            exponent = entry.exponent if isinstance(entry, Scale) else 1.0
-            whole = isinstance(entry, Scale) or not entry.offset
-            if whole and tensor is not None and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__"):
-                self._rescale(tensor, entry.labels, exponent)
-            elif whole and tensor is not None and position == 1 and name in _DIVISIONS:
-                self._rescale(tensor, entry.labels, -exponent)
-            else:
-                self.tracer.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
 
-    def _rescale(self, tensor: Tensor, width: Tensor, exponent: float) -> None:
-        rows = self.tracer.shadow(tensor).rows
-        if rows is None:
-            self.tracer.pin(width, Reason.WIDTH_AS_SCALE.because())
+def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
+    """Note tensors that are multiplied by a power of a width; any other use of a width as a value pins it."""
+    number = number_in(function.name)
+    for position, entry in enumerate(function.args):
+        if not isinstance(entry, Scale) and not (isinstance(entry, Width) and number is not Number.SIZE):
+            continue
+        tensor = next((a for a in function.args if isinstance(a, Tensor)), None)
+        exponent = entry.exponent if isinstance(entry, Scale) else 1.0
+        whole = isinstance(entry, Scale) or not entry.offset
+        if whole and tensor is not None and number is Number.FACTOR:
+            compensate_tensor(trace, tensor, entry.labels, exponent)
+        elif whole and tensor is not None and position == 1 and number is Number.DIVISOR:
+            compensate_tensor(trace, tensor, entry.labels, -exponent)
         else:
-            self.tracer.rescales.append(Rescale(torch.unique(core(rows)), width, exponent))
+            trace.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
 
 
-def given_sizes(tracer: Tracer, ndim: int) -> list[Any] | None:
-    """The integers that the running code gave for the sizes of a reshape, or None where it gave none."""
-    if tracer.call is None:
-        return None
-    name, args, kwargs = tracer.call
-    if name == "unflatten":
-        tensor, dim, sizes = args[0], args[1] if len(args) > 1 else kwargs["dim"], args[-1]
-        dim %= tensor.dim()
-        return [None] * dim + list(kwargs.get("sizes", sizes)) + [None] * (tensor.dim() - 1 - dim)
-    if name not in ("view", "reshape", "expand", "zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones"):
-        return None
-    flat: list[Any] = []
-    positional = args if name in ("zeros", "ones", "empty", "rand", "randn") else args[1:]
-    for entry in (*positional, *(kwargs[k] for k in ("shape", "size") if k in kwargs)):
-        flat += list(entry) if isinstance(entry, tuple | list) else [entry]
-    return flat if len(flat) == ndim and all(isinstance(v, int) for v in flat) else None
+def compensate_tensor(trace: Trace, tensor: Tensor, width: Tensor, exponent: float) -> None:
+    """Note that a tensor is multiplied by a power of a width, to be compensated in the rows that computed it.
+
+    Args:
+        trace: Takes the note; where the rows are not known any more, the width is pinned.
+        tensor: What is multiplied.
+        width: Labels of the channels that the width counts.
+        exponent: The power.
+    """
+    rows = trace.labels_of(tensor).producer_rows
+    if rows is None:
+        trace.pin(width, Reason.WIDTH_AS_SCALE.because())
+    else:
+        trace.compensate(torch.unique(core(rows)), width, exponent)

@@ -1,55 +1,29 @@
-"""What a trace notes down, and the register of rules it goes by."""
+"""What a trace notes down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-Rule = Callable[[Any, "Call"], Any]
-RULES: dict[str, Rule] = {}
+from norton_plugin.reasons import Cause
 
-
-def operation_name(func: Any) -> str:
-    """An aten operation without its overload and the underscore of its in-place form."""
-    return str(func._overloadpacket.__name__).rstrip("_")
-
-
-def taken_apart(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of an operation run as those it is made of, under the mode; NotImplemented where it is elementary.
-
-    In inference mode composite operations arrive whole; elsewhere they have been taken apart by now.
-    """
-    if not torch.is_inference_mode_enabled():
-        return NotImplemented
-    with mode:
-        return func.decompose(*args, **kwargs)
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers the rule of some aten operations, named without overload and in-place underscore.
-
-    Raises:
-        ValueError: An operation has a rule already.
-    """
-
-    def register(function: Rule) -> Rule:
-        for name in sorted(RULES.keys() & names):
-            known = f"{RULES[name].__module__}.{RULES[name].__qualname__}"
-            raise ValueError(f"{name} has the rule {known} already; {function.__qualname__} must not replace it")
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+if TYPE_CHECKING:
+    from norton_plugin.channels.masking import Masking
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation as it ran."""
+    """One operation as it ran.
+
+    Attributes:
+        func: The operation, as PyTorch dispatches it.
+        name: See ``operation_name``.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        out: What it returned.
+    """
 
     func: Any
     name: str
@@ -58,8 +32,23 @@ class Call:
     out: Any
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
-        """A positional or keyword argument."""
+        """Return a positional or keyword argument."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """The PyTorch function that the model's code called, such as ``reshape``; it runs one or more operations.
+
+    Attributes:
+        name: The function's ``__name__``.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -67,24 +56,22 @@ class Step:
     """What an operation must do in the masked model.
 
     Attributes:
-        kind: ``"zero"``: removed elements of the first operand count as zero. ``"reduce"``, ``"layer_norm"``,
-            ``"group_norm"``, ``"batch_norm"``: statistics are taken over the kept positions. ``"kept"``: the operation
-            sees the kept positions alone.
-        planes: Planes of the first operand.
+        masking: How it runs there.
+        maps: Label maps of the operand that is masked.
     """
 
-    kind: str
-    planes: tuple[Tensor, ...]
+    masking: Masking
+    maps: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class StaleSize:
-    """A literal integer that sized a labelled dimension: the code must be told its new value.
+class HardCodedSize:
+    """A plain integer that sized a dimension with channels: the code must be told its new value.
 
     Attributes:
         stack: Modules that were running, the innermost last.
         size: The integer.
-        labels: Channels it counts.
+        labels: Channels that it counts.
         whole: Channels of the whole of which it counts a part; the integer may have been computed from its size.
     """
 
@@ -95,15 +82,59 @@ class StaleSize:
 
 
 @dataclass(frozen=True)
+class WidthConstraint:
+    """Two lists of channels whose numbers the code computes from one another: they must stay in proportion.
+
+    Attributes:
+        source: (m,) labels of the width that the code read.
+        target: (n,) labels of the dimension that it sized with it.
+    """
+
+    source: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
 class Rescale:
-    """Rows of layers whose outputs are multiplied by a power of a width that may change.
+    """Rows of a layer whose outputs are multiplied by a power of a width that may change.
 
     Attributes:
         rows: Labels of the rows.
-        width: Channels of the width.
+        width: Labels of the channels that the width counts.
         exponent: The power.
     """
 
     rows: Tensor
     width: Tensor
     exponent: float
+
+
+@dataclass
+class Notes:
+    """All that one run of a model leaves behind, beside unions and pins.
+
+    Attributes:
+        steps: (name of the operation, how many of that name ran before) -> what it does in the masked model.
+        hard_coded_sizes: Plain integers that sized dimensions with channels.
+        width_constraints: Widths that must stay in proportion.
+        rescales: Rows to be rescaled when a width changes.
+        group_inputs: Grouped layer -> labels of its input channels.
+        norm_inputs: Norm over the last dimension -> labels along it.
+        whole_groups: Group norm -> whether it loses whole groups.
+        ran: Modules that were called.
+        produced_output: Those among them that returned at least one number.
+        selects: Whether an operation sorted or chose by value.
+        rule_failures: Operation -> how its rule failed first.
+    """
+
+    steps: dict[tuple[str, int], Step] = field(default_factory=dict)
+    hard_coded_sizes: list[HardCodedSize] = field(default_factory=list)
+    width_constraints: list[WidthConstraint] = field(default_factory=list)
+    rescales: list[Rescale] = field(default_factory=list)
+    group_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    norm_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    whole_groups: dict[nn.Module, bool] = field(default_factory=dict)
+    ran: set[nn.Module] = field(default_factory=set)
+    produced_output: set[nn.Module] = field(default_factory=set)
+    selects: bool = False
+    rule_failures: dict[str, Cause] = field(default_factory=dict)

@@ -22,7 +22,7 @@ class Scale(float):
 
     @classmethod
     def of(cls, value: float, labels: Tensor, exponent: float) -> Scale:
-        """A scale of this value."""
+        """Make a scale of this value."""
         scale = cls(value)
         scale.labels, scale.exponent = labels, exponent
         return scale
@@ -52,7 +52,7 @@ class Width(int):
         ratio: Fraction = Fraction(1),
         offset: int = 0,
     ) -> Width:
-        """A width of this value."""
+        """Make a width of this value."""
         width = cls(value)
         width.labels, width.on_value, width.ratio, width.offset = labels, on_value, ratio, offset
         return width

@@ -8,7 +8,7 @@ _COPIED = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "d
 
 
 def refresh_copies_(model: nn.Module) -> int:
-    """Makes copies of a convolution's widths true again after the convolution was pruned.
+    """Update copies of a convolution's widths after the convolution was pruned.
 
     A module counts that has a child ``conv`` and, as plain attributes, all that describes a convolution: heads and
     tools read them from there.

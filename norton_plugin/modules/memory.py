@@ -34,7 +34,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors_explained(on_step: Step | None, *, first: str) -> Iterator[Step]:
-    """Turns errors about memory into a ``SurgeryError`` that names the step.
+    """Turn errors about memory into a ``SurgeryError`` that names the step.
 
     Args:
         on_step: Told the name of each step as it begins.

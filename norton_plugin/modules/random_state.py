@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Puts the random states of Python, numpy and torch back: the caller goes on as if nothing had been drawn.
+    """Put the random states of Python, numpy and torch back: the caller goes on as if nothing had been drawn.
 
     This package draws from generators of its own. But a model's own code may draw as it runs, in evaluation mode too,
     and so may the iterable that calibration data come from.

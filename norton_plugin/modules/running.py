@@ -18,7 +18,10 @@ TOLERANCE = 1e-4
 
 @contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without gradients, the same random numbers every time; flags and generators come back."""
+    """While entered, run in evaluation mode without gradients, with the same random numbers every time.
+
+    Flags and random generators are restored.
+    """
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -32,7 +35,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
 
 
 def run_model(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None = None) -> Any:
-    """Calls the model on its example: a tensor, a tuple of positional or a dict of keyword arguments."""
+    """Call the model on its example: a tensor, a tuple of positional or a dict of keyword arguments."""
     if forward_fn is not None:
         return forward_fn(model, example_inputs)
     if isinstance(example_inputs, dict):
@@ -43,7 +46,7 @@ def run_model(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction
 
 
 def varied(example_inputs: Any) -> Any:
-    """The example with random values in place of tensors that hold one value alone, such as zeros.
+    """Return the example with random values in place of tensors of a single value, such as zeros.
 
     A pruned model would agree with a masked one on such an image even where it is wrong.
     """
@@ -60,7 +63,7 @@ def varied(example_inputs: Any) -> Any:
 
 
 def output_tensors(output: Any) -> list[Tensor]:
-    """All floating-point tensors of an output, whatever it is nested in."""
+    """Return all floating-point tensors of an output, whatever it is nested in."""
     leaves = tree_leaves(output)
     plain = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     for leaf in leaves:
@@ -78,7 +81,7 @@ def compared_outputs(
     watched_only: bool = False,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """What two versions of a model are compared by: the tensors it returns, in double precision.
+    """Return the tensors by which two versions of a model are compared: its outputs, in double precision.
 
     Args:
         model: Run once in evaluation mode.
@@ -120,18 +123,18 @@ def in_double_precision(model: nn.Module) -> Iterator[None]:
     try:
         for parameter, data in parameters:
             parameter.data = data.double()
-        for registry, name, buffer in buffers:
-            registry[name] = buffer.double()
+        for owner, name, buffer in buffers:
+            owner[name] = buffer.double()
         yield
     finally:
         for parameter, data in parameters:
             parameter.data = data
-        for registry, name, buffer in buffers:
-            registry[name] = buffer
+        for owner, name, buffer in buffers:
+            owner[name] = buffer
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference over all outputs, relative to the largest expected value of each.
+    """Return the largest difference over all outputs, relative to the largest expected value of each.
 
     Returns:
         Infinity where shapes differ or a value is not finite.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_STORES = ("_parameters", "_buffers", "_modules")
 
 
 def _copy(value: Any) -> Any:
@@ -33,8 +33,8 @@ class Snapshot:
                 continue  # never changed, and its state is not kept in dicts
             state = module.__dict__
             self._remember(state)
-            for registry in _REGISTRIES:
-                self._remember(state[registry])
+            for store in _STORES:
+                self._remember(state[store])
         for entry in dicts:
             self._remember(entry)
 
@@ -42,10 +42,10 @@ class Snapshot:
         self._saved.append((live, {key: _copy(value) for key, value in live.items()}))
 
     def restore_(self) -> None:
-        """Puts everything back, in place."""
+        """Restore everything, in place."""
         for live, saved in self._saved:
-            registries = {key: live[key] for key in _REGISTRIES if key in live}
+            stores = {key: live[key] for key in _STORES if key in live}
             live.clear()
             live.update({key: _copy(value) for key, value in saved.items()})
-            # The registries are dicts of their own with entries of their own: keep the live objects.
-            live.update(registries)
+            # Parameters, buffers and submodules are dicts with entries of their own: keep the live objects.
+            live.update(stores)

@@ -8,7 +8,7 @@ from norton_plugin.errors import SurgeryError
 
 
 def names_by_identity(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
-    """All dotted names of every module object; a shared one has several.
+    """Return all dotted names of every module object; a shared one has several.
 
     Args:
         model: The root; it is listed under the name ``""``.
@@ -20,7 +20,7 @@ def names_by_identity(model: nn.Module) -> dict[nn.Module, tuple[str, ...]]:
 
 
 def swap_(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    """Puts each replacement wherever its original stands in the model.
+    """Put each replacement wherever its original is used in the model.
 
     Args:
         model: Changed in place.
@@ -46,7 +46,7 @@ def swap_(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
 
 
 def take_over_flags_(new: nn.Module, old: nn.Module) -> None:
-    """Gives a replacement the training flag and ``requires_grad`` of what it replaces, the bias on its own."""
+    """Give a replacement the training flag and ``requires_grad`` of what it replaces; the bias has its own."""
     new.train(old.training)
     flags = {name: p.requires_grad for name, p in old.named_parameters()}
     weights = any(flag for name, flag in flags.items() if name != "bias")
@@ -55,6 +55,6 @@ def take_over_flags_(new: nn.Module, old: nn.Module) -> None:
 
 
 def renew_references_(module: nn.Module) -> None:
-    """Makes a recurrent layer's own list of its parameters true again after they were replaced."""
+    """Update a recurrent layer's own list of its parameters after they were replaced."""
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]

@@ -44,7 +44,10 @@ class ConvContract:
 
 
 def _standardised(conv: nn.Conv2d) -> Tensor:
-    """The weight of timm's StdConv2d and ScaledStdConv2d: zero mean, unit variance per filter, times a gain if any."""
+    """Return the weight of timm's StdConv2d and ScaledStdConv2d: zero mean and unit variance per filter.
+
+    It is multiplied by a gain where there is one.
+    """
     gain, eps = getattr(conv, "gain", None), float(conv.eps)  # type: ignore[arg-type]
     scale = None if gain is None else (gain * conv.scale).reshape(-1)
     rows = conv.weight.reshape(1, conv.out_channels, -1)
@@ -52,7 +55,7 @@ def _standardised(conv: nn.Conv2d) -> Tensor:
 
 
 def _weight_standardised_mmcv(conv: nn.Conv2d) -> Tensor:
-    """The weight of mmcv's ConvWS2d: the same, but eps is added to the unbiased standard deviation."""
+    """Return the weight of mmcv's ConvWS2d: the same, but eps is added to the unbiased standard deviation."""
     rows = conv.weight.flatten(1)
     eps = float(conv.eps)  # type: ignore[arg-type]
     rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + eps)
@@ -68,7 +71,7 @@ _WEIGHT_STANDARDISED = {"mmcv.cnn.bricks.conv_ws.ConvWS2d"}
 
 
 def read_contract(module: nn.Module) -> ConvContract | Cause:
-    """Reads a convolution, or says why it is not one this package can replace.
+    """Read a convolution, or say why it is not one this package can replace.
 
     Args:
         module: Any module.
@@ -109,7 +112,7 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
 
 
 def check_finite(name: str, weight: Tensor) -> None:
-    """Raises where a weight holds NaN or infinity.
+    """Raise where a weight holds NaN or infinity.
 
     Raises:
         DecompositionError: Some value is not finite.

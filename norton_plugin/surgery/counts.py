@@ -9,7 +9,7 @@ SLACK = 0.1
 
 
 def channels_to_keep(size: int, keep: float, *, round_to: int = 1, parts: int = 1) -> int:
-    """Channels that stay of a group.
+    """Return how many channels of a group are kept.
 
     Args:
         size: N, channels of the group.

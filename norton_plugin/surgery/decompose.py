@@ -42,7 +42,7 @@ class _Target:
 
 
 def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | None = None) -> CPDBlock:
-    """An uninitialised CPDBlock with the geometry, device and dtype of a convolution; no random number is drawn.
+    """Return an uninitialised CPDBlock with the geometry, device and dtype of a convolution; draw no random number.
 
     Args:
         contract: As read by ``read_contract``.
@@ -71,7 +71,7 @@ def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | 
 
 
 def from_conv(conv: nn.Module, rank: int, *, seed: int = 0, restarts: int = 3, sweeps: int = 300) -> CPDBlock:
-    """Decomposes one convolution.
+    """Decompose one convolution.
 
     Args:
         conv: A 2-D convolution with kernel, stride, dilation, groups and padding of any kind.
@@ -106,7 +106,7 @@ def decompose_(
     verify: bool = True,
     require: bool = True,
 ) -> DecompositionReport:
-    """Replaces convolutions by CPDBlocks, in place.
+    """Replace convolutions by CPDBlocks, in place.
 
     Every block is compared with the convolution it replaces, given the weight rebuilt from the factors; a layer that
     differs stays as it was and is listed.
@@ -163,7 +163,7 @@ def decompose_(
 
 
 def _error(target: _Target, block: CPDBlock) -> float | Cause:
-    """The block's error against the convolution with the rebuilt weight, or why it must not take its place."""
+    """Return the block's error against the convolution with the rebuilt weight, or why it must not take its place."""
     try:
         error = replacement_error(target.module, block, target.contract.weight, map_size=target.map_size)
     except Exception as problem:
@@ -176,7 +176,7 @@ def _error(target: _Target, block: CPDBlock) -> float | Cause:
 def plan_decomposition(
     model: nn.Module, decomposition: Decomposition, *, scope: Scope, map_sizes: MapSizes
 ) -> tuple[list[_Target], list[Skipped]]:
-    """Sorts the model's convolutions into those to decompose and those to leave, with reasons."""
+    """Sort the model's convolutions into those to decompose and those to leave, with reasons."""
     check_ranks(model, decomposition)
     convolutions = {m: n for m, n in names_by_identity(model).items() if isinstance(m, _CONVOLUTIONS)}
     targets: list[_Target] = []
@@ -232,7 +232,7 @@ def _consider(
 def _results(
     targets: list[_Target], decomposition: Decomposition, skipped: list[Skipped]
 ) -> list[tuple[_Target, int, CPDResult]]:
-    """Decomposes all fixed ranks in one batch, then raises the automatic ones step by step."""
+    """Decompose all fixed ranks in one batch, then raise the automatic ones step by step."""
 
     def run(chosen: list[_Target], ranks: list[int]) -> list[CPDResult]:
         return decompose_layers(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.channels.layers import layer_type
 from norton_plugin.pabs import (
     PairwiseDistance,
     combine,
@@ -23,9 +24,10 @@ Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
 
 
 def filter_rows(module: nn.Module) -> Tensor:
-    """The filters of a layer as vectors: (N, D), float64, detached."""
-    if isinstance(module, CPDBlock):
-        return module.weight.detach().flatten(1).double()
+    """Return the filters of a layer as vectors: (N, D), float64, detached."""
+    layer = layer_type(module)
+    if layer is not None and layer.dense is not None:
+        return layer.dense.weight(module).detach().flatten(1).double()
     contract = read_contract(module)
     weight: Tensor = contract.weight if isinstance(contract, ConvContract) else module.get_parameter("weight").detach()
     if getattr(module, "transposed", False):
@@ -35,7 +37,7 @@ def filter_rows(module: nn.Module) -> Tensor:
 
 
 def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> PairwiseDistance:
-    """Distances between all filters of one layer: (N, N).
+    """Return the distances between all filters of one layer: (N, N).
 
     Under PABS a CPDBlock is compared factor by factor; any other layer's filters are single vectors, a case of rank
     one. The other criteria compare whole filters.
@@ -52,7 +54,7 @@ def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> Pairw
 def group_distance(
     producers: Sequence[Producer], *, size: int, criterion: Criterion = "pabs"
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Combined distances between the root channels of a group.
+    """Return the combined distances between the root channels of a group.
 
     Args:
         producers: Layers, with the indices of their filters and the root channel of each.
@@ -62,7 +64,7 @@ def group_distance(
     Returns:
         Matrix (N, N): the sum of the layers' matrices, each normalised by its mean. Where several filters of one
         layer belong to one root channel, their distances are averaged. With it, the layers' notes on factors that
-        tell no filters apart.
+        do not distinguish filters.
     """
     matrices, notes = [], []
     for module, own, roots in producers:
@@ -85,7 +87,7 @@ def _to_roots(matrix: Tensor, own: Sequence[int], roots: Sequence[int], size: in
 
 
 def fold(matrix: Tensor, parts: int) -> Tensor:
-    """Sums the distances of channels at the same place in each of so many equal parts.
+    """Sum the distances of channels at the same position of each of several equal parts.
 
     Args:
         matrix: (N, N).

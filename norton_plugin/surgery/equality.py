@@ -11,14 +11,14 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.modules.running import TOLERANCE, relative_error, traceable
 
-# Maps are cut down to about this many pixels a side, which bounds the cost; borders count for more then.
+# Maps are cut down to about this many pixels a side, which bounds the cost; the borders then have more weight.
 _SIDE = 16
 
 
 def replacement_error(
     conv: nn.Module, block: CPDBlock, weight: Tensor, *, map_size: tuple[int, int] | None = None
 ) -> float:
-    """Compares a block with the convolution itself, on random numbers.
+    """Compare a block with the convolution itself, on random numbers.
 
     A convolution is linear in its weight: with W^ in place of W it returns conv(x) + (W^ - W) * x. So the block is
     held against the module that it replaces, whatever that one does with its weight and its padding.
@@ -53,6 +53,6 @@ def _cut_down(block: CPDBlock, map_size: tuple[int, int] | None) -> tuple[int, i
     for axis in (0, 1):
         least = max(_SIDE, 2 * (block.dilation[axis] * (block.kernel_size[axis] - 1) + 1))
         own = least if map_size is None else map_size[axis]
-        # The remainder by the stride decides about padding.
+        # Whether and how much is padded depends on the remainder of the size by the stride.
         sides_.append(own if own <= least else least + (own - least) % block.stride[axis])
     return sides_[0], sides_[1]

@@ -1,4 +1,4 @@
-"""What is left of a model that cannot be traced as a whole: its largest parts that can, each on inputs of its own."""
+"""The largest traceable parts of a model that cannot be traced as a whole, each with inputs of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import TracingError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 from norton_plugin.reasons import Cause, Reason
@@ -34,7 +34,7 @@ class Part:
 
 
 def run_parts(model: nn.Module, parts: Sequence[Part]) -> list[Any]:
-    """Runs every part on its inputs; a ``forward_fn`` whose example inputs are the parts' inputs.
+    """Run every part on its inputs; a ``forward_fn`` whose example inputs are the parts' inputs.
 
     Args:
         model: Holds the parts by name.
@@ -50,7 +50,7 @@ def run_parts(model: nn.Module, parts: Sequence[Part]) -> list[Any]:
 def traceable_parts(
     model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None, *, time_limit: float
 ) -> tuple[list[Part], list[Skipped]]:
-    """Finds the largest parts whose channels can be followed, from the top down.
+    """Find the largest parts whose channels can be followed, from the top down.
 
     What a part reads and what it returns keep their width.
 
@@ -91,16 +91,16 @@ def traceable_parts(
 
 
 def _children(module: nn.Module, name: str) -> dict[str, nn.Module]:
-    """Modules one step down that hold layers of their own, by dotted name."""
+    """Return modules one step down that hold layers of their own, by dotted name."""
     prefix = f"{name}." if name else ""
     return {f"{prefix}{n}": child for n, child in module.named_children() if any(True for _ in child.children())}
 
 
 def _problem(module: nn.Module, inputs: Inputs, seconds: float) -> Cause | None:
-    """Why a part cannot be traced, or None."""
+    """Return why a part cannot be traced, or None."""
     alone = Part("", inputs)
     try:
-        LabelGraph(module, inputs, forward_fn=lambda net, _: run_parts(net, [alone]), time_limit=max(seconds, 0.0))
+        ChannelGraph(module, inputs, forward_fn=lambda net, _: run_parts(net, [alone]), time_limit=max(seconds, 0.0))
     except TracingError as error:
         return error.cause
     return None
@@ -109,7 +109,7 @@ def _problem(module: nn.Module, inputs: Inputs, seconds: float) -> Cause | None:
 def _record(
     model: nn.Module, modules: dict[str, nn.Module], example_inputs: Any, forward_fn: ForwardFunction | None
 ) -> dict[str, Inputs]:
-    """What each of the modules is first called with in one run; those that are not called are absent."""
+    """Return what each of the modules is first called with in one run; those that are not called are absent."""
     inputs: dict[str, Inputs] = {}
     with traceable(model), _recording(modules, inputs):
         run_model(model, example_inputs, forward_fn)

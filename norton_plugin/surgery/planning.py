@@ -1,4 +1,4 @@
-"""Which channels of a model are to go, before anything is changed."""
+"""Decide which channels of a model are removed, before anything is changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_groups(
     frozen: set[nn.Module],
     criterion: GroupCriterion | None = None,
 ) -> tuple[list[Plan], list[Skipped]]:
-    """Decides for every group which channels go.
+    """Decide for every group which channels are removed.
 
     Args:
         groups: Of the graph.
@@ -69,8 +69,8 @@ class _Candidate:
     Attributes:
         group: The group.
         keep: Share asked for.
-        scores: Importance of the channels of one of its equal parts; upwards in the order of removal.
-        notes: On factors that tell no filters apart.
+        scores: Importance of the channels of one of its equal parts; the lowest are removed first.
+        notes: On factors that do not distinguish filters.
     """
 
     group: ChannelGroup
@@ -80,7 +80,7 @@ class _Candidate:
 
 
 def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> Cause | None:
-    """Why a group keeps all its channels, or None."""
+    """Return why a group keeps all its channels, or None."""
     cause = group.blocked or _outside(group, pruning, scope, frozen)
     if keep == 1:
         return cause or Reason.ALL_KEPT.because()
@@ -88,7 +88,7 @@ def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, f
         return cause
     if cause is None:
         return _rounds(group, keep)
-    # Whatever else keeps them, nothing could go.
+    # Even without the first reason, no channel could be removed.
     return Reason.ROUNDED_ANYWAY.because(other=cause, size=group.size, keep=keep) if cause.blocks else cause
 
 
@@ -111,7 +111,7 @@ def _count(group: ChannelGroup, keep: float, pruning: Pruning) -> int:
 
 
 def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> Cause | None:
-    """Why the user does not want this group pruned, or None."""
+    """Return why the user does not want this group pruned, or None."""
     for member in group.members:
         if member.role == "in":
             continue
@@ -127,12 +127,12 @@ def _outside(group: ChannelGroup, pruning: Pruning, scope: Scope, frozen: set[nn
 
 
 def _keep_of(group: ChannelGroup, pruning: Pruning) -> float:
-    """The largest share asked for any of the layers that make the channels."""
+    """Return the largest share asked for any of the layers that produce the channels."""
     return max((lookup(pruning.keeps, m.name, pruning.keep) for m in group.producers), default=1.0)
 
 
 def _global_shares(candidates: Sequence[_Candidate], pruning: Pruning) -> dict[str, float]:
-    """Shares per group when all channels compete: one threshold on the normalised scores of the whole model."""
+    """Return shares per group when all channels compete: one threshold on the normalised scores of the whole model."""
     free = [c for c in candidates if not any(lookup(pruning.keeps, m.name, -1.0) >= 0 for m in c.group.producers)]
     if not free:
         return {}

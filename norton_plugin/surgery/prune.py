@@ -1,4 +1,4 @@
-"""Phase two on a model: redundant filters go, with everything that is coupled to them."""
+"""Phase two on a model: remove redundant filters, with everything that is coupled to them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
+from norton_plugin.channels.layers import is_producer
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.copies import refresh_copies_
 from norton_plugin.modules.random_state import preserved_random_state
@@ -43,7 +43,7 @@ def prune_(
     time_limit: float = 60.0,
     criterion: GroupCriterion | None = None,
 ) -> PruningReport:
-    """Removes filters by their distances, in place.
+    """Remove filters by their distances, in place.
 
     Every group is checked against the unpruned model with the same channels masked; a group that differs is rolled
     back exactly and listed, the others stand. Outputs of the model always keep their width. Where the model cannot be
@@ -83,7 +83,7 @@ def prune_(
     except BaseException:
         original.restore_()
         raise
-    # Parts prove right by themselves; what stands around them has to run with them as well.
+    # Each part was verified on its own; the code around the parts has to run with them as well.
     if left and work.records and (problem := _problem(model, example_inputs, forward_fn)):
         original.restore_()
         work.skipped += [Skipped(root, problem) for root in work.records]
@@ -111,15 +111,15 @@ class _Trace:
     name: str
     inputs: Any
     forward_fn: ForwardFunction | None
-    graph: LabelGraph | None = None
+    graph: ChannelGraph | None = None
 
 
 def _traces(
     model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None, time_limit: float, require: bool
 ) -> tuple[list[_Trace], list[Skipped]]:
-    """The model as a whole, or else those of its parts that can be traced, and what cannot."""
+    """Return the model as a whole, or else those of its parts that can be traced; and what cannot."""
     try:
-        graph = LabelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
+        graph = ChannelGraph(model, example_inputs, forward_fn=forward_fn, time_limit=time_limit)
         return [_Trace(WHOLE, example_inputs, forward_fn, graph)], []
     except TracingError as error:
         parts, failed = traceable_parts(model, example_inputs, forward_fn, time_limit=time_limit)
@@ -134,7 +134,7 @@ def _run_part(part: Part, model: nn.Module, inputs: Any) -> list[Any]:
 
 
 def _problem(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None) -> Cause | None:
-    """Why the model does not run any more, or None."""
+    """Return why the model no longer runs, or None."""
     try:
         compared_outputs(model, example_inputs, forward_fn)
     except Exception as error:
@@ -156,23 +156,23 @@ class _Work:
     records: dict[str, PrunedGroup] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     ran: set[nn.Module] = field(default_factory=set)
-    busy: set[nn.Module] = field(default_factory=set)
+    produced_output: set[nn.Module] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     seconds: float = 0.0
     rule_failures: dict[Cause, None] = field(default_factory=dict)
 
     def prune_(self, trace: _Trace) -> None:
-        """Prunes the model, or one part of it."""
+        """Prune the model, or one part of it."""
         try:
-            graph = trace.graph or LabelGraph(
+            graph = trace.graph or ChannelGraph(
                 self.model, trace.inputs, forward_fn=trace.forward_fn, time_limit=self.time_limit
             )
         except TracingError as error:
             self.skipped.append(Skipped(trace.name, error.cause))
             return
         self.ran |= graph.ran
+        self.produced_output |= graph.produced_output
         self.rule_failures |= dict.fromkeys(graph.rule_failures)
-        self.busy |= graph.busy
         self.followed |= {m.name for group in graph.groups() for m in group.members if m.role != "in"}
         new = [group for group in graph.groups() if group.root not in self.records]
         plans, left = plan_groups(new, self.pruning, self.scope, self.frozen, self.criterion)
@@ -187,8 +187,8 @@ class _Work:
             done = [plan.record for plan in plans]
         self.records |= {record.root: record for record in done}
 
-    def _outputs(self, trace: _Trace, graph: LabelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
-        """What is compared: outputs of the model, or those of the layers that keep their width."""
+    def _outputs(self, trace: _Trace, graph: ChannelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
+        """Return what is compared: outputs of the model, or those of the layers that keep their width."""
         fixed = [member.module for group in graph.groups() if group.root not in planned for member in group.producers]
         return partial(
             compared_outputs,
@@ -200,19 +200,19 @@ class _Work:
         )
 
     def unseen(self, not_run: Cause) -> list[Skipped]:
-        """Layers of which no trace knows the channels."""
+        """Return the layers whose channels no trace knows."""
         found = []
         modules = dict(self.model.named_modules())
         weights = {name: dict(module.named_parameters(recurse=False)).get("weight") for name, module in modules.items()}
         shared = {weights[name] for name in self.followed if name in weights} - {None}
         for name, module in modules.items():
             known = name in self.followed or weights[name] in shared
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock) and not known:
+            if is_producer(module) and not known:
                 found.append(Skipped(name, self._why_unseen(module) if module in self.ran else not_run))
         return found
 
     def _why_unseen(self, module: nn.Module) -> Cause:
-        if module not in self.busy:
+        if module not in self.produced_output:
             return Reason.NOTHING_TO_COMPUTE.because()
         if nn.utils.parametrize.is_parametrized(module):
             return Reason.PARAMETRIZED.because()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from norton_plugin.reasons import Cause
 
-# What stands for everything where the model could not be traced as a whole.
+# The name that stands for all layers where the model could not be traced as a whole.
 WHOLE = "(whole model)"
 
 
@@ -35,7 +35,7 @@ class Skipped:
         return self.cause.text
 
     def to_dict(self) -> dict[str, str]:
-        """JSON-able."""
+        """Return the entry as JSON holds it."""
         return {"name": self.name, "code": self.code, "reason": self.reason}
 
 
@@ -131,11 +131,11 @@ class PruningReport:
 
 
 def blocking(skipped: Iterable[Skipped]) -> list[Skipped]:
-    """Those left for a reason that a user may want to remove: they keep a model from "full"."""
+    """Return those left for a reason that a user may want to remove: they keep a model from "full"."""
     return [entry for entry in skipped if entry.cause.blocks]
 
 
 def summary(skipped: Iterable[Skipped]) -> str:
-    """The reasons in one line, the most frequent first."""
+    """Return the reasons in one line, the most frequent first."""
     counts = Counter(entry.reason for entry in skipped)
     return "; ".join(f"{reason} ({count} x)" if count > 1 else reason for reason, count in counts.most_common())

@@ -37,7 +37,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _freeze(value: Any) -> Any:
-    """JSON has no tuples: they are marked so that they come back as such."""
+    """Mark tuples, which JSON does not have, so that they come back as tuples."""
     if isinstance(value, tuple):
         return {"tuple": [_freeze(v) for v in value]}
     return [_freeze(v) for v in value] if isinstance(value, list) else value
@@ -67,7 +67,7 @@ def _block_arguments(block: CPDBlock) -> dict[str, Any]:
 
 
 def geometry(model: nn.Module) -> Geometry:
-    """Shapes and plain attributes of every module, by its first dotted name.
+    """Return shapes and plain attributes of every module, by its first dotted name.
 
     Args:
         model: Any model; a CPDBlock is described by its arguments.
@@ -87,19 +87,22 @@ def geometry(model: nn.Module) -> Geometry:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and those buffers that belong to the state dict (the others may come and go as the model runs)."""
+    """Return parameters and those buffers that belong to the state dict.
+
+    The other buffers may appear and disappear as the model runs.
+    """
     buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
     return {name: tensor for name, tensor in {**module._parameters, **buffers}.items() if tensor is not None}
 
 
 def _kept_out(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers that do not belong to the state dict."""
+    """Return buffers that do not belong to the state dict."""
     names = module._non_persistent_buffers_set
     return {name: tensor for name, tensor in module._buffers.items() if name in names and tensor is not None}
 
 
 def diff(dense: Geometry, compressed: Geometry) -> Structure:
-    """The structure that leads from one geometry to the other.
+    """Return the structure that leads from one geometry to the other.
 
     Args:
         dense: Geometry of the original.
@@ -120,7 +123,7 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
             continue
         if "block" in old:
             raise ArtifactError(f"{name!r} is a CPDBlock in the original and none in the compressed model")
-        # A buffer that was cut belongs to the state dict from then on: which of its values stayed is told there.
+        # A buffer that was cut belongs to the state dict from then on: only there it is known which values stayed.
         shapes = {**old["kept_out"], **old["shapes"]}
         changes = {
             "shapes": _changes(entry["shapes"], shapes),
@@ -137,7 +140,7 @@ def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fingerprint(dense: Geometry) -> dict[str, Any]:
-    """Shapes of all tensors of the original and settings of its layers: what a foreign model is told by."""
+    """Return shapes of all tensors of the original and settings of its layers: they identify the architecture."""
     facts: dict[str, Any] = {}
     for name, entry in dense.items():
         prefix = f"{name}." if name else ""
@@ -153,13 +156,13 @@ def _fingerprint(dense: Geometry) -> dict[str, Any]:
 
 
 def structure_hash(structure: Structure) -> str:
-    """SHA-256 of the canonical JSON."""
+    """Return the SHA-256 of the canonical JSON."""
     canonical = json.dumps(structure, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def check_source(model: nn.Module, structure: Structure) -> None:
-    """Checks that a structure was made from this architecture.
+    """Check that a structure was made from this architecture.
 
     Raises:
         ArtifactError: An unknown version, or a model that differs; the first difference is named.
@@ -187,7 +190,7 @@ def _shown(facts: Mapping[str, Any], name: str) -> str:
 
 
 def apply_structure_(model: nn.Module, structure: Structure) -> None:
-    """Rebuilds a compressed model from the dense one, in place; weights are not filled in.
+    """Rebuild a compressed model from the dense one, in place; weights are not filled in.
 
     New tensors have the dtype, device and ``requires_grad`` of those they replace.
 
@@ -239,7 +242,7 @@ def _build_block(arguments: Mapping[str, Any], old: nn.Module) -> CPDBlock:
 
 
 def _resized(module: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """New tensors of these shapes, of the kind that the module has now."""
+    """Return new tensors of these shapes, of the kind that the module has now."""
     own = {**_kept_out(module), **_own_tensors(module)}
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Carrying out a pruning plan, proving it right, and undoing what is not."""
+"""Carry out a pruning plan, verify it, and undo what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE, in_double_precision, relative_error
@@ -20,17 +20,17 @@ from norton_plugin.surgery.report import PrunedGroup, Skipped
 # In half precision a difference of this many units in the last place is accepted.
 _UNITS = 4
 _UNPROVED = Reason.UNPROVED.because()
-# A larger difference has to vanish in double precision.
+# A larger difference is accepted only where it disappears in double precision.
 _SUSPICIOUS = TOLERANCE / 10
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Channels of one group that are to go.
+    """Channels of one group that are to be removed.
 
     Attributes:
         group: The group.
-        removed: Its root channels that go, ascending.
+        removed: Its root channels that are removed, ascending.
         record: What the report says of it.
     """
 
@@ -48,14 +48,14 @@ class Surgeon:
         outputs: Runs the model on its example, cast to the ``dtype`` it is given, and returns what is to be compared.
     """
 
-    def __init__(self, model: nn.Module, graph: LabelGraph, outputs: Callable[..., list[Tensor]]) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, outputs: Callable[..., list[Tensor]]) -> None:
         self.model = model
         self.graph = graph
         self.outputs = outputs
         self._original = Snapshot(model.modules(), graph.bookkeeping())
 
     def prune_all_(self, plans: Sequence[Plan]) -> None:
-        """Removes the channels of all plans without a comparison.
+        """Remove the channels of all plans without a comparison.
 
         Raises:
             SurgeryError: The pruned model does not run; it is as it was then.
@@ -73,10 +73,10 @@ class Surgeon:
     def prune_verified_(
         self, plans: Sequence[Plan], *, time_limit: float
     ) -> tuple[list[PrunedGroup], list[Skipped], float]:
-        """Removes what proves right: halves of the plans are tried until the faulty groups stand alone.
+        """Remove what is verified; a batch of plans that fails is split in halves until the faulty groups are found.
 
-        Large batches come first, so that most is done when time runs out. What holds a batch that failed is not tried
-        again: where the first half of a batch stands, the second is at fault.
+        Large batches come first, so that most is done when time runs out. A set of plans that contains a batch that
+        failed is not tried again: where the first half of a batch is right, the second is wrong.
 
         Args:
             plans: What is wanted.
@@ -116,12 +116,15 @@ class Surgeon:
         return records, failures, time.perf_counter() - start
 
     def _attempt(self, plans: Sequence[Plan]) -> float | Cause:
-        """The error of the model pruned by these plans against the masked one, or why it fails; restores the model."""
+        """Return the error of the model pruned by these plans against the masked one, or why it fails.
+
+        The model is restored.
+        """
         error = self._compare(plans, None)
         tolerance = self._tolerance()
         if isinstance(error, float) and error > _SUSPICIOUS:
-            # Where boxes are sorted or cut off at a threshold, rounding alone can change much; and what is small may
-            # be a mistake that this example hardly shows: look closer.
+            # Where boxes are sorted or cut off at a threshold, rounding alone can change the outputs; and a small
+            # difference may be a mistake that this example hardly shows: repeat in double precision.
             with in_double_precision(self.model):
                 exact = self._compare(plans, torch.float64)
             if isinstance(exact, float):
@@ -132,11 +135,11 @@ class Surgeon:
         return error
 
     def _compare(self, plans: Sequence[Plan], dtype: torch.dtype | None) -> float | Cause:
-        """The same, whatever the error."""
+        """Return the same in one precision, whatever the error."""
         found = Snapshot(self.model.modules(), self.graph.bookkeeping())
         try:
             self._cut_(plans)
-            got = self.outputs(dtype=dtype)  # first, because it is here that things break
+            got = self.outputs(dtype=dtype)  # first, because most mistakes show here
             found.restore_()  # models may count their calls or keep what they computed
             with self.graph.masked([(plan.group.root, plan.removed) for plan in plans]):
                 expected = self.outputs(dtype=dtype)
@@ -148,7 +151,7 @@ class Surgeon:
 
     def _cut_(self, plans: Sequence[Plan]) -> None:
         for plan in plans:
-            self.graph.prune_(plan.group.root, plan.removed)
+            self.graph.prune(plan.group.root, plan.removed)
         for plan in plans:
             if (width := self.graph.width(plan.group.root)) != plan.record.after:
                 raise SurgeryError(f"{plan.group.root} has {width} channels instead of {plan.record.after}")

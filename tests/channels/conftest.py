@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.modules.running import output_tensors, relative_error
 
 
@@ -14,7 +14,7 @@ def halve():
 
     def run(model: nn.Module, x: Tensor) -> tuple[dict[str, tuple[int, int]], dict[str, str], float]:
         model.eval()
-        graph = LabelGraph(model, x)
+        graph = ChannelGraph(model, x)
         selection = []
         for group in graph.groups():
             if group.blocked is None:
@@ -27,7 +27,7 @@ def halve():
             expected = output_tensors(model(x))
         sizes = {root: graph.width(root) for root, _ in selection}
         for root, gone in selection:
-            graph.prune_(root, gone)
+            graph.prune(root, gone)
         with torch.no_grad():
             actual = output_tensors(model(x))
         assert not selection or relative_error(expected, dense) > 1e-3

@@ -1,11 +1,11 @@
-"""LabelGraph where operations run across channels, or along what only looks like channels."""
+"""ChannelGraph where operations run across channels, or along what only looks like channels."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.recipe import Pruning
 from norton_plugin.surgery import prune_
 from norton_plugin.surgery.report import blocking
@@ -144,14 +144,14 @@ def test_the_gate_of_the_smaller_layer_is_that_of_the_kept_channels(image):
     torch.manual_seed(0)
     net = Net(Gate()).eval()
     kept = [0, 3, 4, 9, 15]
-    graph = LabelGraph(net, image)
+    graph = ChannelGraph(net, image)
     gone = [i for i in range(16) if i not in kept]
     with torch.no_grad():
         x = torch.relu(net.stem(image))[:, kept]
         expected = F.conv2d(net.middle(x), net.head.weight[:, kept], net.head.bias)
         with graph.masked([("stem", gone)]):
             torch.testing.assert_close(net(image), expected)
-        graph.prune_("stem", gone)
+        graph.prune("stem", gone)
         torch.testing.assert_close(net(image), expected)
 
 

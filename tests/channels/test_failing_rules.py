@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin import compress
-from norton_plugin.channels import records
-from norton_plugin.channels.records import rule
+from norton_plugin.channels import operations, register_rule
 from norton_plugin.recipe import Pruning, Recipe
 
 IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -27,10 +26,10 @@ class Net(nn.Module):
 def broken(monkeypatch):
     """The rule of ``roll`` raises, each time something else."""
 
-    def fail(tracer, call):
+    def fail(trace, call):
         raise IndexError(f"no such dimension: {call.args[2]}")
 
-    monkeypatch.setitem(records.RULES, "roll", fail)
+    monkeypatch.setitem(operations._OPERATIONS, "roll", operations.Operation("roll", fail))
 
 
 @pytest.mark.usefixtures("broken", "failing_rules_tolerated")
@@ -70,11 +69,11 @@ def test_a_rule_that_declines_is_told_from_none():
 
 
 def test_two_rules_for_one_operation_are_refused():
-    known = dict(records.RULES)
+    known = dict(operations._OPERATIONS)
     with pytest.raises(ValueError, match=r"roll has the rule norton_plugin\..*\.roll already; .*again must not"):
 
-        @rule("not_an_operation_yet", "roll")
-        def again(tracer, call):
+        @register_rule("not_an_operation_yet", "roll")
+        def again(trace, call):
             return None
 
-    assert known == records.RULES
+    assert known == operations._OPERATIONS

@@ -1,7 +1,4 @@
-"""LabelGraph on small networks, one for every way in which channels are moved about."""
-
-import copy
-import time
+"""ChannelGraph on small networks, one for every way in which channels are moved about."""
 
 import numpy as np
 import pytest
@@ -10,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.channels import LabelGraph
-from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.snapshot import Snapshot
+from norton_plugin.channels import ChannelGraph
 
 OUTPUTS = "model-output"
 
@@ -150,7 +145,7 @@ def test_padded_channels_pin_only_the_other_side(halve):
     ],
 )
 def test_what_cannot_lose_channels_is_pinned(function, reason):
-    graph = LabelGraph(Net(Function(function)), torch.randn(1, 3, 8, 8))
+    graph = ChannelGraph(Net(Function(function)), torch.randn(1, 3, 8, 8))
     blocked = {group.root: group.blocked for group in graph.groups()}
     assert blocked["stem"].code == reason
 
@@ -229,18 +224,18 @@ def test_attention_of_learned_queries(root, width, embedding):
             return self.head(self.attention(self.queries.expand(len(x), -1, -1), x, x)[0])
 
     model, x = Model().eval(), torch.randn(2, 5, 6)
-    graph = LabelGraph(model, x)
+    graph = ChannelGraph(model, x)
     gone = range(1, 32, 2)
     with torch.no_grad(), graph.masked([(root, gone)]):
         expected = model(x)
-    graph.prune_(root, gone)
+    graph.prune(root, gone)
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected)
     assert graph.width(root) == width and model.attention.embed_dim == embedding
 
 
 def test_groups_of_a_residual_network(residual, image):
-    graph = LabelGraph(residual, image)
+    graph = ChannelGraph(residual, image)
     found = {g.root: (g.size, g.channel_groups, g.blocked and g.blocked.code) for g in graph.groups()}
     assert found == {
         "stem": (16, 1, None),
@@ -253,60 +248,3 @@ def test_groups_of_a_residual_network(residual, image):
     assert {m.name for m in stem.consumers} == {"layers.0.conv1", "layers.1.conv1", "head"}
     members = graph.members_of("stem", [3, 5])
     assert {m.indices for m in members} == {(3, 5)} and all(m.roots == (3, 5) for m in members)
-
-
-def test_flags_gradients_and_rollback(residual, image):
-    conv = residual.layers[0].conv1
-    conv.weight.requires_grad_(False)
-    residual(image).sum().backward()
-    grad = residual.layers[0].norm1.weight.grad.clone()
-    graph = LabelGraph(residual, image)
-    before, expected = dict(residual.named_parameters()), residual(image)
-    snapshot = Snapshot(residual.modules(), graph.bookkeeping())
-    graph.prune_("layers.0.conv1", [0, 2])
-    assert conv.weight.shape[0] == 14 and not conv.weight.requires_grad
-    norm = residual.layers[0].norm1
-    assert torch.equal(norm.weight.grad, grad[[1, *range(3, 16)]]) and norm.num_features == 14
-    graph.prune_("layers.0.conv1", [5])
-    assert conv.out_channels == 13 and torch.equal(norm.weight.grad, grad[[1, 3, 4, *range(6, 16)]])
-    snapshot.restore_()
-    assert torch.equal(residual(image), expected) and graph.width("layers.0.conv1") == 16
-    assert all(p is before[name] for name, p in residual.named_parameters())
-
-
-def test_bad_requests_change_nothing(residual, group_normed, image):
-    graph = LabelGraph(residual, image)
-    text = copy.deepcopy(residual.state_dict())
-    with pytest.raises(SurgeryError, match="stem has 16 channels; asked to remove 1 of them, from 16 to 16"):
-        graph.prune_("stem", [16])
-    with pytest.raises(SurgeryError, match="would lose all 16"):
-        graph.prune_("stem", range(16))
-    with pytest.raises(SurgeryError, match="no channel group 'nowhere'"):
-        graph.prune_("nowhere", [1])
-    assert all(torch.equal(v, text[k]) for k, v in residual.state_dict().items())
-    parts = LabelGraph(group_normed, image)
-    with pytest.raises(SurgeryError, match="4 equal parts"):
-        parts.prune_("stem", [0, 1])
-
-
-def test_the_trace_leaves_no_trace(residual, image):
-    residual.layers[0].train()
-    residual.requires_grad_(False)
-    decomposed = nn.Sequential(residual, nn.Identity())
-    hooks = len(nn.modules.module._global_forward_hooks)
-    LabelGraph(decomposed, image)
-    assert residual.layers[0].conv1.training and not residual.layers[1].training
-    assert not any(p.requires_grad for p in residual.parameters())
-    assert len(nn.modules.module._global_forward_hooks) == hooks
-
-
-def test_time_limit_and_wrong_examples(residual, image):
-    class Slow(nn.Module):
-        def forward(self, x):
-            time.sleep(0.05)
-            return x + 1
-
-    with pytest.raises(SurgeryError, match="within the time"):
-        LabelGraph(nn.Sequential(residual, Slow()), image, time_limit=0.0)
-    with pytest.raises(SurgeryError, match="cannot be traced"):
-        LabelGraph(residual, torch.zeros(1, 5, 8, 8))

@@ -1,4 +1,4 @@
-"""Components, pins, planes and widths: the arithmetic under the trace."""
+"""Components, pins and widths: the arithmetic under the trace."""
 
 from fractions import Fraction
 
@@ -7,7 +7,6 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from norton_plugin.channels.label_maps import along, chunks, compact, held_constant, spread, varying
 from norton_plugin.channels.label_table import LabelTable, connected
 from norton_plugin.channels.widths import Scale, Width
 from norton_plugin.reasons import Reason
@@ -37,25 +36,9 @@ def test_label_zero_joins_and_pins_nothing():
     table.pin(torch.tensor([0, 5]), first)
     table.pin(torch.tensor([2, 4]), second)
     classes = table.resolve()
-    assert classes.roots.tolist() == [0, 1, 2, 3, 4, 2, 6]
+    assert classes.class_of.tolist() == [0, 1, 2, 3, 4, 2, 6]
     assert classes.reasons == (first, second)
     assert classes.pinned.tolist() == [0, 0, 1, 0, 2, 1, 0]
-
-
-def test_planes_keep_stride_zero_where_labels_do_not_vary():
-    plane = spread(torch.tensor([3, 4, 5]), (2, 3, 7), 1)
-    assert varying(plane) == [1] and along(plane, 1).tolist() == [3, 4, 5]
-    copied = compact(plane.clone())
-    assert varying(copied) == [1] and copied.untyped_storage().nbytes() == 3 * 8
-    assert torch.equal(copied, plane)
-    assert varying(compact(held_constant(plane, [1]))) == []
-    assert along(plane, -2).tolist() == [3, 4, 5]
-
-
-def test_reshapes_are_matched_dimension_by_dimension():
-    assert chunks((2, 49, 96), (2, 49, 3, 4, 8)) == [([0], [0]), ([1], [1]), ([2], [2, 3, 4])]
-    assert chunks((2, 14, 14, 8), (2, 2, 7, 2, 7, 8)) == [([0], [0]), ([1], [1, 2]), ([2], [3, 4]), ([3], [5])]
-    assert chunks((4, 3, 5), (12, 5)) == [([0, 1], [0]), ([2], [1])]
 
 
 def test_widths_remember_their_channels():

@@ -9,7 +9,7 @@ import torch_pruning as tp
 from torch import nn
 
 from norton_plugin import compress
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.integrations.torch_pruning import criterion_of
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
@@ -34,7 +34,7 @@ def with_gradients(model: nn.Module, image: torch.Tensor) -> nn.Module:
 def test_scores_are_those_on_torch_prunings_own_groups(residual, image, name):
     model = with_gradients(residual, image)
     criterion = criterion_of(IMPORTANCES[name]())
-    ours = {group.root: group for group in LabelGraph(model, image).groups()}
+    ours = {group.root: group for group in ChannelGraph(model, image).groups()}
     graph = tp.DependencyGraph().build_dependency(model, image)
     compared = 0
     for root in ("stem", "layers.0.conv1", "layers.1.conv1"):
@@ -52,7 +52,7 @@ def test_blocks_are_scored_as_the_convolutions_they_equal(residual, image):
     decompose_(decomposed, Decomposition(rank=9, allow_more_macs=True, sweeps=500))
     criterion = criterion_of(tp.importance.MagnitudeImportance())
     dense, blocks = (
-        {group.root: criterion(group) for group in LabelGraph(model, image).groups() if not group.blocked}
+        {group.root: criterion(group) for group in ChannelGraph(model, image).groups() if not group.blocked}
         for model in (residual, decomposed)
     )
     assert dense.keys() == blocks.keys()
@@ -61,7 +61,7 @@ def test_blocks_are_scored_as_the_convolutions_they_equal(residual, image):
 
 
 def test_missing_gradients_are_named(residual, image):
-    [group] = [group for group in LabelGraph(residual, image).groups() if group.root == "stem"]
+    [group] = [group for group in ChannelGraph(residual, image).groups() if group.root == "stem"]
     with pytest.raises(SurgeryError, match=r"TaylorImportance needs gradients, .* group of stem .* backward\(\)"):
         criterion_of(tp.importance.TaylorImportance())(group)
 
@@ -75,7 +75,7 @@ def test_compress_keeps_the_channels_of_the_highest_scores(residual, image, name
     torch.manual_seed(0)
     importance = {**IMPORTANCES, "random": tp.importance.RandomImportance}[name]()
     model = with_gradients(residual, image)
-    group = next(group for group in LabelGraph(model, image).groups() if group.root == "layers.0.conv1")
+    group = next(group for group in ChannelGraph(model, image).groups() if group.root == "layers.0.conv1")
     torch.manual_seed(0)
     seen = {}
 

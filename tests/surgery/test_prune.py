@@ -9,7 +9,7 @@ import torch_pruning as tp
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.channels import LabelGraph
+from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance
 from norton_plugin.modules.running import relative_error
@@ -57,7 +57,7 @@ def test_folding_adds_the_parts():
 
 def test_coupled_layers_decide_together(residual):
     decompose_(residual, Decomposition(rank=1))
-    graph = LabelGraph(residual, torch.zeros(1, 3, 8, 8))
+    graph = ChannelGraph(residual, torch.zeros(1, 3, 8, 8))
     stem = next(g for g in graph.groups() if g.root in ("stem", "layers.0.conv2", "layers.1.conv2"))
     assert {m.name for m in stem.producers} == {"stem", "layers.0.conv2", "layers.1.conv2"}
     combined, _ = group_distance([(m.module, m.indices, m.roots) for m in stem.producers], size=16)
@@ -146,21 +146,21 @@ def test_a_model_that_cannot_be_traced_is_listed_where_pruning_is_optional(resid
 
 
 def test_snapshot_brings_back_the_very_same_objects(residual, image):
-    graph = LabelGraph(residual, image)
+    graph = ChannelGraph(residual, image)
     before = dict(residual.named_parameters())
     expected, text = residual(image), repr(residual)
     snapshot = Snapshot(residual.modules(), graph.bookkeeping())
-    graph.prune_("layers.0.conv1", [0, 1])
+    graph.prune("layers.0.conv1", [0, 1])
     assert repr(residual) != text
     snapshot.restore_()
     assert repr(residual) == text and torch.equal(residual(image), expected)
     assert all(p is before[name] for name, p in residual.named_parameters())
-    graph.prune_("layers.0.conv1", [5])
+    graph.prune("layers.0.conv1", [5])
     assert residual(image).shape == (2, 10) and residual.layers[0].conv1.out_channels == 15
 
 
 def test_masking_leaves_the_model_as_it_was(group_normed, image):
-    graph = LabelGraph(group_normed, image)
+    graph = ChannelGraph(group_normed, image)
     before, state = group_normed(image), copy.deepcopy(group_normed.state_dict())
     with graph.masked([("layers.0.conv1", [0, 4, 8, 12])]):
         assert (group_normed(image) - before).abs().max() > 1e-4

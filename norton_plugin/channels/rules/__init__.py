@@ -1,5 +1,29 @@
 """What every operation does to the channels of its operands: one file per family, registered by being imported."""
 
-from norton_plugin.channels.rules import elementwise, join, move, norm, part, products, reduce, reshape, spatial
+from norton_plugin.channels.rules import (
+    attention,
+    convolution,
+    elementwise,
+    join,
+    matrices,
+    move,
+    norm,
+    part,
+    reduce,
+    reshape,
+    spatial,
+)
 
-__all__ = ["elementwise", "join", "move", "norm", "part", "products", "reduce", "reshape", "spatial"]
+__all__ = [
+    "attention",
+    "convolution",
+    "elementwise",
+    "join",
+    "matrices",
+    "move",
+    "norm",
+    "part",
+    "reduce",
+    "reshape",
+    "spatial",
+]

@@ -8,117 +8,148 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from norton_plugin.channels.label_maps import Shadow, compact, core, varying
-from norton_plugin.channels.records import Call, rule
-from norton_plugin.channels.tracer import Tracer
+from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
+from norton_plugin.channels.operations import Number, register_rule
+from norton_plugin.channels.records import Call
+from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
 # Token mixing and talking heads: the other operand has its channels along another dimension.
 _POSITIONS = Reason.POSITIONS_OR_HEADS.because()
-Operand = tuple[Shadow, tuple[int, ...]]
+Operand = tuple[ChannelLabels, tuple[int, ...]]
 
 
-def combine(tracer: Tracer, operands: Sequence[Operand], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Planes of an element-wise result: channels that meet in one element are the same channel.
+def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Return the label maps of an element-wise result: channels combined in one element are the same channel.
 
-    Where a channel meets an operand of full size that belongs to no channel, it has to stay: that operand cannot
-    lose the position.
+    A channel that is combined with an operand of full size without channels has to stay: that operand cannot lose
+    the position.
 
     Args:
-        tracer: Takes unions and pins.
-        operands: Shadow and shape of each; shapes broadcast.
+        trace: Takes unions and pins.
+        operands: Labels and shape of each; shapes broadcast.
         shape: Shape of the result.
     """
     result: list[Tensor] = []
-    makers: list[set[int]] = []
-    for number, (shadow, _) in enumerate(operands):
-        for plane in shadow.planes:
-            plane = plane.expand(shape)
-            live = set(varying(plane))
+    sources: list[set[int]] = []
+    for number, (labels, _) in enumerate(operands):
+        for label_map in labels.maps:
+            label_map = label_map.expand(shape)
+            live = set(varying(label_map))
             match = next((i for i, other in enumerate(result) if live & set(varying(other))), None)
             if match is None:
-                result.append(plane)
-                makers.append({number})
+                result.append(label_map)
+                sources.append({number})
                 continue
-            result[match] = _meet(tracer, result[match], plane)
-            makers[match].add(number)
+            result[match] = _merged(trace, result[match], label_map)
+            sources[match].add(number)
     free = []
-    for plane, made_by in zip(result, makers, strict=True):
-        own_dims = varying(plane)
-        others = [entry for number, entry in enumerate(operands) if number not in made_by]
-        fixed = [
-            shadow
-            for shadow, own in others
-            if any(size > 1 for d, size in enumerate(own, len(shape) - len(own)) if d in own_dims)
-        ]
+    for label_map, own in zip(result, sources, strict=True):
+        others = [operand for number, operand in enumerate(operands) if number not in own]
+        fixed = [labels for labels, sizes in others if _full_along(sizes, varying(label_map), len(shape))]
         if fixed:
-            # Pinned for good: nobody needs to follow them any further.
-            positions = all((shadow.planes or shadow.scores) and not shadow.constant for shadow in fixed)
-            tracer.pin(plane, _POSITIONS if positions else Reason.FIXED_WIDTH_TENSOR.because())
+            # Pinned for good: there is no need to follow them any further.
+            positions = all((labels.maps or labels.scores) and not labels.constant for labels in fixed)
+            trace.pin(label_map, _POSITIONS if positions else Reason.FIXED_WIDTH_TENSOR.because())
         else:
-            free.append(plane)
+            free.append(label_map)
     return tuple(free)
 
 
-def _meet(tracer: Tracer, a: Tensor, b: Tensor) -> Tensor:
-    tracer.unite(a, b)
+def _full_along(sizes: Sequence[int], dims: Sequence[int], ndim: int) -> bool:
+    """Return whether an operand that broadcasts to ``ndim`` dimensions has more than one position along ``dims``."""
+    return any(size > 1 for d, size in enumerate(sizes, ndim - len(sizes)) if d in dims)
+
+
+def _merged(trace: Trace, a: Tensor, b: Tensor) -> Tensor:
+    trace.unite(a, b)
+    pin_unpaired(trace, a, b)
     if len(varying(b)) < len(varying(a)):
         a, b = b, a
     small_a, small_b = torch.broadcast_tensors(core(a), core(b))
-    for labels, partner in ((small_a, small_b), (small_b, small_a)):
-        alone = (labels != 0) & (partner == 0)
-        if bool(alone.any()):
-            tracer.table.pin(labels[alone], Reason.PADDED_POSITION.because())
     return compact(a) if not bool((small_a == 0).any()) else torch.where(small_a != 0, small_a, small_b).expand(a.shape)
 
 
-@rule("pointwise", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "relu6", "elu", "selu", "celu", "softplus",
-      "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "prelu", "_prelu_kernel", "nan_to_num", "lerp",
-      "masked_fill", "mish", "logit", "addcmul", "addcdiv", "rsub", "clamp", "where")  # fmt: skip
-def pointwise(tracer: Tracer, call: Call) -> Shadow | None:
-    """Any operation that torch tags as pointwise."""
+def pin_unpaired(trace: Trace, a: Tensor, b: Tensor) -> None:
+    """Pin the channels of two maps or vectors that are combined with a padded position, which has no channel."""
+    small_a, small_b = torch.broadcast_tensors(core(a), core(b))
+    for labels, partner in ((small_a, small_b), (small_b, small_a)):
+        unpaired = (labels != 0) & (partner == 0)
+        if bool(unpaired.any()):
+            trace.pin(labels[unpaired], Reason.PADDED_POSITION.because())
+
+
+@register_rule("pointwise", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "relu6", "elu", "selu", "celu",
+               "softplus", "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "prelu", "_prelu_kernel",
+               "nan_to_num", "lerp", "masked_fill", "mish", "logit", "addcmul", "addcdiv", "rsub", "clamp",
+               "where")  # fmt: skip
+def pointwise(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Follow any operation that PyTorch tags as pointwise."""
     if not isinstance(call.out, Tensor):
         return None
-    tensors = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
-    operands = [(tracer.shadow(t), _own_sizes(t)) for t in tensors]
-    planes = combine(tracer, operands, tuple(call.out.shape))
-    rows = _rows(tracer, call, tensors)
-    return Shadow(planes, rows=None if rows is None or rows.shape != call.out.shape else rows)
+    operands = [(trace.labels_of(tensor), _own_sizes(tensor)) for tensor in _tensors(call)]
+    return ChannelLabels(combine(trace, operands, tuple(call.out.shape)))
+
+
+register_rule("pow", number=Number.VALUE)(pointwise)
+
+
+@register_rule("mul", "multiply", number=Number.FACTOR)
+def product(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Follow a factor: multiplied by a constant, elements stay multiples of one output of a layer."""
+    labels = pointwise(trace, call)
+    first, *others = _tensors(call)
+    rows = trace.labels_of(first).producer_rows
+    if labels is None or rows is None or any(not trace.labels_of(tensor).constant for tensor in others):
+        return labels
+    return _with_rows(labels, call, rows)
+
+
+register_rule("div", "divide", "true_divide", "truediv", number=Number.DIVISOR)(product)
+register_rule("neg")(product)
+
+
+@register_rule("add", "sub", number=Number.VALUE)
+def total(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Follow a sum: producer rows survive the bias of their own layer, and sums among themselves."""
+    labels = pointwise(trace, call)
+    tensors = _tensors(call)
+    rows = trace.labels_of(tensors[0]).producer_rows
+    if labels is None or rows is None or len(tensors) != 2:
+        return labels
+    other = trace.labels_of(tensors[1])
+    if other.producer_rows is not None and torch.equal(
+        torch.unique(core(rows)), torch.unique(core(other.producer_rows))
+    ):
+        return _with_rows(labels, call, rows)
+    owners = {axis.owner for axis in trace.axes_in(core(rows).reshape(-1)[:1])}
+    added = [axis for label_map in other.maps for axis in trace.axes_in(core(label_map).reshape(-1)[:1])]
+    if added and all(axis.owner in owners and "bias" in axis.tensor for axis in added):
+        return _with_rows(labels, call, rows)
+    return labels
+
+
+def _with_rows(labels: ChannelLabels, call: Call, rows: Tensor) -> ChannelLabels:
+    return labels._replace(producer_rows=rows) if rows.shape == call.out.shape else labels
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _own_sizes(tensor: Tensor) -> tuple[int, ...]:
-    """The shape, with size 1 where an expanded tensor only repeats itself: there it fits any width."""
+    """Return the shape, with size 1 where an expanded tensor only repeats itself: there it fits any width."""
     return tuple(1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _rows(tracer: Tracer, call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
-    """Rows survive a constant factor, the bias of the layer that they belong to, and sums among themselves."""
-    rows = tracer.shadow(tensors[0]).rows
-    if rows is None:
-        return None
-    if call.name in ("mul", "div", "neg"):
-        return rows if all(tracer.shadow(t).constant for t in tensors[1:]) else None
-    if call.name in ("add", "sub") and len(tensors) == 2:
-        other = tracer.shadow(tensors[1]).rows
-        if other is not None and torch.equal(torch.unique(core(rows)), torch.unique(core(other))):
-            return rows
-        families = tracer.registry.families
-        owners = {families[int(i)].owner for i in tracer.registry.family_of(core(rows).reshape(-1)[:1])}
-        bias = [core(plane).reshape(-1)[:1] for plane in tracer.shadow(tensors[1]).planes]
-        added = [families[int(i)] for labels in bias for i in tracer.registry.family_of(labels)]
-        if added and all(family.owner in owners and "bias" in family.tensor for family in added):
-            return rows
-    return None
-
-
-@rule("glu")
-def glu(tracer: Tracer, call: Call) -> Shadow:
-    """The halves are multiplied."""
+@register_rule("glu")
+def glu(trace: Trace, call: Call) -> ChannelLabels:
+    """Unite the halves, which are multiplied."""
     dim = call.arg(1, "dim", -1) % call.args[0].dim()
-    planes = []
-    for plane in tracer.shadow(call.args[0]).planes:
-        halves = plane.split(call.out.shape[dim], dim)
-        if dim in varying(plane):
-            tracer.unite(halves[0], halves[1])
-        planes.append(halves[0])
-    return Shadow(tuple(planes))
+    maps = []
+    for label_map in trace.labels_of(call.args[0]).maps:
+        halves = label_map.split(call.out.shape[dim], dim)
+        if dim in varying(label_map):
+            trace.unite(halves[0], halves[1])
+        maps.append(halves[0])
+    return ChannelLabels(tuple(maps))

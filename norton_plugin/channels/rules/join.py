@@ -7,93 +7,97 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import Shadow, compact, core, varying
-from norton_plugin.channels.records import Call, rule
+from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
+from norton_plugin.channels.operations import register_rule
+from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import combine
-from norton_plugin.channels.tracer import Tracer
+from norton_plugin.channels.trace import Trace
 
 
-@rule("repeat")
-def repeat(tracer: Tracer, call: Call) -> Shadow:
-    """Tiles; along a channel dimension every tile loses the same channels."""
-    planes = []
-    for plane in tracer.shadow(call.args[0]).planes:
-        lead = len(call.args[1]) - plane.dim()
-        plane = plane.expand((1,) * lead + tuple(plane.shape))
-        live = varying(plane)
+@register_rule("repeat")
+def repeat(trace: Trace, call: Call) -> ChannelLabels:
+    """Tile the labels; along a channel dimension every tile loses the same channels."""
+    maps = []
+    for label_map in trace.labels_of(call.args[0]).maps:
+        lead = len(call.args[1]) - label_map.dim()
+        label_map = label_map.expand((1,) * lead + tuple(label_map.shape))
+        live = varying(label_map)
         tiles = [n if d in live else 1 for d, n in enumerate(call.args[1])]
-        planes.append(core(plane).repeat(tiles).expand(call.out.shape))
-    return Shadow(tuple(planes))
+        maps.append(core(label_map).repeat(tiles).expand(call.out.shape))
+    return ChannelLabels(tuple(maps))
 
 
-@rule("cat", "concat", "concatenate")
-def cat(tracer: Tracer, call: Call) -> Shadow:
-    """Side by side along one dimension; along the others the operands' channels are the same."""
+@register_rule("cat", "concat", "concatenate")
+def cat(trace: Trace, call: Call) -> ChannelLabels:
+    """Put labels side by side along one dimension; along the others the operands' channels are the same."""
     tensors = [t for t in call.args[0] if t.numel() or t.dim() > 1]
     dim = call.arg(1, "dim", 0) % call.out.dim()
-    joined = _joined(tracer, [(t, tracer.shadow(t).planes) for t in tensors], dim, call)
-    return joined._replace(rows=_joined_rows(tracer, tensors, lambda rows: torch.cat(rows, dim)))
+    joined = _joined(trace, [(t, trace.labels_of(t).maps) for t in tensors], dim, call)
+    return joined._replace(producer_rows=_joined_rows(trace, tensors, lambda rows: torch.cat(rows, dim)))
 
 
-@rule("stack")
-def stack(tracer: Tracer, call: Call) -> Shadow:
-    """The same along a new dimension."""
+@register_rule("stack")
+def stack(trace: Trace, call: Call) -> ChannelLabels:
+    """Put labels side by side along a new dimension."""
     dim = call.arg(1, "dim", 0) % call.out.dim()
     entries: list[tuple[Tensor, Sequence[Tensor]]] = [
-        (t.unsqueeze(dim), [p.unsqueeze(dim) for p in tracer.shadow(t).planes]) for t in call.args[0]
+        (t.unsqueeze(dim), [label_map.unsqueeze(dim) for label_map in trace.labels_of(t).maps]) for t in call.args[0]
     ]
-    rows = _joined_rows(tracer, call.args[0], lambda rows: torch.stack(rows, dim))
-    return _joined(tracer, entries, dim, call)._replace(rows=rows)
+    rows = _joined_rows(trace, call.args[0], lambda rows: torch.stack(rows, dim))
+    return _joined(trace, entries, dim, call)._replace(producer_rows=rows)
 
 
-def _joined_rows(tracer: Tracer, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
-    rows = [tracer.shadow(tensor).rows for tensor in tensors]
+def _joined_rows(trace: Trace, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    rows = [trace.labels_of(tensor).producer_rows for tensor in tensors]
     return None if any(entry is None for entry in rows) else compact(join(rows))  # type: ignore[arg-type]
 
 
-def _joined(tracer: Tracer, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: int, call: Call) -> Shadow:
+def _joined(trace: Trace, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: int, call: Call) -> ChannelLabels:
     shape = tuple(call.out.shape)
-    across: list[tuple[Shadow, tuple[int, ...]]] = []
+    across: list[tuple[ChannelLabels, tuple[int, ...]]] = []
     lengthwise: list[list[Tensor]] = []
-    for tensor, planes in entries:
+    for tensor, maps in entries:
         side: list[Tensor] = []
         own: list[Tensor] = []
-        for plane in planes:
-            (own if dim in varying(plane) else side).append(plane)
+        for label_map in maps:
+            (own if dim in varying(label_map) else side).append(label_map)
         lengthwise.append(own)
         border = tuple(1 if d == dim else n for d, n in enumerate(tensor.shape))
-        across.append((Shadow(tuple(p.narrow(dim, 0, 1) for p in side)), border))
+        across.append((ChannelLabels(tuple(label_map.narrow(dim, 0, 1) for label_map in side)), border))
     common = tuple(1 if d == dim else n for d, n in enumerate(shape))
-    planes_out = [plane.expand(shape) for plane in combine(tracer, across, common)]
+    joined = [label_map.expand(shape) for label_map in combine(trace, across, common)]
     for level in range(max(map(len, lengthwise))):
         pieces = []
         for (tensor, _), own in zip(entries, lengthwise, strict=True):
             pieces.append(own[level] if level < len(own) else torch.zeros(1, dtype=torch.long).expand(tensor.shape))
         live = sorted({d for piece in pieces for d in varying(piece)} | {dim})
         small = [piece[tuple(slice(None) if d in live else slice(0, 1) for d in range(len(shape)))] for piece in pieces]
-        planes_out.append(torch.cat(small, dim).expand(shape))
-    return Shadow(tuple(planes_out))
+        joined.append(torch.cat(small, dim).expand(shape))
+    return ChannelLabels(tuple(joined))
 
 
-@rule("copy")
-def copy(tracer: Tracer, call: Call) -> Shadow:
-    """Written in place: the destination's channels and the source's are the same from now on."""
+@register_rule("copy")
+def copy(trace: Trace, call: Call) -> ChannelLabels:
+    """Unite the channels of the destination and of the source that is written into it."""
     target, source = call.args[0], call.args[1]
-    old, new = tracer.shadow(target), tracer.shadow(source)
+    old, new = trace.labels_of(target), trace.labels_of(source)
     shape = tuple(target.shape)
-    return Shadow(combine(tracer, [(old, shape), (new, tuple(source.shape))], shape))
+    return ChannelLabels(combine(trace, [(old, shape), (new, tuple(source.shape))], shape))
 
 
-@rule("index_put")
-def put(tracer: Tracer, call: Call) -> Shadow | None:
-    """Rows written into a tensor, as the boxes of one level of a pyramid among all: its channels are theirs."""
+@register_rule("index_put")
+def put(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs."""
     target, indices, source = call.args[:3]
-    old, new = tracer.shadow(target), tracer.shadow(source)
+    old, new = trace.labels_of(target), trace.labels_of(source)
     if source.numel() == 0:
         return old
     rows_alone = len(indices) == 1 and indices[0].dim() == 1 and source.dim() == target.dim() and not target._is_view()
-    if not rows_alone or any(0 in varying(plane) for plane in (*old.planes, *new.planes)):
+    if not rows_alone or any(0 in varying(label_map) for label_map in (*old.maps, *new.maps)):
         return None
     shape = (1, *target.shape[1:])
-    operands = [(Shadow(tuple(p.narrow(0, 0, 1) for p in s.planes), s.constant), shape) for s in (old, new)]
-    return Shadow(tuple(plane.expand(target.shape) for plane in combine(tracer, operands, shape)))
+    operands = [
+        (ChannelLabels(tuple(label_map.narrow(0, 0, 1) for label_map in labels.maps), labels.constant), shape)
+        for labels in (old, new)
+    ]
+    return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))

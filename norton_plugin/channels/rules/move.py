@@ -8,116 +8,132 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import Shadow, along, compact, core, varying
-from norton_plugin.channels.provenance import given_sizes
-from norton_plugin.channels.records import Call, rule
-from norton_plugin.channels.tracer import Tracer
+from norton_plugin.channels.label_maps import ChannelLabels, along, compact, core, varying
+from norton_plugin.channels.operations import Number, register_rule
+from norton_plugin.channels.records import Call
+from norton_plugin.channels.rules.given import after_tensor, all_arguments
+from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.widths import Width
 from norton_plugin.reasons import Cause, Reason
 
 
-def _map(tracer: Tracer, call: Call, function: Any) -> Shadow:
-    shadow = tracer.shadow(call.args[0])
-    rows = None if shadow.rows is None else function(shadow.rows)
-    return Shadow(tuple(function(plane) for plane in shadow.planes), shadow.constant, rows)
+def _mapped(trace: Trace, call: Call, function: Any) -> ChannelLabels:
+    labels = trace.labels_of(call.args[0])
+    rows = None if labels.producer_rows is None else function(labels.producer_rows)
+    return ChannelLabels(tuple(function(label_map) for label_map in labels.maps), labels.constant, rows)
 
 
-@rule("permute", "transpose", "t", "unsqueeze", "squeeze", "movedim", "swapaxes", "alias", "detach", "lift_fresh")
-def move(tracer: Tracer, call: Call) -> Shadow:
-    """Dimensions change places."""
-    return _map(tracer, call, lambda plane: call.func(plane, *call.args[1:], **call.kwargs))
+@register_rule(
+    "permute", "transpose", "t", "unsqueeze", "squeeze", "movedim", "swapaxes", "alias", "detach", "lift_fresh"
+)
+def move(trace: Trace, call: Call) -> ChannelLabels:
+    """Move dimensions."""
+    return _mapped(trace, call, lambda label_map: call.func(label_map, *call.args[1:], **call.kwargs))
 
 
-@rule("clone", "contiguous", "_to_copy", "native_dropout", "dropout", "_conj", "positive", "fill", "zero", "to")
-def same(tracer: Tracer, call: Call) -> Any:
-    """Every element stays where it is."""
-    shadow = tracer.shadow(call.args[0])
-    return [shadow, shadow] if isinstance(call.out, tuple) else shadow
+@register_rule(
+    "clone", "contiguous", "_to_copy", "native_dropout", "dropout", "_conj", "positive", "fill", "zero", "to"
+)
+def same(trace: Trace, call: Call) -> Any:
+    """Keep the labels: every element stays where it is."""
+    labels = trace.labels_of(call.args[0])
+    return [labels, labels] if isinstance(call.out, tuple) else labels
 
 
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli")
-def like(tracer: Tracer, call: Call) -> Shadow:
-    """A constant made to fit a tensor has its channels."""
-    return tracer.shadow(call.args[0])
+@register_rule("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like", "bernoulli")
+def like(trace: Trace, call: Call) -> ChannelLabels:
+    """Give a constant that is made to fit a tensor the channels of that tensor."""
+    return trace.labels_of(call.args[0])
 
 
-@rule("zeros", "ones", "empty", "rand", "randn", "new_zeros", "new_ones")
-def factory(tracer: Tracer, call: Call) -> Shadow:
-    """A constant whose sizes were read off a tensor has that tensor's channels."""
-    planes = []
-    for d, size in enumerate(given_sizes(tracer, call.out.dim()) or []):
+register_rule("full_like", number=Number.VALUE)(like)
+
+
+@register_rule(
+    "zeros",
+    "ones",
+    "empty",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    sizes=dict.fromkeys(("zeros", "ones", "empty", "rand", "randn"), all_arguments)
+    | dict.fromkeys(("new_zeros", "new_ones"), after_tensor),
+)
+def factory(trace: Trace, call: Call) -> ChannelLabels:
+    """Give a constant whose sizes were read off a tensor the channels of that tensor."""
+    maps = []
+    for d, size in enumerate(trace.given_sizes(call.out.dim()) or []):
         if isinstance(size, Width) and len(size.labels) == call.out.shape[d]:
             view = [1] * call.out.dim()
             view[d] = -1
-            planes.append(size.labels.view(view).expand(call.out.shape))
-    return Shadow(tuple(planes))
+            maps.append(size.labels.view(view).expand(call.out.shape))
+    return ChannelLabels(tuple(maps))
 
 
-@rule("as_strided")
-def as_strided(tracer: Tracer, call: Call) -> Shadow | None:
-    """Other strides of the same elements, as pooling to one pixel returns them."""
+@register_rule("as_strided")
+def as_strided(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Keep the labels where only strides change, as in the output of pooling to one pixel."""
     if call.out.shape != call.args[0].shape or call.arg(3, "storage_offset"):
         return None
-    return tracer.shadow(call.args[0])
+    return trace.labels_of(call.args[0])
 
 
-@rule("expand")
-def expand(tracer: Tracer, call: Call) -> Shadow:
-    """Elements are repeated."""
-    given = given_sizes(tracer, call.out.dim())
-    shadow = _map(tracer, call, lambda plane: plane.expand(call.out.shape))
-    if given is not None:
-        for d, size in enumerate(given):
-            touched = [plane for plane in shadow.planes if d in varying(compact(plane))]
-            for plane in touched:
-                tracer.check_size(along(plane, d), size)
-            if not touched and isinstance(size, Width):
-                tracer.pin(size.labels, Reason.FOREIGN_SIZE.because())
-    return shadow
+@register_rule("expand", sizes={"expand": after_tensor})
+def expand(trace: Trace, call: Call) -> ChannelLabels:
+    """Repeat elements."""
+    labels = _mapped(trace, call, lambda label_map: label_map.expand(call.out.shape))
+    for d, size in enumerate(trace.given_sizes(call.out.dim()) or []):
+        touched = [label_map for label_map in labels.maps if d in varying(compact(label_map))]
+        for label_map in touched:
+            trace.relate_size(along(label_map, d), size)
+        if not touched and isinstance(size, Width):
+            trace.pin(size.labels, Reason.FOREIGN_SIZE.because())
+    return labels
 
 
-@rule("flip")
-def flip(tracer: Tracer, call: Call) -> Shadow:
-    """Order is reversed, which commutes with removal."""
-    return _map(tracer, call, lambda plane: call.func(core(plane), *call.args[1:]).expand(plane.shape))
+@register_rule("flip")
+def flip(trace: Trace, call: Call) -> ChannelLabels:
+    """Reverse the order, which commutes with removal."""
+    return _mapped(trace, call, lambda lm: call.func(core(lm), *call.args[1:]).expand(lm.shape))
 
 
-def fixed_along(tracer: Tracer, call: Call, dims: Sequence[int], why: Cause) -> list[Tensor]:
-    """Planes that do not vary along these dimensions; the channels of the others are pinned."""
+def fixed_along(trace: Trace, call: Call, dims: Sequence[int], why: Cause) -> list[Tensor]:
+    """Pin the channels of all maps that vary along these dimensions; return the other maps."""
     kept = []
-    for plane in tracer.shadow(call.args[0]).planes:
-        if set(varying(plane)) & {d % plane.dim() for d in dims}:
-            tracer.pin(plane, why)
+    for label_map in trace.labels_of(call.args[0]).maps:
+        if set(varying(label_map)) & {d % label_map.dim() for d in dims}:
+            trace.pin(label_map, why)
         else:
-            kept.append(plane)
+            kept.append(label_map)
     return kept
 
 
-@rule("roll")
-def roll(tracer: Tracer, call: Call) -> Shadow:
-    """A rotation by a fixed number of places."""
+@register_rule("roll")
+def roll(trace: Trace, call: Call) -> ChannelLabels:
+    """Pin channels that are rotated by a fixed number of positions."""
     dims = call.arg(2, "dims", ()) or range(call.args[0].dim())
     cause = Reason.OVER_CHANNELS.because(operation="a rotation by a fixed number of places")
-    return Shadow(tuple(fixed_along(tracer, call, dims, cause)))
+    return ChannelLabels(tuple(fixed_along(trace, call, dims, cause)))
 
 
-@rule("constant_pad_nd", "pad")
-def pad(tracer: Tracer, call: Call) -> Shadow:
-    """Constants are added around: they belong to no channel."""
-    return _map(tracer, call, lambda plane: _padded(plane, call.args[1]))
+@register_rule("constant_pad_nd", "pad")
+def pad(trace: Trace, call: Call) -> ChannelLabels:
+    """Add constants around the tensor: they belong to no channel."""
+    return _mapped(trace, call, lambda label_map: _padded(label_map, call.args[1]))
 
 
-def _padded(plane: Tensor, widths: Sequence[int]) -> Tensor:
-    live = set(varying(plane))
+def _padded(label_map: Tensor, widths: Sequence[int]) -> Tensor:
+    live = set(varying(label_map))
     inner, outer = list(widths), []
     for position in range(0, len(widths), 2):
-        dim = plane.dim() - 1 - position // 2
+        dim = label_map.dim() - 1 - position // 2
         if dim not in live:
-            # Labels hold for the whole slab, border included: it vanishes with the channel.
+            # A label holds for all positions along this dimension, padding included: it disappears with the channel.
             outer.append((dim, widths[position] + widths[position + 1]))
             inner[position] = inner[position + 1] = 0
-    shape = list(plane.shape)
-    small = torch.nn.functional.pad(core(plane), inner)
+    shape = list(label_map.shape)
+    small = torch.nn.functional.pad(core(label_map), inner)
     for dim, extra in outer:
         shape[dim] += extra
     for dim in live:

@@ -1,0 +1,50 @@
+"""Compensate in the weights for scales that the code computes from a width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.channels.records import Rescale
+from norton_plugin.channels.tensor_axes import AxisTable
+
+
+def rescale_(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor, before: Tensor) -> None:
+    """Multiply rows so that a scale computed from a width that changed has the effect that it had.
+
+    Attention divides by the square root of the width of a head: with exponent p, w^p x becomes v^p x, so x is
+    multiplied by (w / v)^p.
+
+    Args:
+        rescales: As the trace noted them.
+        axes: All tensor axes.
+        alive: (L,) bool, labels in the model now.
+        before: (L,) bool, labels in it before.
+    """
+    for entry in rescales:
+        old, new = int(before[entry.width].sum()), int(alive[entry.width].sum())
+        if old == new:
+            continue
+        factor = (old / new) ** entry.exponent
+        chosen = torch.zeros(len(alive), dtype=torch.bool)
+        chosen[entry.rows] = True
+        chosen[0] = False
+        for number in torch.unique(axes.axis_of(entry.rows[entry.rows != 0])).tolist():
+            axis = axes.axes[number]
+            own = slice(axis.base, axis.base + axis.size)
+            rows = chosen[own][alive[own]]
+            site = axis.sites[0]
+            _scale_rows_(site.module, site.tensor, rows, factor)
+            bias = axis.tensor.replace("weight", "bias")
+            if bias != axis.tensor and getattr(site.module, bias, None) is not None:
+                _scale_rows_(site.module, bias, rows, factor)
+
+
+def _scale_rows_(module: nn.Module, name: str, rows: Tensor, factor: float) -> None:
+    old = getattr(module, name)
+    scale = torch.ones(len(rows), dtype=old.dtype, device=old.device)
+    scale[rows.to(old.device)] = factor
+    new = nn.Parameter(old.detach() * scale.view(-1, *(1,) * (old.dim() - 1)), requires_grad=old.requires_grad)
+    module._parameters[name] = new
