@@ -14,7 +14,7 @@ from norton_plugin.errors import SourceError
 from norton_plugin.zoo.stored import TRUST
 
 _MOST_BYTES = 8 * 2**30
-_MOST_OPERATIONS = 100_000  # the largest detector of mmdet, two hourglasses of 104 layers, takes 6,200
+_MOST_OPERATIONS = 50_000  # the largest detector of mmdet, two hourglasses of 104 layers, takes 6,200
 
 
 class BoundedTensors(TorchDispatchMode):

@@ -59,32 +59,34 @@ _WORDS = ("nms", "soft_nms", "conv", "interpolation_conv", "last_conv", "offset"
 _look_up = threading.RLock()
 
 
-def check_types(source: str, config: Any) -> None:
+def check_types(source: str, config: Any, *, scope: Any = None) -> None:
     """Refuse a config in which a name stands for anything but a part of a model.
 
     Args:
         source: For messages.
         config: A model's config, as plain dicts, lists and tuples.
+        scope: Package whose registry comes first, as of the part that it belongs to.
 
     Raises:
         SourceError: Such a name, a scope of no package known, or the config of a teacher as a path.
     """
     if isinstance(config, list | tuple):
         for value in config:
-            check_types(source, value)
+            check_types(source, value, scope=scope)
     if not isinstance(config, Mapping):
         return
-    kind, scope, teacher = config.get("type"), config.get("_scope_"), config.get("teacher_config")
+    kind, scope, teacher = config.get("type"), config.get("_scope_", scope), config.get("teacher_config")
     if scope is not None and scope not in _SCOPES:
         raise SourceError(f"{source} is stored with scope {shown(scope)}; expected one of {', '.join(_SCOPES)}")
     if _OPTIONAL in (scope, str(kind).partition(".")[0]):
         _import_optional(source)
+        scope = _OPTIONAL
     if kind is not None and not _is_known(kind, scope):
         raise _refusal(source, kind)
     if teacher is not None and not isinstance(teacher, Mapping):  # mmdet would run the file
         raise SourceError(f"{source} is stored with teacher_config {shown(teacher)}; expected the config itself")
     for value in config.values():
-        check_types(source, value)
+        check_types(source, value, scope=scope)
 
 
 @contextmanager

@@ -80,7 +80,12 @@ REFUSED: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "a module of the current folder": lambda spec, trap: attacked(spec, neck={"type": "of_a_stranger"}),
     "a class in it": lambda spec, trap: attacked(spec, neck={"type": "of_a_stranger.Net"}),
     "its registry, as a scope": lambda spec, trap: attacked(spec, neck___scope_="of_a_stranger"),
-    "a scope that is not installed": lambda spec, trap: attacked(spec, neck___scope_="mmpretrain"),
+    "the folder of a package that configs may name": lambda spec, trap: attacked(
+        spec, neck={"type": trap.file("mmpretrain/__init__.py") and "mmpretrain.ConvNeXt"}
+    ),
+    "the same as a scope": lambda spec, trap: attacked(
+        spec, neck___scope_=trap.file("mmpretrain/__init__.py") and "mmpretrain"
+    ),
     "a module in place of a padding": lambda spec, trap: other({**CONV, "padding_mode": "of_a_stranger"}),
     "a module in place of a convolution": lambda spec, trap: other(
         {**CONV, "conv_cfg": {"type": "Conv2d"}, "norm_cfg": {"type": "of_a_stranger"}}
