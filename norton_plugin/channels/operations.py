@@ -25,7 +25,7 @@ class Number(Enum):
     SIZE = "a size, a position or a count: it enters no computed value"
     VALUE = "it enters the computed values"
     FACTOR = "it multiplies a tensor"
-    DIVISOR = "as the second argument, it divides a tensor"
+    DIVISOR = "it divides a tensor"
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class SizeProvenance(TorchFunctionMode):
 def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
     """Note tensors that are multiplied by a power of a width; any other use of a width as a value pins it."""
     number = number_in(function.name)
-    for position, entry in enumerate(function.args):
+    for entry in function.args:
         if not isinstance(entry, Scale) and not (isinstance(entry, Width) and number is not Number.SIZE):
             continue
         tensor = next((a for a in function.args if isinstance(a, Tensor)), None)
@@ -85,7 +85,7 @@ def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
         whole = isinstance(entry, Scale) or not entry.offset
         if whole and tensor is not None and number is Number.FACTOR:
             compensate_tensor(trace, tensor, entry.labels, exponent)
-        elif whole and tensor is not None and position == 1 and number is Number.DIVISOR:
+        elif whole and tensor is not None and number is Number.DIVISOR:
             compensate_tensor(trace, tensor, entry.labels, -exponent)
         else:
             trace.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())

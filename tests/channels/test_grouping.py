@@ -81,6 +81,8 @@ def test_a_bias_and_a_norm():
     assert [(m.name, m.role) for m in entry.group.members] == [("0", "out"), ("1", "out")]
     assert [produces(axis) for axis in axes.axes] == [True, False, False, False, False, False]
     assert [m.name for m in entry.group.producers] == ["0"]
+    axes.axes[0].role = "both"  # as of a depthwise convolution, which passes channels on
+    assert not produces(axes.axes[0])
 
 
 def test_a_bare_parameter_is_a_member_of_its_own():
@@ -94,6 +96,14 @@ def test_a_bare_parameter_is_a_member_of_its_own():
     _, [entry] = grouped(model, unions=[([1, 2], [3, 4])])
     assert [(m.name, m.role) for m in entry.group.members] == [("conv", "out"), ("gamma", "both")]
     assert entry.group.members[1].module is model.gamma
+
+
+def test_channels_are_numbered_as_the_filters_of_the_root_whatever_their_labels():
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(2, 3, bias=False))
+    # weight 1-3, bias 4-6; 1.weight (3, 2): 7-9 | 10-11; filter 0 belongs to channel 2 of the norm
+    _, entries = grouped(model, unions=[([1, 2, 3], [8, 9, 7]), ([1, 2, 3], [4, 5, 6])])
+    assert entries[0].classes.tolist() == [3, 1, 2] and entries[0].group.root == "1"
+    assert members(entries[0].group) == [("1", "out", (0, 1, 2), (0, 1, 2)), ("0", "out", (0, 1, 2), (1, 2, 0))]
 
 
 def test_a_model_without_parameters_has_no_groups():

@@ -54,6 +54,11 @@ def test_statistics_are_those_of_the_kept_channels(function, expected):
     assert out.tolist() == pytest.approx(expected)
 
 
+def test_positions_of_a_dimension_that_stays_are_kept():
+    out, _ = masked(lambda x: x.sum(1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [[1, 2], [3, 4]], [1, 2])
+    assert out.shape == (2,) and out[1] == 7.0
+
+
 def test_the_largest_of_what_is_kept_is_below_the_largest():
     out, _ = masked(lambda x: x.view(1, 3, 1, 1).amax(1).flatten(), X, [1, 2, 3], [3])
     assert out.tolist() == [2.0]

@@ -200,6 +200,7 @@ SPATIAL = {
 MATRICES = {
     "mm by a constant": (torch.mm, [row(1, 2), plain(2, 3)], [[]], [], pinned("fixed-width-matrix", 1, 2)),
     "mm": (torch.mm, [row(1, 2), grid([[3, 3], [4, 4]])], [[]], [[1, 3], [2, 4]], {}),
+    "mm padded": (torch.mm, [row(1, 0), grid([[3, 3], [4, 4]])], [[]], [[1, 3]], {4: "padded-position"}),
     "outer product": (torch.mm, [plain(1, 1), row(1, 2)], [[[1, 2]]], [], {}),
     "bmm": (
         torch.bmm,

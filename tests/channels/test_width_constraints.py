@@ -45,8 +45,8 @@ def test_one_constraint(constraint, united, unions, pins):
 
 
 def test_a_constraint_between_widths_of_different_size_goes_first():
-    """Heads of two make the widths of four equal; position by position, 1 and 7 would be united as well."""
-    wide = ([1, 2, 3, 4], [8, 7, 6, 5])
+    """Heads of two bring the widths of four into proportion; position by position, all would become one channel."""
+    wide = ([1, 2, 3, 4], [5, 6, 7, 8])
     heads = [([1, 2, 3, 4], [9, 10]), ([5, 6, 7, 8], [10, 9])]
     unions, pins = solved(10, [wide, *heads])
     assert unions == [[1, 3, 6, 8, 9], [2, 4, 5, 7, 10]] and pins == {}
