@@ -1,6 +1,8 @@
 """Transforms from a Pillow image to a uint8 tensor: timm's own where timm is installed, else torchvision's."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -14,7 +16,7 @@ def image_transform(preprocessing: Preprocessing, *, training: bool = False) -> 
 
     Args:
         preprocessing: What the model expects.
-        training: Random resized crop, flip and colour jitter instead of resize and centre crop.
+        training: Random resized crop, flip and, by timm, colour jitter instead of resize and centre crop.
 
     Returns:
         A function from an image to uint8 (C, H, W).
@@ -44,7 +46,19 @@ def _torchvision_transform(preprocessing: Preprocessing, training: bool) -> Call
     if training:
         steps = [T.RandomResizedCrop(sides, interpolation=mode), T.RandomHorizontalFlip()]
     else:
-        resized = [round(side / preprocessing.crop_pct) for side in sides]
-        steps = [T.Resize(min(resized) if sides[0] == sides[1] else resized, interpolation=mode), T.CenterCrop(sides)]
+        height, width = (math.floor(side / preprocessing.crop_pct) for side in sides)
+        resize = (
+            T.Resize(height, mode) if height == width else T.Lambda(partial(_cover, sides=(height, width), mode=mode))
+        )
+        steps = [resize, T.CenterCrop(sides)]
     transform: Callable[[Image.Image], Tensor] = T.Compose([*steps, T.PILToTensor()])
     return transform
+
+
+def _cover(image: Image.Image, *, sides: tuple[int, int], mode: Any) -> Image.Image:
+    """Resize an image to the smallest of its own proportions that covers (height, width), as timm does."""
+    from torchvision.transforms.functional import resize
+
+    ratio = min(image.height / sides[0], image.width / sides[1])
+    resized: Image.Image = resize(image, [round(image.height / ratio), round(image.width / ratio)], mode)
+    return resized

@@ -55,6 +55,7 @@ def compressed(config):
     dense = build(config)
     trace, _ = trace_of(dense, IMAGE)
     small, report = compress(dense, IMAGE, RECIPE, forward_fn=trace)
+    assert report.status == "full" and report.largest_error < 1e-4  # against the masked dense one
     return dense, small, report.structure, trace
 
 
@@ -101,19 +102,39 @@ def test_initial_weights_of_a_built_model_leave_blocks_alone(faster):
 @pytest.mark.parametrize("form", ["separable", "grouped", "depthwise", "dense"])
 def test_an_image_without_regions(form):
     """Heads behind the pooling are run on no regions at all."""
-    block = CPDBlock(4, 6, 3, 2, padding=1)
-    block.form = form
-    output = block(torch.zeros(0, 4, 7, 7))
+    block = CPDBlock(4, 6, 3, 2, padding=1, form=form).eval()  # in training mode another form runs
+    regions = torch.randn(2, 4, 7, 7)
+    expected = nn.functional.conv2d(regions, block.weight, block.bias, padding=1)
+    torch.testing.assert_close(block(regions), expected, rtol=1e-4, atol=1e-5)
+    output = block(regions[:0])
     assert output.shape == (0, 6, 7, 7)
     output.sum().backward()
-    assert torch.equal(block.head.grad, torch.zeros_like(block.head))
+    for name, parameter in block.named_parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter)), name
 
 
-def test_no_regions_in_a_compressed_detector(faster):
-    head = faster[1].roi_head
-    levels = faster[1].extract_feat(IMAGE)
-    result = head._bbox_forward(levels, torch.zeros(0, 5))
-    assert result["cls_score"].shape == (0, 3) and result["bbox_pred"].shape == (0, 8)
+def test_any_number_of_regions_in_a_compressed_detector():
+    """Every region is scored as if it were alone; none gives neither scores nor gradients."""
+    _, small, _, _ = compressed(faster_rcnn(mask=True))
+    head, levels = small.roi_head, small.extract_feat(IMAGE)
+    assert isinstance(head.mask_head.convs[0].conv, CPDBlock)
+
+    def outputs(regions):
+        boxes = head._bbox_forward(levels, regions)
+        return boxes["cls_score"], boxes["bbox_pred"], head._mask_forward(levels, regions)["mask_preds"]
+
+    regions = torch.tensor([[0.0, 0, 0, 31, 31], [0, 8, 4, 60, 63], [0, 0, 0, 63, 63]])
+    together, alone = outputs(regions), [outputs(region[None]) for region in regions]
+    for found, rows, shape in zip(together, zip(*alone, strict=True), [(3,), (8,), (2, 28, 28)], strict=True):
+        expected = torch.cat(rows)
+        assert expected.shape == (3, *shape) and (expected[0] - expected[1]).abs().max() > 1e-3
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    none = outputs(torch.zeros(0, 5))
+    assert [each.shape for each in none] == [(0, 3), (0, 8), (0, 2, 28, 28)]
+    sum(each.sum() for each in none).backward()
+    for part in (head.bbox_head, head.mask_head):
+        gradients = [parameter.grad for parameter in part.parameters()]
+        assert gradients and not any(bool(gradient.any()) for gradient in gradients)
 
 
 class Split(nn.Module):
@@ -139,6 +160,7 @@ def test_stages_with_widths_of_their_own(kind):
     """T14: Res2Net splits by a width it was told; attention multiplies channels by weights of their number."""
     dense = Split(kind).eval()
     small, report = compress(dense, IMAGE, RECIPE)
+    assert report.largest_error < 1e-5  # against the masked dense one
     names = {name for layer in report.decomposition.layers for name in layer.names}
     assert names >= {"stem.conv", "head"}
     assert small.stem.conv.out_channels < 32 and small.stem.out_channels == small.stem.conv.out_channels
@@ -183,7 +205,10 @@ def test_convolutions_that_compute_in_their_own_way_are_left(kind):
         assert max(group.error for group in report.pruning.groups) < 1e-5  # against the masked dense one
     else:
         assert reasons["first"] == "no-rule" and small.first.out_channels == 16
-    assert small(IMAGE).shape == (1, 5, 64, 64)
+        rebuilt = Special(kind).eval()
+        rebuilt.first.weight.data.copy_(small.first.weight)
+        rebuilt.last.weight.data.copy_(small.last.weight)
+        torch.testing.assert_close(small(IMAGE), rebuilt(IMAGE), rtol=1e-4, atol=1e-5)
 
 
 def stage(norm):
