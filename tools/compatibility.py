@@ -44,6 +44,8 @@ TESTS = (
     "tests/integrations",
     "tests/deploy",
     "tests/insight",
+    "tests/zoo",
+    "tests/cli",
 )
 NEEDED_BY_TESTS = ("pytest>=8", "scipy>=1.10")
 IMPORTS = "import norton_plugin as n; [getattr(n, name) for name in n.__all__]; print('imported')"
@@ -59,7 +61,8 @@ _OLDER = """Older versions of torch, found by installing them:
 | 2.1 | `torch.utils._pytree.tree_leaves`: nothing can be imported |
 
 2.4 and 2.5 were not tried: 2.6 is asked for because it is the first in which `weights_only=True` keeps its promise
-(CVE-2025-32434). Before, a checkpoint could run code when it was read. torch-pruning 1.5.1 has no `pruner.BasePruner`.
+(CVE-2025-32434). Before, a checkpoint could run code when it was read. torch-pruning 1.5.1 has no `pruner.BasePruner`, and
+typer 0.12 does not work with the click of today.
 
 The extra `mmdet` is tested with the pins of `tools/constraints.txt` alone (mmcv is built from source for every torch),
 so its lower bounds are the versions tested: mmengine is in the table above, mmcv 2.1.0, mmdet 3.3.0.
@@ -158,8 +161,8 @@ def page(rows: dict[str, Any], bounds: dict[str, str]) -> str:
 
 Made by `tools/compatibility.py`: the light installation (extras {extras}) once with every lower bound of `setup.cfg`
 as the version, once with the newest versions that pip finds together, each in an environment of its own. "imports"
-loads every public name. "tests" runs the tests of the algorithms, the tracer, surgery, artefacts and lowering; those
-marked `slow` or `mm` are left out.
+loads every public name. "tests" runs those of the algorithms, the tracer, surgery, artefacts, lowering, the zoo and the
+command line; those marked `slow` or `mm` are left out.
 
 {head}{body}
 {_OLDER}"""
