@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "configs/README.md", *(ROOT / "docs").rglob("*.md")]
-)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "configs/README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def functions(path: Path) -> set[str]:

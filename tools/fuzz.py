@@ -4,11 +4,11 @@
     python tools/fuzz.py --only manifests pickles --cases 50
     python tools/fuzz.py --only manifests --seed 0 --case 17 # one case again, with all that is known of it
 
-Each attempt ends in one of three ways: **ok**, **refused clearly** (a ``NortonError``, one line of error on the command
-line) or **wrong**: any other exception, a crash, a hang, memory beyond a limit, a file or a module touched that was laid
-out as bait, the network, a model that is not the one that was saved, a number that is not right. A case is decided by
-seed, target and number; only where processes run side by side (``kills``, ``savers``) time decides as well. The exit
-code is 1 where anything is wrong.
+Each attempt ends in one of three ways: **ok**, **refused clearly** (a ``NortonError``, one line of error on the
+command line) or **wrong**: any other exception, a crash, a hang, memory beyond a limit, a file or a module touched that
+was laid out as bait, the network, a model that is not the one that was saved, a number that is not right. A case is
+decided by seed, target and number; only where processes run side by side (``kills``, ``savers``) time decides as well.
+The exit code is 1 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from fuzzing.targets import PLANTED, TARGETS
 def main() -> int:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="TARGET", choices=[*TARGETS, PLANTED.name], help=", ".join(TARGETS))
+    names = [*TARGETS, PLANTED.name]
+    parser.add_argument("--only", nargs="+", metavar="TARGET", choices=names, help=", ".join(TARGETS))
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default 0)")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--cases", type=int, metavar="N", help="cases per target")

@@ -12,8 +12,8 @@ Attack = tuple[str, Callable[[random.Random], None]]
 _HUGE = (10**6, 10**9, 2**31, 2**40, 2**63)
 
 
-def attacks_on(data: dict[str, Any], bait: Bait) -> list[Attack]:
-    """Attacks that fit a manifest; each changes it in place.
+def attacks_on(data: dict[str, Any], bait: Bait) -> dict[str, list[Attack]]:
+    """Attacks that fit a manifest, by what they are on; each changes it in place.
 
     Args:
         data: The manifest, perhaps edited already.
@@ -22,11 +22,11 @@ def attacks_on(data: dict[str, Any], bait: Bait) -> list[Attack]:
     source = data.get("source")
     kwargs = source.setdefault("kwargs", {}) if isinstance(source, dict) else None
     kind = source.get("kind") if isinstance(source, dict) else None
-    found = [*_on_source(data, bait), *_on_structure(data), *_on_extra(data)]
+    found = {"source": [*_on_source(data, bait)], "structure": [*_on_structure(data)], "extra": [*_on_extra(data)]}
     if isinstance(kwargs, dict):
-        found += [_setting(kwargs, key, value) for key, value in _arguments(kind, bait)]
-        found += _on_config(kwargs, bait) if kind == "mmdet" else []
-    return found
+        found["arguments"] = [_setting(kwargs, key, value) for key, value in _arguments(kind, bait)]
+        found["config"] = [*_on_config(kwargs, bait)] if kind == "mmdet" else []
+    return {group: attacks for group, attacks in found.items() if attacks}
 
 
 def _setting(holder: dict[str, Any], key: str, value: Any) -> Attack:
@@ -70,12 +70,14 @@ def _arguments(kind: Any, bait: Bait) -> Iterator[tuple[str, Any]]:
 
 def _on_config(kwargs: dict[str, Any], bait: Bait) -> Iterator[Attack]:
     """Types that mmengine would import and call, and initialisers that read files, at every place of a config."""
-    reads = [{"type": name, "checkpoint": where} for name in _INITIALISERS for where in (str(bait.weights), bait.url)]
-    calls = [*_calls(bait), *({"type": name} for name in _NAMES)]
-    yield "a hostile type", lambda rng: _replace_type(rng, kwargs, rng.choice(calls))
-    yield "a hostile type at the top", lambda rng: kwargs.__setitem__("model", rng.choice(calls))
-    yield "a scope", lambda rng: rng.choice(_configs(kwargs)).__setitem__("_scope_", rng.choice((MODULE, "os", ".", 5)))
-    yield "an initialiser", lambda rng: rng.choice(_configs(kwargs)).__setitem__("init_cfg", _one_or_more(rng, reads))
+    for call in (*_calls(bait), *({"type": name} for name in _NAMES)):
+        yield f"type {call['type']}", lambda rng, call=call: _replace_type(rng, kwargs, call)
+    for scope in (MODULE, "os", ".", 5):
+        yield f"scope {scope}", lambda rng, scope=scope: rng.choice(_configs(kwargs)).__setitem__("_scope_", scope)
+    for name in _INITIALISERS:
+        for where in (str(bait.weights), bait.url):
+            read = {"type": name, "checkpoint": where}
+            yield f"initialiser {name}", lambda rng, read=read: _initialise(rng, kwargs, read)
     for key in ("pretrained", "checkpoint", "teacher_ckpt", "teacher_config", "load_from", "init_weights"):
         yield f"{key} of bait", lambda rng, key=key: rng.choice(_configs(kwargs)).__setitem__(key, str(bait.weights))
 
@@ -92,7 +94,8 @@ def _calls(bait: Bait) -> Iterator[dict[str, Any]]:
     for module in ("kd_one_stage", "single_stage"):
         path = f"mmdet.models.detectors.{module}.Config.fromstring"
         yield {"type": path, "cfg_str": code, "file_format": ".py"}
-    yield {"type": "mmdet.models.detectors.kd_one_stage.Config.fromfile", "filename": str(bait.directory / f"{MODULE}.py")}
+    module = str(bait.directory / f"{MODULE}.py")
+    yield {"type": "mmdet.models.detectors.kd_one_stage.Config.fromfile", "filename": module}
     yield {"type": "mmdet.models.detectors.kd_one_stage.torch.load", "f": file, "weights_only": False}
     yield {"type": "mmdet.models.detectors.kd_one_stage.torch.hub.load_state_dict_from_url", "url": bait.url}
     yield {"type": "mmdet.models.detectors.kd_one_stage.load_checkpoint", "model": None, "filename": file}
@@ -127,14 +130,16 @@ def _typed(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _replace_type(rng: random.Random, kwargs: dict[str, Any], call: dict[str, Any]) -> None:
-    config = rng.choice(_configs(kwargs))
-    if rng.random() < 0.7:
+    configs = _configs(kwargs)
+    config = configs[0] if rng.random() < 0.4 else rng.choice(configs)
+    if rng.random() < 0.8:
         config.clear()
     config.update(call)
 
 
-def _one_or_more(rng: random.Random, choices: list[Any]) -> Any:
-    return rng.choice(choices) if rng.random() < 0.6 else [rng.choice(choices), {"type": "Normal", "layer": "Conv2d"}]
+def _initialise(rng: random.Random, kwargs: dict[str, Any], read: dict[str, Any]) -> None:
+    several = rng.random() < 0.4
+    rng.choice(_configs(kwargs))["init_cfg"] = [read, {"type": "Normal", "layer": "Conv2d"}] if several else read
 
 
 def _on_structure(data: dict[str, Any]) -> Iterator[Attack]:
@@ -166,9 +171,10 @@ def _on_structure(data: dict[str, Any]) -> Iterator[Attack]:
 
 _ATTRIBUTES: tuple[tuple[str, Any], ...] = (
     ("forward", 1), ("__class__", "x"), ("_parameters", None), ("_modules", {"tuple": []}), ("_buffers", 5),
-    ("_forward_hooks", [1]), ("weight", 5), ("bias", "x"), ("training", "x"), ("load_state_dict", 1), ("named_modules", 0),
-    ("state_dict", None), ("in_channels", "x"), ("stride", {"tuple": ["x"]}), ("norton_attribute", 1), ("__dict__", 5),
-    ("out_channels", 10**30), ("num_features", None), ("eps", "x"), ("register_forward_hook", 3), ("\0", 1), ("", 1),
+    ("_forward_hooks", [1]), ("weight", 5), ("bias", "x"), ("training", "x"), ("load_state_dict", 1),
+    ("state_dict", None), ("named_modules", 0), ("in_channels", "x"), ("stride", {"tuple": ["x"]}), ("__dict__", 5),
+    ("norton_attribute", 1), ("out_channels", 10**30), ("num_features", None), ("eps", "x"), ("\0", 1), ("", 1),
+    ("register_forward_hook", 3),
 )  # fmt: skip
 
 
@@ -190,10 +196,14 @@ def _on_extra(data: dict[str, Any]) -> Iterator[Attack]:
         yield _setting(extra, "inputs", value)
     preprocessing = extra.get("preprocessing")
     if isinstance(preprocessing, dict):
-        sizes: list[Any] = [[3, 10**6, 10**6], [-3, 32, 32], [], [3], [3, 0, 0], "3", [3, "x", 4], [3, 1.5, 2], [10**9, 1, 1]]
-        for size in (*sizes, [3, 8, 32, 32], None, [True, 32, 32], [3, 2**63, 1]):
-            yield _setting(preprocessing, "input_size", size)
-        for key, value in (("mean", "abc"), ("mean", []), ("std", [0, 0, 0]), ("std", None), ("crop_pct", -1), ("x", 1)):
+        for key, value in _PREPROCESSING:
             yield _setting(preprocessing, key, value)
-        for key, value in (("interpolation", 5), ("mean", [float("nan")] * 3), ("crop_pct", "x"), ("std", [1e308])):
-            yield _setting(preprocessing, key, value)
+
+
+_PREPROCESSING: tuple[tuple[str, Any], ...] = (
+    ("input_size", [3, 10**6, 10**6]), ("input_size", [-3, 32, 32]), ("input_size", []), ("input_size", [3, 0, 0]),
+    ("input_size", "3"), ("input_size", [3, "x", 4]), ("input_size", [3, 1.5, 2]), ("input_size", [10**9, 1, 1]),
+    ("input_size", [3, 8, 32, 32]), ("input_size", None), ("input_size", [True, 32, 32]), ("input_size", [3, 2**63, 1]),
+    ("mean", "abc"), ("mean", []), ("mean", [float("nan")] * 3), ("std", [0, 0, 0]), ("std", None), ("std", [1e308]),
+    ("crop_pct", -1), ("crop_pct", "x"), ("interpolation", 5), ("x", 1),
+)  # fmt: skip

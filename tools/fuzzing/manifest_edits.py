@@ -18,6 +18,8 @@ _VALUES: tuple[Any, ...] = (
     "", "\0", "a\0b", "../../etc/passwd", "/dev/zero", "\ud800", "x" * 5000, "__class__", "conv1",
     [], {}, [[]], [None], {"tuple": 5}, {"tuple": [1]}, {"__tuple__": 3}, {"type": "Conv2d"}, DEEP, DIGITS,
 )  # fmt: skip
+# Groups of attacks that are all made, one after the other; those on numbers are left to chance.
+_LISTED = ("source", "arguments", "config")
 # Sections that decide something, each as likely as all others.
 _SECTIONS: tuple[Path, ...] = (("structure",), ("structure", "modules"), ("source",), ("extra",), ())
 
@@ -60,12 +62,34 @@ def edited(rng: random.Random, data: dict[str, Any], others: list[dict[str, Any]
     labels = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if rng.random() < 0.4:
-            label, change = rng.choice(attacks_on(result, bait))
+            attacks = attacks_on(result, bait)
+            label, change = rng.choice(attacks[rng.choice(list(attacks))])
             change(rng)
             labels.append(f"attack: {label}")
         else:
             labels.append(_random_edit(rng, result, others))
     return Edit(result, "; ".join(labels))
+
+
+def attacked(rng: random.Random, data: dict[str, Any], bait: Bait, which: tuple[str, int]) -> Edit:
+    """Make one attack.
+
+    Args:
+        rng: Decides where.
+        data: A sound manifest; not changed.
+        bait: What attacks name.
+        which: Its group and place, as of ``all_attacks``.
+    """
+    result = copy.deepcopy(data)
+    label, change = attacks_on(result, bait)[which[0]][which[1]]
+    change(rng)
+    return Edit(result, f"attack: {label}")
+
+
+def all_attacks(data: dict[str, Any], bait: Bait) -> list[tuple[str, int]]:
+    """Group and place of every attack on what is built from a manifest."""
+    groups = attacks_on(copy.deepcopy(data), bait)
+    return [(group, place) for group in _LISTED if group in groups for place in range(len(groups[group]))]
 
 
 def _random_edit(rng: random.Random, data: dict[str, Any], others: list[dict[str, Any]]) -> str:
@@ -89,7 +113,8 @@ def _random_edit(rng: random.Random, data: dict[str, Any], others: list[dict[str
     elif kind == "rename" and isinstance(holder, dict):
         holder[f"{key}x"] = holder.pop(key)
     elif kind == "number" and isinstance(holder[key], int | float):
-        holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] * 1000, float(holder[key]), holder[key] - 1))
+        old = holder[key]
+        holder[key] = rng.choice((old + 1, old - 1, -old, old * 1000, float(old)))
     elif kind == "swap":
         other = rng.choice(paths)
         source = _holder(data, other)

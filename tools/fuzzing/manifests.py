@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from fuzzing.artefacts import (
     scratch_copy,
 )
 from fuzzing.commands import judge, run_command
-from fuzzing.manifest_edits import edited
+from fuzzing.manifest_edits import Edit, all_attacks, attacked, edited
 from fuzzing.sealing import Covered, covered_by_hashes, render, sealed
 from fuzzing.target import Target
 from fuzzing.verdict import OK, REFUSED, Result, Wrong, attempt, note
@@ -40,6 +41,7 @@ class State:
     bait: Bait
     known: list[Known]
     covered: dict[str, Covered]
+    listed: list[tuple[Known, tuple[str, int]]]
 
 
 def prepare(folder: Path) -> State:
@@ -56,32 +58,42 @@ def prepare(folder: Path) -> State:
         if not artifact.read_manifest(directory).extra.get("sealed"):
             raise RuntimeError("a manifest with new hashes does not hold what was put in")
         remove(directory)
-    return State(folder, bait, known, covered)
+    listed = [(each, attack) for each in known for attack in all_attacks(each.data, bait)]
+    random.Random(0).shuffle(listed)  # so that a few cases are of all kinds
+    return State(folder, bait, known, covered, listed)
 
 
 def run(state: State, rng: random.Random, number: int) -> Result:
-    """Edit one artefact and give it to everything that reads artefacts."""
-    known = rng.choice(state.known)
+    """Edit one artefact and give it to everything that reads artefacts; every second case is an attack of the list."""
+    turn, odd = divmod(number, 2)
+    if odd or turn >= len(state.listed):
+        known = rng.choice(state.known)
+        edit = edited(rng, known.data, [each.data for each in state.known], state.bait)
+        seal = rng.random() < 0.75
+    else:
+        known, attack = state.listed[turn]
+        edit, seal = attacked(rng, known.data, state.bait, attack), True
+    # Whoever takes a hash out knows what it is for.
+    seal = seal or not state.covered[known.name].keys() <= edit.data.keys()
     directory = scratch_copy(known, state.folder)
     try:
-        trusted = _write(state, rng, known, directory)
-        return _examine(known, directory, trusted=trusted)
+        if odd and rng.random() < 0.06:
+            seal = False
+            _write_odd_file(rng, known, directory / MANIFEST)
+        else:
+            _write(state, known, edit, directory, seal=seal)
+        return _examine(known, directory, trusted=seal)
     finally:
         remove(directory)
 
 
-def _write(state: State, rng: random.Random, known: Known, directory: Path) -> bool:
-    """Write the edited files; returns whether the hashes were made to fit."""
-    path = directory / MANIFEST
-    if rng.random() < 0.04:
-        _write_odd_file(rng, known, path)
-        return False
-    edit = edited(rng, known.data, [each.data for each in state.known], state.bait)
-    seal = rng.random() < 0.75
-    data = sealed(edit.data, state.covered[known.name], (directory / WEIGHTS).read_bytes()) if seal else edit.data
+def _write(state: State, known: Known, edit: Edit, directory: Path, *, seal: bool) -> None:
+    """Write the edited manifest, with hashes that fit or as they were."""
     note(f"{known.name}, {'hashes fit' if seal else 'hashes left'}: {edit.label}")
-    replace_file(path, render(data).encode(errors="surrogatepass"))
-    return seal
+    data = edit.data
+    if seal:
+        data = sealed(data, state.covered[known.name], (directory / WEIGHTS).read_bytes())
+    replace_file(directory / MANIFEST, render(data).encode(errors="surrogatepass"))
 
 
 def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
@@ -132,7 +144,7 @@ def _check_loaded(known: Known, model: nn.Module, *, trusted: bool) -> None:
     if not trusted and not same_facts(facts_of(model), known.facts):
         raise Wrong("an edit passed unseen by load")
     originals = dict(known.dense.named_modules())
-    for name, module in model.named_modules():
+    for name, module in _modules(model):
         original = originals.get(name)
         if original is None or type(original) is not type(module):
             continue  # a block: its constructor checks what it is given
@@ -144,11 +156,20 @@ def _check_loaded(known: Known, model: nn.Module, *, trusted: bool) -> None:
                 raise Wrong("the structure changed the type of an attribute", f"{name}.{key} {own!r:.60} {value!r:.60}")
 
 
+def _modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules by name, found without the methods of a model that may be broken."""
+    yield name, module
+    for key, child in vars(module)["_modules"].items():
+        if isinstance(child, nn.Module):
+            yield from _modules(child, f"{name}.{key}" if name else key)
+
+
 TARGET = Target(
     name="manifests",
     about="edits of norton.json (cifar, demo, timm, torchvision, mmdet), three quarters with hashes that fit",
-    cases=600,
+    cases=1000,
     prepare=prepare,
     run=run,
-    seconds=40.0,
+    seconds=60.0,
+    memory=7 * 2**30,  # what a model may take to build is bounded, at 8 GiB
 )

@@ -15,8 +15,9 @@ from typing import Any
 from fuzzing.watch import MODULE, Bait
 
 _HARMLESS = (
-    ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"), ("torch", "Size"),
+    ("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"),
     ("torch", "device"), ("torch", "float32"), ("torch._utils", "_rebuild_parameter"), ("torch", "Tensor"),
+    ("torch", "Size"),
     ("_codecs", "encode"), ("builtins", "set"), ("builtins", "complex"), ("builtins", "bytearray"),
 )  # fmt: skip
 # What mmengine writes beside the weights.
@@ -190,8 +191,11 @@ def random_program(rng: random.Random) -> Program:
     return wrap(value)
 
 
+_KINDS = ("plain", "plain", "call", "call", "build", "new", "array", "history", "tensor", "getattr", "raw")
+
+
 def _value(rng: random.Random, depth: int) -> Program:
-    kind = rng.choice(("plain", "plain", "call", "call", "build", "new", "array", "history", "tensor", "getattr", "raw"))
+    kind = rng.choice(_KINDS)
     if depth > 3 or kind == "plain":
         return Program(constant(rng.choice(tuple(_plain(rng)))))
     if kind == "call":
@@ -221,5 +225,5 @@ def _arguments(rng: random.Random, depth: int) -> Iterator[Any]:
 
 
 def _plain(rng: random.Random) -> Iterator[Any]:
-    yield from (None, True, 0, 1, -1, 2**31 - 1, 2**62, 1.5, float("nan"), "", "x", b"", b"A" * 8, (), (1,), [], [1], {})
-    yield from ({"a": 1}, (3, "<", None, None, None, -1, -1, 0), (2, 3), name_of(*rng.choice(_NAMES)))
+    yield from (None, True, 0, 1, -1, 2**31 - 1, 2**62, 1.5, float("nan"), "", "x", b"", b"A" * 8, (), (1,))
+    yield from ([], [1], {}, {"a": 1}, (3, "<", None, None, None, -1, -1, 0), (2, 3), name_of(*rng.choice(_NAMES)))

@@ -105,7 +105,7 @@ def _check_state(state: Any) -> None:
 
 
 def _check_resume(resume: Callable[[Path], Any], path: Path) -> None:
-    """mmengine's own load: its errors are its own, but nothing may run, and no object be made of bytes."""
+    """Load as mmengine does: its errors are its own, but nothing may run, and no object be made of bytes."""
     content = None
     with armed() as seen:
         try:

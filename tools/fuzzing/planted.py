@@ -1,4 +1,4 @@
-"""Target that shows what the fuzzer notices: every case breaks the contract in a way of its own, but for the first two."""
+"""Target that shows what the fuzzer notices: all cases but the first two break the contract, each in its own way."""
 
 from __future__ import annotations
 

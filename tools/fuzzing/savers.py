@@ -31,7 +31,8 @@ def run(state: State, rng: random.Random, number: int) -> Result:
     children += [fork(lambda _, s=seed: _load(place, state.models, s, until)) for seed in seeds[2:]]
     answers = [child.answer() for child in children]
     wrong = [("a process of savers and loaders failed", str(each)[-600:]) for each in answers if "ok" not in each]
-    wrong += [("a load met something else than one of the models", text) for a in answers for text in a.get("wrong", [])]
+    met = [text for each in answers for text in each.get("wrong", [])]
+    wrong += [("a load met something else than one of the models", text) for text in met]
     wrong += _left_behind(state, place)
     remove(place)
     done = [answer for answer in answers if "ok" in answer]

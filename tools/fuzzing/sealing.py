@@ -63,7 +63,8 @@ def covered_by_hashes(data: Mapping[str, Any], weights: bytes) -> Covered:
 
 
 def _subsets(keys: list[str]) -> list[tuple[str, ...]]:
-    return [chosen for size in range(1, len(keys) + 1) for chosen in itertools.combinations(keys, size)]
+    sizes = dict.fromkeys((1, len(keys), *range(2, len(keys))))  # the likely ones first
+    return [chosen for size in sizes for chosen in itertools.combinations(keys, size)]
 
 
 def _part(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from fuzzing import bit_flips, blocks, command_lines, cpd, kills, manifests, networks, pickles, planted, savers, truncations
+from fuzzing import (
+    bit_flips,
+    blocks,
+    command_lines,
+    cpd,
+    kills,
+    manifests,
+    networks,
+    pickles,
+    planted,
+    savers,
+    truncations,
+)
 from fuzzing.target import Target
 
 _MODULES = (manifests, truncations, bit_flips, pickles, cpd, blocks, networks, command_lines, kills, savers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from typing import Any
 from fuzzing import watch
 from norton_plugin.errors import NortonError
 
-# How torch, numpy and Python say that there is no memory left.
+# How torch, numpy and Python say that there is no memory left, and how torch says what it asked for.
 _NO_MEMORY = ("allocate memory", "bad_alloc", "Unable to allocate", "out of memory")
+_ASKED = re.compile(r"tried to allocate (\d+) bytes")
+_FAIR = 8 * 2**30  # bytes that a model from a file may ask for (norton_plugin.zoo bounds what it builds)
 _FRAMES = 3
 
 
-class Wrong(Exception):  # noqa: N818  # it is no error of the fuzzer
+class Wrong(Exception):
     """The contract is broken.
 
     Args:
@@ -68,8 +71,8 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool =
         what: For people.
         function: Called with the other arguments, under watch.
         *args: Its positional arguments.
-        bounded: Whether running out of memory is wrong even where it is told clearly: the input is a file, and its
-            size says what may be asked for.
+        bounded: Whether running out of memory is wrong even where it is told clearly: what a file may ask for is
+            looked at before it is asked for.
         **options: Its keyword arguments.
 
     Returns:
@@ -95,12 +98,15 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool =
         raise Wrong(f"{what} raised {type(error).__name__}", _told(error)) from error
     if not str(error).strip():
         raise Wrong(f"{what} refused without a word", _told(error))
-    if bounded and any(_is_out_of_memory(each) for each in _chain(error)):
+    if bounded and any(_asks_too_much(each) for each in _chain(error)):
         raise Wrong(f"{what} asked for more memory than there is", _told(error))
     return Answer(refused=True)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _asks_too_much(error: BaseException) -> bool:
+    asked = _ASKED.search(str(error))
+    if asked is not None:
+        return int(asked[1]) > _FAIR
     return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-TOKEN = "norton-bait"  # noqa: S105  # part of the name of every planted file
+TOKEN = "norton-bait"  # part of the name of every planted file
 MODULE = "norton_bait"  # a module in the current directory
 _STOPPED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
 _STOPPED += ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")

@@ -19,6 +19,7 @@ from fuzzing.target import Target
 from fuzzing.verdict import Result, Wrong, note
 
 READY = "ready"
+_SPARE = 2**30
 TOO_MUCH = "took more memory than it may"
 
 
@@ -85,8 +86,8 @@ def _limit_memory(extra: int) -> None:
     if pages.exists():
         size = int(pages.read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        # Room beside the limit: what is asked for in one piece and used in part is no harm.
-        soft = size + 2 * extra
+        # Room beside the limit: what is asked for and never used is no harm.
+        soft = size + extra + _SPARE
         resource.setrlimit(resource.RLIMIT_AS, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
