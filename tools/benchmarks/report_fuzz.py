@@ -17,12 +17,13 @@ def fuzz(facts: Facts) -> str:
         for row in facts["targets"]
     ]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    seconds = facts["seconds"]
     tried, wrong = (sum(row[key] for row in facts["targets"]) for key in ("tried", "wrong"))
     return (
-        f"{tried:,} attempts, {wrong} wrong; seed {facts['seed']}, {facts['seconds']} s on a shared machine; {versions}."
-        "\n\n*Refused clearly* is an error of this package, one line on the command line; *wrong* is anything else than "
-        "that or the right result: another exception, a crash, a hang, memory beyond a limit, bait that was opened or "
-        "run, a model that is not the saved one, a wrong number.\n\n"
+        f"{tried:,} attempts, {wrong} wrong; seed {facts['seed']}, {seconds} s on a shared machine; {versions}. "
+        "*Refused clearly*: an error of this package, one line on the command line. *Wrong*: neither that nor the "
+        "right result, but another exception, a crash, a hang, memory beyond a limit, bait opened or run, a model "
+        "that is not the saved one, a wrong number.\n\n"
         + table(["target", "what", "tried", "ok", "refused clearly", "wrong", "s"], rows)
     )
 

@@ -38,9 +38,8 @@ class State:
 
 
 def prepare(folder: Path) -> State:
-    """Build what commands are given, and keep their caches out of the user's."""
+    """Build what commands are given."""
     lay_bait(folder)
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     checkpoint = folder / "digits.pth"
     torch.save(load_source("demo:digits").model.state_dict(), checkpoint)
     return State(folder, known_artefacts(folder, only=("demo",))[0].directory, checkpoint)
@@ -79,13 +78,10 @@ def _within(line: Line, places: Places) -> Result:
 def _judged(printed: Printed, line: Line) -> bool:
     if printed.code == 1 and "doctor" in line.words and "error: " not in printed.err:
         return True  # it found something wrong with this machine
-    try:
-        if line.as_json is not None:
-            return judge(printed, as_json=line.as_json, verbose=line.verbose)
-        form = printed.out.lstrip().startswith("{") and printed.code != 0
-        return judge(printed, as_json=form, verbose=line.verbose)
-    except Wrong as wrong:
-        raise Wrong(wrong.kind, f"norton {json.dumps(line.words)}: {wrong.detail}") from None
+    as_json = line.as_json
+    if as_json is None:
+        as_json = printed.code != 0 and printed.out.lstrip().startswith("{")
+    return judge(printed, as_json=as_json, verbose=line.verbose)
 
 
 @contextmanager
@@ -103,8 +99,8 @@ def _counted_threads() -> Iterator[list[int]]:
 def _apart(rng: random.Random, line: Line) -> Result:
     """In a new process, on a narrow terminal; sometimes nobody reads what it prints."""
     words = [word for word in line.words if "\0" not in word and word.isascii()]
-    if "--threads" in words:
-        words[words.index("--threads") + 1 :][:1] = ["1"]
+    if "--threads" in words[:-1]:
+        words[words.index("--threads") + 1] = "1"
     command = [sys.executable, "-m", "norton_plugin", *words]
     closed = rng.random() < 0.5
     stdout = _closed_pipe() if closed else subprocess.PIPE
@@ -138,7 +134,7 @@ def _closed_pipe() -> int:
 TARGET = Target(
     name="command-lines",
     about="random arguments of all commands, one line in 40 in a process of its own",
-    cases=400,
+    cases=300,
     prepare=prepare,
     run=run,
     seconds=120.0,

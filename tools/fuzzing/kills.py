@@ -140,7 +140,7 @@ def _check(state: State, place: Path, *, fresh: bool) -> None:
 TARGET = Target(
     name="kills",
     about="kill -9 at any moment of a save: the old or the new artefact loads, nothing stale stays, own files stay",
-    cases=200,
+    cases=120,
     prepare=prepare,
     run=run,
     seconds=60.0,

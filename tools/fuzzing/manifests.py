@@ -30,6 +30,7 @@ from fuzzing.sealing import Covered, covered_by_hashes, render, sealed
 from fuzzing.target import Target
 from fuzzing.verdict import OK, REFUSED, Result, Wrong, attempt, note
 from fuzzing.watch import Bait, lay_bait
+from fuzzing.weights_edits import FLOATS, edited_weights
 from norton_plugin import artifact, zoo
 
 
@@ -77,9 +78,13 @@ def run(state: State, rng: random.Random, number: int) -> Result:
     seal = seal or not state.covered[known.name].keys() <= edit.data.keys()
     directory = scratch_copy(known, state.folder)
     try:
-        if odd and rng.random() < 0.06:
+        kind = rng.random() if odd else 1.0
+        if kind < 0.06:
             seal = False
             _write_odd_file(rng, known, directory / MANIFEST)
+        elif kind < 0.2:
+            seal = True
+            _write_weights(state, rng, known, directory)
         else:
             _write(state, known, edit, directory, seal=seal)
         return _examine(known, directory, trusted=seal)
@@ -94,6 +99,15 @@ def _write(state: State, known: Known, edit: Edit, directory: Path, *, seal: boo
     if seal:
         data = sealed(data, state.covered[known.name], (directory / WEIGHTS).read_bytes())
     replace_file(directory / MANIFEST, render(data).encode(errors="surrogatepass"))
+
+
+def _write_weights(state: State, rng: random.Random, known: Known, directory: Path) -> None:
+    """Write an edited file of weights, and the manifest with its hash."""
+    content, label = edited_weights(rng, known.directory / WEIGHTS)
+    note(f"{known.name}, weights: {label}")
+    replace_file(directory / WEIGHTS, content)
+    data = sealed(known.data, state.covered[known.name], content)
+    replace_file(directory / MANIFEST, render(data).encode())
 
 
 def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
@@ -145,6 +159,10 @@ def _check_loaded(known: Known, model: nn.Module, *, trusted: bool) -> None:
         raise Wrong("an edit passed unseen by load")
     originals = dict(known.dense.named_modules())
     for name, module in _modules(model):
+        for key, tensor in {**vars(module)["_parameters"], **vars(module)["_buffers"]}.items():
+            saved = known.facts["state"].get(f"{name}.{key}")
+            if saved is not None and saved.is_floating_point() and tensor.dtype not in FLOATS:
+                raise Wrong("load gave the model weights that are no floats", f"{name}.{key} {tensor.dtype}")
         original = originals.get(name)
         if original is None or type(original) is not type(module):
             continue  # a block: its constructor checks what it is given
@@ -166,8 +184,8 @@ def _modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module
 
 TARGET = Target(
     name="manifests",
-    about="edits of norton.json (cifar, demo, timm, torchvision, mmdet), three quarters with hashes that fit",
-    cases=1000,
+    about="edits and attacks on artefacts of cifar, demo, timm, torchvision and mmdet, most with hashes that fit",
+    cases=600,
     prepare=prepare,
     run=run,
     seconds=60.0,

@@ -157,7 +157,7 @@ def _same_random_state(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
 TARGET = Target(
     name="networks",
     about="random networks under random recipes: verified, run at other sizes, saved and loaded bit-equal",
-    cases=60,
+    cases=50,
     prepare=prepare,
     run=run,
     seconds=120.0,

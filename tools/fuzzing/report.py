@@ -32,7 +32,7 @@ def print_wrong(tallies: Sequence[Tally], *, seed: int, everything: bool) -> Non
             print(f"\n{name}: {kind} ({count} x)")
             for number, _, detail in [each for each in tally.wrong if each[1] == kind][:_SHOWN]:
                 print(f"  python tools/fuzz.py --only {name} --seed {seed} --case {number}")
-                print(f"    {detail if everything else detail[:300]}")
+                print("    " + (detail if everything else detail[:400]).replace("\n", "\n    "))
 
 
 def as_json(tallies: Sequence[Tally], *, seed: int, seconds: float, hidden: str) -> dict[str, Any]:

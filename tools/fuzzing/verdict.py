@@ -59,9 +59,13 @@ class Answer:
     refused: bool = False
 
 
+notes: list[str] = []  # of the case that runs
+
+
 def note(text: str) -> None:
-    """Write what a case is about to do into the worker's log, which tells of a case that crashes."""
-    print(text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+    """Note what a case is about to do; the worker's log tells it where the case crashes."""
+    notes.append(text.encode("ascii", "backslashreplace").decode())
+    print(notes[-1], file=sys.stderr, flush=True)
 
 
 def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool = False, **options: Any) -> Answer:

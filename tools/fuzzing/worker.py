@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fuzzing.target import Target
-from fuzzing.verdict import Result, Wrong, note
+from fuzzing.verdict import Result, Wrong, note, notes
 
 READY = "ready"
 _SPARE = 2**30
@@ -38,6 +38,8 @@ def serve(connection: Connection, target: Target, folder: Path, seed: int) -> No
     os.dup2(log, 2)
     faulthandler.enable()
     torch.set_num_threads(1)
+    for cache in ("TORCH_HOME", "HF_HOME", "XDG_CACHE_HOME"):  # not those of the user
+        os.environ[cache] = str(folder / "cache")
     try:
         state = target.prepare(folder)
     except Exception:
@@ -71,13 +73,14 @@ def examine(target: Target, state: Any, *, seed: int, number: int) -> Result:
     rng = random.Random(f"{seed}/{target.name}/{number}")
     for start in (random.seed, np.random.seed, torch.manual_seed):
         start(rng.getrandbits(32))
+    notes.clear()
     note(f"-- {target.name} {number}")
     try:
         return target.run(state, rng, number)
     except Wrong as wrong:
-        return Result(wrong=((wrong.kind, wrong.detail),))
+        return Result(wrong=((wrong.kind, "\n".join([*notes[1:], wrong.detail])),))
     except Exception:
-        return Result(wrong=(("the fuzzer itself failed", traceback.format_exc()[-1500:]),))
+        return Result(wrong=(("the fuzzer itself failed", "\n".join([*notes[1:], traceback.format_exc()[-1500:]])),))
 
 
 def _limit_memory(extra: int) -> None:
