@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_detectors import detectors
+from report_fuzz import fuzz
 from report_table import Facts, table
 
 
@@ -239,6 +240,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
     ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
+    ("fuzz.json", "Hostile and odd input", fuzz),
     ("figure1.json", "Layer-wise, reshaped and filter-wise decomposition at equal parameters (Figure 1)", figure1),
 ]
 
