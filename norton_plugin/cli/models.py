@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.artifact import MANIFEST, Manifest, load, read_manifest, save
+from norton_plugin.artifact import MANIFEST, Manifest, check_replaceable, open_artifact, save
+from norton_plugin.cli.stored_inputs import stored_inputs
 from norton_plugin.errors import ArtifactError, SourceError
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.structure import diff, geometry
@@ -105,18 +106,16 @@ def _is_directory(source: str) -> bool:
 
 
 def _open_artefact(directory: Path, *, trust_code: bool) -> Opened:
-    manifest = read_manifest(directory)
-    if not manifest.source:
-        raise ArtifactError(f"{directory} does not say what built its model; load it in Python with norton_plugin.load")
-    stored = manifest.extra.get("preprocessing")
-    if not isinstance(stored, dict):
-        raise ArtifactError(f"{directory} does not say what its images look like; it was not written by this command")
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    preprocessing = Preprocessing(**fields)
+    with open_artifact(directory) as stored:
+        manifest = stored.manifest
+        if not manifest.source:
+            raise ArtifactError(
+                f"{directory} does not say what built its model; load it in Python with norton_plugin.load"
+            )
+        preprocessing, inputs = stored_inputs(manifest, directory)
+        model = stored.restore(rebuild(manifest.source, trust_code=trust_code))
     generator = torch.Generator().manual_seed(0)
-    inputs = int(manifest.extra.get("inputs", 1))
     example = tuple(torch.randn((1, *preprocessing.input_size), generator=generator) for _ in range(inputs))
-    model = load(directory, rebuild(manifest.source, trust_code=trust_code))
     forward_fn = forward_of(manifest.source, model, example)
     name = str(directory)
     return Opened(model, example, preprocessing, manifest.source, name, name, manifest, forward_fn)
@@ -163,9 +162,6 @@ def check_directory(directory: Path) -> None:
     """Refuses an output directory before hours of work rather than after.
 
     Raises:
-        ArtifactError: It exists and is no artefact.
+        ArtifactError: It exists and is no artefact, or a damaged one.
     """
-    if directory.exists() and not (
-        directory.is_dir() and ((directory / MANIFEST).exists() or not any(directory.iterdir()))
-    ):
-        raise ArtifactError(f"{directory} exists and is not an artefact; choose another directory")
+    check_replaceable(directory)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,18 @@ from torch import Tensor, nn
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.modules.swap import names_by_identity, renew_references_, swap_, take_over_flags_
+from norton_plugin.surgery.structure_entries import (
+    VERSION,
+    BlockEntry,
+    Entry,
+    ResizeEntry,
+    check_version,
+    damaged,
+    read_entries,
+    shortened,
+)
+from norton_plugin.surgery.structure_fit import check_block, check_resize, may_become
 
-VERSION = 1
 Geometry = dict[str, dict[str, Any]]
 Structure = dict[str, Any]
 _PLAIN = (bool, int, float, str, type(None))
@@ -127,7 +137,7 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
         shapes = {**old["kept_out"], **old["shapes"]}
         changes = {
             "shapes": _changes(entry["shapes"], shapes),
-            "attributes": _changes(entry["attributes"], old["attributes"]),
+            "attributes": _renewed(entry["attributes"], old["attributes"]),
         }
         # Tensors and attributes that only one of the two has were made by running the model, not by surgery.
         if any(changes.values()):
@@ -137,6 +147,12 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
 
 def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in new.items() if key in old and old[key] != value}
+
+
+def _renewed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that count fewer channels than before; what else changed was left behind by a run."""
+    changes = _changes(new, old)
+    return {k: v for k, v in changes.items() if not k.startswith("_") and may_become(_thaw(old[k]), _thaw(v))}
 
 
 def _fingerprint(dense: Geometry) -> dict[str, Any]:
@@ -156,8 +172,15 @@ def _fingerprint(dense: Geometry) -> dict[str, Any]:
 
 
 def structure_hash(structure: Structure) -> str:
-    """Return the SHA-256 of the canonical JSON."""
-    canonical = json.dumps(structure, sort_keys=True, separators=(",", ":"))
+    """Return the SHA-256 of the canonical JSON.
+
+    Raises:
+        ArtifactError: It is nothing that JSON can hold.
+    """
+    try:
+        canonical = json.dumps(structure, sort_keys=True, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"the structure is no JSON ({type(error).__name__}); it was edited or damaged") from error
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -167,12 +190,7 @@ def check_source(model: nn.Module, structure: Structure) -> None:
     Raises:
         ArtifactError: An unknown version, or a model that differs; the first difference is named.
     """
-    version = structure.get("version")
-    if version != VERSION:
-        raise ArtifactError(
-            f"the structure has version {version!r}, this package reads version {VERSION}; "
-            "install the norton-plugin release that wrote it"
-        )
+    check_version(structure)
     expected, found = structure.get("source"), _fingerprint(geometry(model))
     if not isinstance(expected, Mapping):
         raise ArtifactError("the structure does not say which model it was made from; it is damaged")
@@ -186,35 +204,39 @@ def check_source(model: nn.Module, structure: Structure) -> None:
 
 
 def _shown(facts: Mapping[str, Any], name: str) -> str:
-    return str(_thaw(facts[name])) if name in facts else "absent"
+    if name not in facts:
+        return "absent"
+    value = facts[name]
+    marked = isinstance(value, Mapping) and set(value) == {"tuple"} and isinstance(value["tuple"], list)
+    return shortened(_thaw(value) if marked else value)
 
 
 def apply_structure_(model: nn.Module, structure: Structure) -> None:
     """Rebuild a compressed model from the dense one, in place; weights are not filled in.
 
-    New tensors have the dtype, device and ``requires_grad`` of those they replace.
+    Every entry is checked against the model before anything is made or changed. New tensors have the dtype, device
+    and ``requires_grad`` of those they replace.
 
     Args:
         model: Freshly built original.
-        structure: As ``diff`` made it.
+        structure: As ``diff`` made it, or JSON from anyone that looks like it.
 
     Raises:
         ArtifactError: Version, model or an entry do not fit; nothing is changed then.
     """
     check_source(model, structure)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    replacements: dict[nn.Module, nn.Module] = {}
-    resized: list[tuple[nn.Module, dict[str, Tensor], dict[str, Any]]] = []
+    entries = read_entries(structure)
+    places = list(zip(entries, _find(model, entries), strict=True))
+    for entry, module in places:
+        if isinstance(entry, BlockEntry):
+            check_block(entry, module)
+        else:
+            check_resize(entry, module, {**_kept_out(module), **_own_tensors(module)})
     try:
-        for entry in structure["modules"]:
-            [old] = {modules[name] for name in entry["names"]}
-            if "block" in entry:
-                replacements[old] = _build_block(entry["block"], old)
-            else:
-                attributes = {name: _thaw(value) for name, value in entry["attributes"].items()}
-                resized.append((old, _resized(old, entry["resize"]), attributes))
-        swap_(model, replacements)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
+        blocks = {m: _build_block(entry, m) for entry, m in places if isinstance(entry, BlockEntry)}
+        resized = [(m, _resized(m, e.shapes), e.attributes) for e, m in places if isinstance(e, ResizeEntry)]
+        swap_(model, dict(blocks))
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration, MemoryError) as error:
         raise ArtifactError(
             f"the structure cannot be applied ({type(error).__name__}: {error}); it was edited or damaged"
         ) from error
@@ -223,25 +245,34 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
             (module._parameters if name in module._parameters else module._buffers)[name] = tensor  # type: ignore[assignment]
             module._non_persistent_buffers_set.discard(name)
         renew_references_(module)
-        for name, value in attributes.items():
-            setattr(module, name, value)
+        vars(module).update(attributes)
 
 
-def _build_block(arguments: Mapping[str, Any], old: nn.Module) -> CPDBlock:
-    reference = next(p for p in old.parameters())
-    options = dict(arguments)
-    padding = options.pop("padding")
-    block = CPDBlock(
-        **options,
-        padding=tuple(padding) if isinstance(padding, list) else padding,
-        device=reference.device,
-        dtype=reference.dtype,
-    )
+def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:
+    """Find the module of each entry: all its names are of that one, and no other entry is about it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Module, str] = {}
+    for entry in entries:
+        absent = [name for name in entry.names if name not in modules]
+        if absent:
+            raise damaged("a name", absent[0], "one of the model's modules")
+        module, *others = {modules[name] for name in entry.names}
+        if others:
+            raise damaged("a list of names", list(entry.names), "names of one module")
+        if module in found:
+            raise damaged(f"{entry.names[0]!r}", f"another name of {found[module]!r}", "one entry per module")
+        found[module] = entry.names[0]
+    return list(found)
+
+
+def _build_block(entry: BlockEntry, old: nn.Module) -> CPDBlock:
+    reference = next(old.parameters())
+    block = CPDBlock(**entry.arguments, device=reference.device, dtype=reference.dtype)
     take_over_flags_(block, old)
     return block
 
 
-def _resized(module: nn.Module, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+def _resized(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return new tensors of these shapes, of the kind that the module has now."""
     own = {**_kept_out(module), **_own_tensors(module)}
     tensors: dict[str, Tensor] = {}

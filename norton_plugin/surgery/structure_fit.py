@@ -1,0 +1,106 @@
+"""Whether an entry of a structure can be what surgery made of the module at hand.
+
+Surgery takes positions out of tensors, lowers the numbers that count them, and gives a convolution's place to a block
+of the same geometry. Nothing else is accepted, so that a structure from anyone asks for no more memory and no other
+work than the dense model, and reaches nothing of a module but its tensors and its plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks.padding import normalise_padding
+from norton_plugin.surgery.structure_entries import LARGEST, BlockEntry, ResizeEntry, damaged, is_whole, shortened
+
+
+def may_become(old: Any, new: Any) -> bool:
+    """Whether surgery may replace one value of an attribute by another.
+
+    Args:
+        old: The module's own value.
+        new: An integer, or a list or a tuple of as many integers as before; each is positive, or as it was.
+    """
+    if type(old) is not type(new):
+        return False
+    if is_whole(old):
+        return bool(old == new or 1 <= new <= LARGEST)
+    if not isinstance(old, list | tuple) or len(old) != len(new):
+        return False
+    return all(is_whole(a) and is_whole(b) and may_become(a, b) for a, b in zip(old, new, strict=True))
+
+
+def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor]) -> None:
+    """Check that an entry cuts tensors that the module has, and renews attributes that it has.
+
+    Args:
+        entry: What is to change.
+        module: What it names.
+        own: Parameters and buffers of the module itself, by name.
+
+    Raises:
+        ArtifactError: A tensor is absent or would grow, or an attribute is absent, private or of another type.
+    """
+    where = entry.names[0] or "the model"
+    if isinstance(module, CPDBlock):
+        raise damaged(f"the entry of {where}", "new sizes for a CPDBlock", "the arguments of one")
+    for name, shape in entry.shapes.items():
+        if name not in own:
+            raise damaged(f"a tensor of {where}", name, f"one of {sorted(own)}")
+        old = tuple(own[name].shape)
+        if len(shape) != len(old) or any(n > o or n < min(1, o) for n, o in zip(shape, old, strict=True)):
+            raise damaged(f"the shape of {where}.{name}", shape, f"part of {old}")
+    for name, value in entry.attributes.items():
+        if name.startswith("_") or name not in vars(module):
+            raise damaged(f"an attribute of {where}", name, "a public one that the module has")
+        own_value = vars(module)[name]
+        if not may_become(own_value, value):
+            expected = f"positive integers of the kind that {shortened(own_value)} is"
+            raise damaged(f"the attribute {where}.{name}", value, expected)
+
+
+def check_block(entry: BlockEntry, module: nn.Module) -> None:
+    """Check that a block can take a module's place: a convolution of the same geometry and no fewer channels.
+
+    Args:
+        entry: What is to stand there.
+        module: What stands there now.
+
+    Raises:
+        ArtifactError: It is no convolution, or an argument contradicts it.
+    """
+    where = entry.names[0] or "the model"
+    if not isinstance(module, nn.Conv2d | CPDBlock):
+        raise damaged(f"{where} in the model", type(module).__name__, "a 2-D convolution, which a CPDBlock replaces")
+    kernel = _pair(module.kernel_size)
+    fixed = {
+        "kernel_size": kernel,
+        "stride": _pair(module.stride),
+        "dilation": _pair(module.dilation),
+        "padding_mode": module.padding_mode,
+        "bias": module.bias is not None,
+    }
+    for name, value in fixed.items():
+        if entry.arguments[name] != value:
+            raise damaged(f"{name} of the block {where}", entry.arguments[name], f"{value!r}, as of its convolution")
+    # Filters of Kh x Kw pixels are exact at rank Kh * Kw, whatever the number of channels.
+    highest = max(kernel[0] * kernel[1], module.rank if isinstance(module, CPDBlock) else 1)
+    most = {
+        "in_channels": module.in_channels,
+        "out_channels": module.out_channels,
+        "groups": module.groups,
+        "rank": highest,
+    }
+    for name, limit in most.items():
+        if entry.arguments[name] > limit:
+            raise damaged(f"{name} of the block {where}", entry.arguments[name], f"at most {limit}")
+    padding = entry.arguments["padding"]
+    if not isinstance(padding, str) and padding != normalise_padding(module.padding, module.padding_mode):  # type: ignore[arg-type]
+        raise damaged(f"padding of the block {where}", padding, f"{module.padding!r}, as of its convolution")
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
