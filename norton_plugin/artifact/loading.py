@@ -35,6 +35,7 @@ from norton_plugin.artifact.weights import (
 from norton_plugin.errors import ArtifactError
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.surgery.structure_entries import read_entries, tensor_shapes
+from norton_plugin.zoo import rebuild
 
 # Each try that fails means that somebody completed a save within a few milliseconds.
 _TRIES = 200
@@ -73,21 +74,33 @@ class StoredArtifact:
         return rebuilt
 
 
-def load(directory: str | Path, model: nn.Module) -> nn.Module:
+def load(directory: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """Rebuild a compressed model from its artefact.
 
     Args:
         directory: As given to ``save``.
-        model: The dense original, freshly built with the same constructor; it is not changed.
+        model: The dense original, freshly built with the same constructor; it is not changed. Where it is left out, the
+            artefact's own source builds it: artefacts of the ``norton`` command have one, and those of
+            ``CompressionResult.save(directory, source=...)``.
+        trust_code: Run the Python function that a source of kind ``python`` names; look at it first.
 
     Returns:
-        The compressed model, with the flags and device of ``model``.
+        The compressed model, with the flags and device of ``model`` (in evaluation mode, on the CPU, where the source
+        built it).
 
     Raises:
-        ArtifactError: A damaged file, or a model that is not the one that was compressed (the first difference is
-            named).
+        ArtifactError: A damaged file, a model that is not the one that was compressed (the first difference is named),
+            or no model where the artefact has no source.
+        SourceError: The source cannot be built here, or is code that is not trusted.
     """
     with open_artifact(directory) as stored:
+        if model is None:
+            source = stored.manifest.source
+            if not source:
+                raise ArtifactError(
+                    f"{shown(directory)} does not say what built its model; give the dense one: load(directory, model)"
+                )
+            model = rebuild(source, trust_code=trust_code)
         return stored.restore(model)
 
 
