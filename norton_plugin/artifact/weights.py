@@ -140,10 +140,12 @@ def open_weights(path: Path, expected_hash: str) -> Iterator[StoredWeights]:
         # It opened the file by its name: what it saw counts only where that is still the one opened here.
         if not is_same_file(file, path):
             raise FileNotFoundError(errno.ENOENT, "It was replaced", str(path)) from problem
-        if problem is not None:
+        if isinstance(problem, SafetensorError):
             raise ArtifactError(
                 f"{shown(path)} is no whole file of safetensors ({problem}): it is truncated or was replaced"
             ) from problem
+        if problem is not None:
+            raise ArtifactError(f"{shown(path)} cannot be read ({problem}); an artefact needs it") from problem
         yield StoredWeights(path, shapes, expected_hash, file, reader)
 
 
