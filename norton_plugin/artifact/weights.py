@@ -128,8 +128,13 @@ def open_weights(path: Path, expected_hash: str) -> Iterator[StoredWeights]:
         FileNotFoundError: It is not there, or was renamed while it was opened.
     """
     with open_file(path) as file, ExitStack() as stack:
-        if int.from_bytes(file.read(8), "little") > _MOST_HEADER_BYTES:
-            raise ArtifactError(f"{shown(path)} is damaged: its header is larger than {_MOST_HEADER_BYTES} bytes")
+        length = file.read(8)
+        if len(length) == 8 and int.from_bytes(length, "little") > _MOST_HEADER_BYTES:
+            raise ArtifactError(
+                f"{shown(path)} is no whole file of safetensors (it begins with a header of "
+                f"{int.from_bytes(length, 'little')} bytes, at most {_MOST_HEADER_BYTES} are read): it is truncated or "
+                "was replaced"
+            )
         try:
             # The library compares shapes, types and offsets of all tensors with each other and with the file's length.
             reader = stack.enter_context(safe_open(path, framework="pt"))
@@ -140,10 +145,12 @@ def open_weights(path: Path, expected_hash: str) -> Iterator[StoredWeights]:
         # It opened the file by its name: what it saw counts only where that is still the one opened here.
         if not is_same_file(file, path):
             raise FileNotFoundError(errno.ENOENT, "It was replaced", str(path)) from problem
-        if problem is not None:
+        if isinstance(problem, SafetensorError):
             raise ArtifactError(
                 f"{shown(path)} is no whole file of safetensors ({problem}): it is truncated or was replaced"
             ) from problem
+        if problem is not None:
+            raise ArtifactError(f"{shown(path)} cannot be read ({problem}); an artefact needs it") from problem
         yield StoredWeights(path, shapes, expected_hash, file, reader)
 
 
