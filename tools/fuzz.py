@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,8 +26,17 @@ from fuzzing.runner import Tally, run_target
 from fuzzing.targets import PLANTED, TARGETS
 
 
+def _test_own_tree() -> None:
+    """Let the workers import the package beside this script, whichever is installed."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / "norton_plugin" / "__init__.py").is_file():
+        given = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(root) + (os.pathsep + given if given else "")
+
+
 def main() -> int:
     """Run what was asked for."""
+    _test_own_tree()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*TARGETS, PLANTED.name]
     parser.add_argument("--only", nargs="+", metavar="TARGET", choices=names, help=", ".join(TARGETS))

@@ -14,11 +14,11 @@ from fuzzing.watch import MODULE
 
 _NUMBERS = ("0", "-1", "1", "3", "9", "5000", "1.5", "nan", "inf", "-inf", "1e400", "", " ", "many", "0x10", "9" * 400)
 _SHARES = ("0", "0.5", "1", "1.0", "-0.5", "1.01", "nan", "1e-30", "", "half")
-_PATTERNS = ("layer1", "*.conv2", "re:layer(", "re:.*", "", "*", "[", "no such", "\0", "\ud800", "re:(a+)+$", "a=2=3")
+_PATTERNS = ("layer1", "*.conv2", "re:layer(", "re:.*", "", "*", "[", "no such", "\0", "\udcff", "re:(a+)+$", "a=2=3")
 _RANKS = ("1", "2", "auto", "none", "0", "-3", "2.5", "many", "", "4096", "4097", "99999999999999999999")
 _SIZES = ("16", "1x16x16", "3x32x32", "0", "-1", "16x", "x", "", "100000", "1x2x3x4", "2x16x16", "9999999999999", "١٦")
 _NOISE = ("--help", "-h", "--version", "--", "-", "--no-such", "inspect", "\0")
-_WORDS = (*_NOISE, "'; ls", "--json", "-v", "💥", "\ud800")
+_WORDS = (*_NOISE, "'; ls", "--json", "-v", "💥", "\udcff")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def lay_places(root: Path, artefact: Path, checkpoint: Path) -> Places:
         (root / name).symlink_to(where)
     names = [*_TEXTS, "empty", "broken.pth", "loop", "loop/x", "dangling", "link", "nowhere", "file.txt/below"]
     odd = [str(root / name) for name in (*names, "images", "x" * 300, "nowhere/" * 600, "new\nline")]
-    odd += ["", ".", "..", "/dev/null", "a\0b", "\ud800", "~", "-", " ", "/proc/self/mem"]
+    odd += ["", ".", "..", "/dev/null", "a\0b", "\udcff", "~", "-", " ", "/proc/self/mem"]
     places = {name: str(root / where) for name, where in _SOUND.items()}
     return Places(checkpoint=str(checkpoint), odd=tuple(odd), **places)
 

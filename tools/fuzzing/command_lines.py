@@ -65,7 +65,7 @@ def run(state: State, rng: random.Random, number: int) -> Result:
 
 def _within(line: Line, places: Places) -> Result:
     with _counted_threads() as counts:
-        printed: Printed = attempt("the command", run_command, line.words).value
+        printed: Printed = attempt("the command", run_command, line.words, processes=True).value
     if any(count > _THREADS for count in counts):
         raise Wrong("a command took any number of threads", f"{counts}")
     done = _judged(printed, line)

@@ -68,7 +68,14 @@ def note(text: str) -> None:
     print(notes[-1], file=sys.stderr, flush=True)
 
 
-def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool = False, **options: Any) -> Answer:
+def attempt(
+    what: str,
+    function: Callable[..., Any],
+    *args: Any,
+    bounded: bool = False,
+    processes: bool = False,
+    **options: Any,
+) -> Answer:
     """Call something of the package on hostile input.
 
     Args:
@@ -77,6 +84,7 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool =
         *args: Its positional arguments.
         bounded: Whether running out of memory is wrong even where it is told clearly: what a file may ask for is
             looked at before it is asked for.
+        processes: Whether other programs may be started.
         **options: Its keyword arguments.
 
     Returns:
@@ -86,7 +94,7 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, bounded: bool =
         Wrong: It ran or opened something planted, used the network, or raised anything else than a ``NortonError``.
     """
     value, error = None, None
-    with watch.armed() as seen:
+    with watch.armed(processes=processes) as seen:
         try:
             value = function(*args, **options)
         except KeyboardInterrupt:

@@ -18,9 +18,9 @@ import torch
 
 TOKEN = "norton-bait"  # part of the name of every planted file
 MODULE = "norton_bait"  # a module in the current directory
-_STOPPED = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
-_STOPPED += ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
-_state: dict[str, Any] = {"events": None, "installed": False, "bait": None}
+_NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
+_PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
+_state: dict[str, Any] = {"events": None, "stopped": (), "installed": False, "bait": None}
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,14 @@ def lay_bait(folder: Path) -> Bait:
 
 
 @contextlib.contextmanager
-def armed() -> Iterator[list[str]]:
-    """Watch until the end of the block; the list fills with what was seen."""
+def armed(*, processes: bool = False) -> Iterator[list[str]]:
+    """Watch until the end of the block; the list fills with what was seen.
+
+    Args:
+        processes: Let other programs be started, as libraries do that ask for the version or the fonts.
+    """
     events: list[str] = []
-    _state["events"] = events
+    _state.update(events=events, stopped=_NETWORK if processes else _NETWORK + _PROCESSES)
     try:
         yield events
     finally:
@@ -91,7 +95,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
     events = _state["events"]
     if events is None:
         return
-    if event in _STOPPED:
+    if event in _state["stopped"]:
         events.append(f"{event} {args!r:.200}")
         raise PermissionError(f"the fuzzer does not let {event} through")
     for value in args[:2]:
