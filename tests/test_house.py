@@ -21,6 +21,7 @@ HEAVY = ("timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.mode
 # Order matters: arrows point up.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "environment": set(),
     "patterns": set(),
     "recipe": {"patterns"},
     "cpd": set(),
@@ -35,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "insight": {"pipeline", "artifact"},
     "zoo": set(),
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
+    "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models.
 OWNERS = {

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from norton_plugin.cli.limits import at_most_per_core
 from norton_plugin.cli.output import session
 
 _PANEL = "Shared options"
@@ -18,7 +19,14 @@ AsJson = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--threads",
+        min=1,
+        callback=at_most_per_core,
+        metavar="N",
+        help="CPU threads of torch.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Verbose = Annotated[
     bool,
@@ -32,7 +40,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -> None:
-    """Registers a command that talks through an ``Output``.
+    """Register a command that talks through an ``Output``.
 
     Args:
         app: Where to register.

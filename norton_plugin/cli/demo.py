@@ -10,17 +10,26 @@ import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output, torch_threads
+from norton_plugin.cli.paths import read_path, working_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from norton_plugin.cli.demonstration import DemoResult
+    from norton_plugin.demo import DemoResult
 
 
 def demo(
     out: Output,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where artefacts, plot and numbers go.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=read_path,
+            callback=working_folder,
+            metavar="DIR",
+            help="Where artefacts, plot and numbers go.",
+        ),
     ] = Path("norton-demo"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Train for a few epochs only: shows that it runs, not what it reaches.")
@@ -33,8 +42,11 @@ def demo(
 
     Example: norton demo -o norton-demo
     """
-    from norton_plugin.cli.demonstration import run_demo
+    from norton_plugin.cli.models import check_directory
+    from norton_plugin.demo import RECIPES, run_demo
 
+    for name in RECIPES:
+        check_directory(output / name)
     start = time.perf_counter()
     # The network is so small that threads on cores which others use cost more than they give.
     with torch_threads(out.threads or 1), out.progress() as progress:

@@ -20,7 +20,7 @@ def doctor(out: Output) -> None:
 
     Example: norton doctor
     """
-    from norton_plugin.cli.diagnosis import diagnose
+    from norton_plugin.environment import diagnose
 
     with out.status("importing"):
         findings = diagnose()

@@ -10,12 +10,22 @@ import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import existing_folder, read_path
 
 
 def evaluate(
     out: Output,
     source: options.SourceArgument,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, one sub-folder per class.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            parser=read_path,
+            callback=existing_folder,
+            metavar="DIR",
+            help="Images, one sub-folder per class.",
+        ),
+    ],
     batch_size: options.BatchSize = 256,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,

@@ -13,7 +13,7 @@ from norton_plugin.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from norton_plugin.cli.inspection import InspectedLayer, Inspection
+    from norton_plugin.insight import InspectedLayer, Inspection
 
 
 def inspect(
@@ -35,8 +35,8 @@ def inspect(
 
     Example: norton inspect timm:resnet18 --input-size 224
     """
-    from norton_plugin.cli.inspection import inspect_model
     from norton_plugin.cli.models import open_model
+    from norton_plugin.insight import inspect_model
     from norton_plugin.recipe import Scope
 
     scope = Scope(include=tuple(include or ()), exclude=tuple(exclude or ()))

@@ -92,9 +92,17 @@ def open_model(
 
 
 def _is_directory(source: str) -> bool:
-    if Path(source, MANIFEST).is_file():
-        return True
-    if Path(source).is_dir():
+    if not source or "\0" in source:
+        raise SourceError(
+            f"SOURCE is {source!r}; expected KIND:NAME, such as timm:resnet18, or an artefact's directory"
+        )
+    try:
+        if Path(source, MANIFEST).is_file():
+            return True
+        folder = Path(source).is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise SourceError(f"{source!r} cannot be read: {error.strerror}") from error
+    if folder:
         raise ArtifactError(f"{source} is a directory without {MANIFEST}; expected one that 'norton compress' wrote")
     if ":" not in source:
         raise SourceError(

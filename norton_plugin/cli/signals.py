@@ -1,0 +1,96 @@
+"""Signals that ask the process to end: what is open is closed first, and child processes end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Seconds within which a second signal belongs to the first request: timeout(1), schedulers and terminals tell the
+# process and its group.
+_ONE_REQUEST = 0.5
+_PATIENCE = 3.0  # seconds that a child process gets to end before it is killed
+
+
+@dataclass
+class Interruption:
+    """Whether a signal asked the process to end.
+
+    Attributes:
+        number: Of the first such signal, None where there was none.
+        time: When it came, on the monotonic clock.
+    """
+
+    number: int | None = None
+    time: float = 0.0
+
+
+@contextlib.contextmanager
+def interruptible(state: Interruption) -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first signal that asks to end, and end at once at a second one.
+
+    Signals that the process was started to ignore (``nohup``) stay ignored. Outside of the main thread, which alone may
+    set handlers, nothing is changed.
+
+    Args:
+        state: Is told what came.
+    """
+    process = os.getpid()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(128 + number)  # a forked child that has not yet set its own handlers
+        now = time.monotonic()
+        if state.number is None:
+            state.number, state.time = number, now
+            raise KeyboardInterrupt
+        if now - state.time > _ONE_REQUEST:
+            for child in _children():
+                child.kill()
+            os._exit(128 + number)
+
+    previous: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in _ENDING:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    previous[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ended_children() -> Iterator[None]:
+    """End the processes of ``multiprocessing`` that were started inside and still run."""
+    before = _children()
+    try:
+        yield
+    finally:
+        left = [child for child in _children() if child not in before]
+        for child in left:
+            child.terminate()
+        for child in left:
+            child.join(_PATIENCE)
+            if child.is_alive():
+                child.kill()
+
+
+def die_quietly_by_interrupt() -> None:
+    """Let Ctrl-C end the process without a traceback, where ``interruptible`` is not or no longer in force."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _children() -> list[Any]:
+    loaded = sys.modules.get("multiprocessing")  # without it there are none
+    return list(loaded.active_children()) if loaded is not None else []
