@@ -17,11 +17,13 @@ from norton_plugin.cli.evaluate import evaluate
 from norton_plugin.cli.export_config import export_config
 from norton_plugin.cli.failures import INTERRUPTED, Failure, failure_of, interruption, wants_json
 from norton_plugin.cli.finetune import finetune
+from norton_plugin.cli.help import Group
 from norton_plugin.cli.inspect import inspect
 from norton_plugin.cli.signals import Interruption, ended_children, interruptible
 from norton_plugin.cli.streams import guarded_streams
 
 app = typer.Typer(
+    cls=Group,
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

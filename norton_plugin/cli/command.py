@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from norton_plugin.cli.help import Command
 from norton_plugin.cli.limits import at_most_per_core
 from norton_plugin.cli.output import session
+from norton_plugin.cli.signals import own_temporary_folder
 
 _PANEL = "Shared options"
 
@@ -53,6 +55,8 @@ def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -
         shared = {key: arguments.pop(key) for key in _SHARED}
         given_before = context.obj or {}  # norton --json inspect ... is the same as norton inspect ... --json
         settings: dict[str, Any] = {key: value or given_before.get(key) for key, value in shared.items()}
+        if arguments.get("workers"):
+            own_temporary_folder()
         with session(**settings) as out:
             function(out=out, **arguments)
 
@@ -65,4 +69,4 @@ def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=inspect.cleandoc(function.__doc__ or ""))(run)
+    app.command(name, cls=Command, help=inspect.cleandoc(function.__doc__ or ""))(run)

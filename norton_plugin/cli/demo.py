@@ -13,9 +13,8 @@ from norton_plugin.cli.output import Output, torch_threads
 from norton_plugin.cli.paths import read_path, working_folder
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from norton_plugin.demo import DemoResult
+    from norton_plugin.insight import FittedTable
 
 
 def demo(
@@ -67,12 +66,21 @@ def demo(
     out.result({**result.to_dict(), "directory": str(output), "seconds": seconds})
 
 
-def _table(result: DemoResult) -> Table:
-    from norton_plugin.insight import change, percent, short
-    from norton_plugin.insight.tables import plain_table
+def _table(result: DemoResult) -> FittedTable:
+    from norton_plugin.insight import Column, FittedTable, change, percent, short
 
-    right = ["accuracy", "fine-tuned", "MACs", "of dense", "parameters", "change", "speed-up"]
-    table = plain_table("Digits: dense and compressed", ["model", "recipe"], right)
+    columns = (
+        Column("model"),
+        Column("recipe"),
+        Column("accuracy", number=True),
+        Column("fine-\ntuned", number=True),
+        Column("MACs", number=True, optional=2),
+        Column("of dense", number=True),
+        Column("parameters", number=True, optional=3),
+        Column("change", number=True, optional=1),
+        Column("speed-\nup", number=True),
+    )
+    table = FittedTable("Digits: dense and compressed", columns)
     dense = result.dense
     table.add_row(
         "dense", "-", f"{dense.accuracy:.2f} %", "-", short(dense.macs), "100.0 %", short(dense.parameters), "-", "1.00"

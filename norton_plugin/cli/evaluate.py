@@ -58,7 +58,7 @@ def evaluate(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         images = open_images(data, opened.preprocessing)
     with out.progress() as progress:
-        task = progress.add_task("evaluating")
+        task = progress.add_task("evaluating", total=None)
         found = measure(
             opened.model,
             images,

@@ -173,7 +173,7 @@ def finetune(
         _check_classes(images, held_out)
         dense = _teacher(teacher, opened)
     with out.progress() as progress:
-        task = progress.add_task("fine-tuning")
+        task = progress.add_task("fine-tuning", total=None)
         result = train(
             opened.model,
             images,

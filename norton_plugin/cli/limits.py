@@ -10,7 +10,6 @@ PER_CORE = 4
 BATCH_SIZE = 16_384  # images
 EPOCHS = 10_000
 CLASSES = 100_000
-SEED = 2**32 - 1  # numpy takes no larger one
 SIDE = 16_384  # pixels
 INPUT = 2**26  # numbers in one input: an image of 4,700 by 4,700 pixels, 256 MiB
 
@@ -30,4 +29,18 @@ def at_most_per_core(value: int | None) -> int | None:
         raise typer.BadParameter(
             f"{value} is too many for a machine of {cores} {core}; give at most {PER_CORE * cores}, {PER_CORE} per core"
         )
+    return value
+
+
+def at_most_32_bits(value: int) -> int:
+    """Refuse a seed that numpy does not take.
+
+    Args:
+        value: The seed.
+
+    Raises:
+        typer.BadParameter: It is too large.
+    """
+    if value >= 2**32:
+        raise typer.BadParameter(f"{value} is too large; expected at most {2**32 - 1}")
     return value

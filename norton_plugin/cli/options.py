@@ -59,7 +59,10 @@ TrustCode = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=limits.SEED, metavar="N", help="Of all random choices.")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, callback=limits.at_most_32_bits, metavar="N", help="Of all random choices."),
+]
 OutputDirectory = Annotated[
     Path,
     typer.Option(

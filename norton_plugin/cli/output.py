@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -34,7 +35,8 @@ def one_line(message: str) -> str:
 
 def print_error(message: str) -> None:
     """Print one red line on stderr."""
-    _print_text(console(sys.stderr), Text(f"error: {one_line(message)}", style="red"), whole=True)
+    target = console(sys.stderr)
+    _print_text(target, Text(f"error: {one_line(message)}", style="red"), whole=not target.is_terminal)
 
 
 def _print_text(target: Console, text: Text, *, whole: bool) -> None:
@@ -43,9 +45,12 @@ def _print_text(target: Console, text: Text, *, whole: bool) -> None:
     Args:
         target: Where.
         text: The sentence.
-        whole: Leave it on one line in files and pipes.
+        whole: Leave it on one line; a terminal breaks it where it ends, and copies it without the break.
     """
-    target.print(text, overflow="ignore", crop=False, soft_wrap=whole and not target.is_terminal)
+    if not whole:
+        lines = textwrap.fill(text.plain, target.width, break_long_words=False, break_on_hyphens=False)
+        text = Text(lines, style=text.style, spans=text.spans)
+    target.print(text, soft_wrap=True)
 
 
 class Output:
@@ -71,10 +76,15 @@ class Output:
         """Print sentences and tables for people; nothing where JSON is asked for."""
         if not self.as_json:
             for renderable in renderables:
-                if isinstance(renderable, str):
-                    _print_text(self.out, Text(renderable), whole=False)
+                if isinstance(renderable, str | Text):
+                    _print_text(self.out, Text.assemble(renderable), whole=False)
                 else:
                     self.out.print(renderable)
+
+    def show_whole(self, line: str) -> None:
+        """Print a line for people that is not wrapped, such as a command to copy."""
+        if not self.as_json:
+            _print_text(self.out, Text(line), whole=True)
 
     def result(self, data: Mapping[str, Any]) -> None:
         """Print the result for machines where JSON is asked for; called once per command.
@@ -87,11 +97,14 @@ class Output:
 
     def note(self, text: str) -> None:
         """Print a remark on stderr."""
-        _print_text(self.err, Text(one_line(text), style="dim"), whole=True)
+        self._remark(Text(one_line(text), style="dim"))
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr."""
-        _print_text(self.err, Text(f"warning: {one_line(text)}", style="yellow"), whole=True)
+        self._remark(Text(f"warning: {one_line(text)}", style="yellow"))
+
+    def _remark(self, text: Text) -> None:
+        _print_text(self.err, text, whole=not self.err.is_terminal)
 
     def status(self, text: str) -> Any:
         """Return a context manager that shows what is going on, with ``update``, while it lasts."""
@@ -149,7 +162,7 @@ def _logging(output: Output) -> Iterator[None]:
     from rich.logging import RichHandler
 
     logger = logging.getLogger("norton_plugin")
-    handler, level = RichHandler(console=output.err, show_path=False), logger.level
+    handler, level = RichHandler(console=output.err, show_path=False, show_time=output.err.width >= 80), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:

@@ -44,20 +44,22 @@ def interruptible(state: Interruption) -> Iterator[None]:
         state: Is told what came.
     """
     process = os.getpid()
+    previous: dict[int, Any] = {}
 
     def handle(number: int, _: FrameType | None) -> None:
         if os.getpid() != process:
-            os._exit(128 + number)  # a forked child that has not yet set its own handlers
+            return  # a forked child: its parent was told as well, and ends it in order
         now = time.monotonic()
         if state.number is None:
             state.number, state.time = number, now
+            # torch raises an error where a process that loads data dies; from here on it may
+            previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise KeyboardInterrupt
         if now - state.time > _ONE_REQUEST:
             for child in _children():
                 child.kill()
             os._exit(128 + number)
 
-    previous: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
             for number in _ENDING:
@@ -66,7 +68,7 @@ def interruptible(state: Interruption) -> Iterator[None]:
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set in Python
 
 
 @contextlib.contextmanager
@@ -83,6 +85,17 @@ def ended_children() -> Iterator[None]:
             child.join(_PATIENCE)
             if child.is_alive():
                 child.kill()
+
+
+def own_temporary_folder() -> None:
+    """Make the temporary folder of ``multiprocessing`` now, so that this process removes it when it ends.
+
+    Child processes use the folder of their parent where it has one. Where it has none each makes its own, which stays
+    behind if the child is killed.
+    """
+    from multiprocessing.util import get_temp_dir
+
+    get_temp_dir()
 
 
 def die_quietly_by_interrupt() -> None:
