@@ -23,6 +23,7 @@ HEAVY = ("timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.mode
 ARROWS: dict[str, set[str]] = {
     "reasons": set(),
     "errors": set(),
+    "environment": set(),
     "patterns": set(),
     "recipe": {"patterns"},
     "cpd": set(),
@@ -40,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "deploy": {"blocks", "artifact"},
     "insight": {"pipeline", "artifact"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
+    "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models; where no room
 # is named, the package is one of the `dev` extra, which users do not have.

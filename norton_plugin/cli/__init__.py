@@ -1,4 +1,8 @@
-"""The command line: ``norton inspect | compress | evaluate | finetune | demo``."""
+"""The command line: one file per command, and what they share; the jobs themselves are done by the other rooms.
+
+``compress`` and ``finetune`` call the functions of that name, ``inspect`` calls ``insight.inspect_model``, ``evaluate``
+and ``export-config`` call ``mm``, ``doctor`` calls ``environment.diagnose``, ``demo`` calls ``demo.run_demo``.
+"""
 
 import sys
 
@@ -6,7 +10,12 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point of the console script; ends the process with the command's exit code."""
+    """Run the command line of this process, and end the process with the command's exit code."""
+    from norton_plugin.cli.signals import die_quietly_by_interrupt
+    from norton_plugin.cli.streams import reserve_descriptors
+
+    reserve_descriptors()
+    die_quietly_by_interrupt()
     from norton_plugin.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -15,16 +15,15 @@ from norton_plugin.cli.demo import demo
 from norton_plugin.cli.doctor import doctor
 from norton_plugin.cli.evaluate import evaluate
 from norton_plugin.cli.export_config import export_config
+from norton_plugin.cli.failures import INTERRUPTED, Failure, failure_of, interruption, wants_json
 from norton_plugin.cli.finetune import finetune
+from norton_plugin.cli.help import Group
 from norton_plugin.cli.inspect import inspect
-from norton_plugin.cli.output import print_error
-from norton_plugin.errors import NortonError
-
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
-# typer >= 0.17 brings its own copy of click, older ones import click; BadParameter's ancestor is right for both.
-_UsageError: type[Exception] = cast("type[Exception]", typer.BadParameter.__mro__[1])
+from norton_plugin.cli.signals import Interruption, ended_children, interruptible
+from norton_plugin.cli.streams import guarded_streams
 
 app = typer.Typer(
+    cls=Group,
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -68,30 +67,38 @@ add_command(app, demo, name="demo")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line; errors become one line on stderr.
+    """Run one command line; errors become one line on stderr, and JSON on stdout where it is asked for.
 
     Args:
         arguments: Without the program's name.
 
     Returns:
-        The exit code: 0, 1 for a failure, 2 for bad input or usage, 130 where interrupted.
+        The exit code: 0, 1 for a failure, 2 for bad input or usage, 128 and the number of the signal that ended it.
+    """
+    arguments = list(arguments)
+    with guarded_streams(), interruptible() as signalled:
+        outcome = _attempt(arguments, signalled)
+        if isinstance(outcome, int):
+            return outcome
+        outcome.tell(as_json=wants_json(arguments))
+        return outcome.exit_code
+
+
+def _attempt(arguments: list[str], signalled: Interruption) -> int | Failure:
+    """Run one command line.
+
+    Returns:
+        Its exit code, or why it has none of its own.
     """
     try:
-        code = app(args=list(arguments), prog_name="norton", standalone_mode=False)
-    except typer.Exit as stop:
+        sys.stdout.flush()  # no work for an output that cannot be written
+        with ended_children(), signalled.while_working():
+            code = app(args=arguments, prog_name="norton", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Exit as stop:  # older typers raise it
         code = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print_error("interrupted")
-        return INTERRUPTED
-    except NortonError as error:
-        print_error(str(error))
-        return BAD_INPUT
-    except _UsageError as error:
-        print_error(f"{error.format_message()} (norton --help lists what there is)")  # type: ignore[attr-defined]
-        return BAD_INPUT
-    except Exception as error:  # the last line of defence: whatever happens, users get one line
-        print_error(f"{type(error).__name__}: {error} (-v shows where)")
-        return FAILURE
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return failure_of(error) if signalled.number is None else interruption(signalled.number)
     if code == INTERRUPTED:  # newer typers turn an interrupt into this code themselves
-        print_error("interrupted")
+        return interruption(signalled.number)
     return code if isinstance(code, int) else 0

@@ -8,17 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
+from norton_plugin.cli.help import Command
+from norton_plugin.cli.limits import at_most_per_core
 from norton_plugin.cli.output import session
+from norton_plugin.cli.signals import own_temporary_folder
 
 _PANEL = "Shared options"
 
 AsJson = Annotated[
     bool,
-    typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--json",
+        help="Print the result, or the error, as JSON on stdout, and nothing else there.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, metavar="N", help="CPU threads of torch.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--threads",
+        min=1,
+        callback=at_most_per_core,
+        metavar="N",
+        help="CPU threads of torch.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Verbose = Annotated[
     bool,
@@ -32,7 +46,7 @@ _SHARED: dict[str, tuple[Any, Any]] = {
 
 
 def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -> None:
-    """Registers a command that talks through an ``Output``.
+    """Register a command that talks through an ``Output``.
 
     Args:
         app: Where to register.
@@ -45,6 +59,8 @@ def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -
         shared = {key: arguments.pop(key) for key in _SHARED}
         given_before = context.obj or {}  # norton --json inspect ... is the same as norton inspect ... --json
         settings: dict[str, Any] = {key: value or given_before.get(key) for key, value in shared.items()}
+        if arguments.get("workers"):
+            own_temporary_folder()
         with session(**settings) as out:
             function(out=out, **arguments)
 
@@ -57,4 +73,4 @@ def add_command(app: typer.Typer, function: Callable[..., None], *, name: str) -
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=inspect.cleandoc(function.__doc__ or ""))(run)
+    app.command(name, cls=Command, help=inspect.cleandoc(function.__doc__ or ""))(run)

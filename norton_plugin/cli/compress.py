@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import existing_file, existing_folder, read_path
 from norton_plugin.cli.recipes import RECIPE, merge, read_recipe, write_recipe
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Recipe
@@ -29,7 +31,15 @@ def compress(
     source: options.SourceArgument,
     output: options.OutputDirectory,
     recipe: Annotated[
-        Path | None, typer.Option("--recipe", metavar="FILE", help="Recipe in YAML or JSON.", rich_help_panel=_RECIPE)
+        Path | None,
+        typer.Option(
+            "--recipe",
+            parser=read_path,
+            callback=existing_file,
+            metavar="FILE",
+            help="Recipe in YAML or JSON.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = None,
     rank: Annotated[
         str | None,
@@ -81,6 +91,8 @@ def compress(
         Path | None,
         typer.Option(
             "--calibration-data",
+            parser=read_path,
+            callback=existing_folder,
             metavar="DIR",
             help="Image folder to re-estimate BatchNorm statistics on; labels are not used.",
             rich_help_panel=_DATA,
@@ -152,9 +164,9 @@ def compress(
             chosen,
             calibration=calibration,
             forward_fn=opened.forward_fn,
-            on_step=lambda step: status.update(_STEPS.get(step, step)),
+            on_step=lambda step: status.update(Text(_STEPS.get(step, step))),
         )
-        status.update(f"writing {output}")
+        status.update(Text(f"writing {output}"))
         plain = report.to_dict()
         extra = {"weights": opened.weights}
         save_model(output, model, opened, recipe=chosen.to_dict(), report=plain, extra=extra)

@@ -10,17 +10,25 @@ import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output, torch_threads
+from norton_plugin.cli.paths import read_path, working_folder
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from norton_plugin.cli.demonstration import DemoResult
+    from norton_plugin.demo import DemoResult
+    from norton_plugin.insight import FittedTable
 
 
 def demo(
     out: Output,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Where artefacts, plot and numbers go.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=read_path,
+            callback=working_folder,
+            metavar="DIR",
+            help="Where artefacts, plot and numbers go.",
+        ),
     ] = Path("norton-demo"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Train for a few epochs only: shows that it runs, not what it reaches.")
@@ -33,8 +41,11 @@ def demo(
 
     Example: norton demo -o norton-demo
     """
-    from norton_plugin.cli.demonstration import run_demo
+    from norton_plugin.cli.models import check_directory
+    from norton_plugin.demo import RECIPES, run_demo
 
+    for name in RECIPES:
+        check_directory(output / name)
     start = time.perf_counter()
     # The network is so small that threads on cores which others use cost more than they give.
     with torch_threads(out.threads or 1), out.progress() as progress:
@@ -55,12 +66,21 @@ def demo(
     out.result({**result.to_dict(), "directory": str(output), "seconds": seconds})
 
 
-def _table(result: DemoResult) -> Table:
-    from norton_plugin.insight import change, percent, short
-    from norton_plugin.insight.tables import plain_table
+def _table(result: DemoResult) -> FittedTable:
+    from norton_plugin.insight import Column, FittedTable, change, percent, short
 
-    right = ["accuracy", "fine-tuned", "MACs", "of dense", "parameters", "change", "speed-up"]
-    table = plain_table("Digits: dense and compressed", ["model", "recipe"], right)
+    columns = (
+        Column("model"),
+        Column("recipe"),
+        Column("accuracy", number=True),
+        Column("fine-\ntuned", number=True),
+        Column("MACs", number=True, optional=2),
+        Column("of dense", number=True),
+        Column("parameters", number=True, optional=3),
+        Column("change", number=True, optional=1),
+        Column("speed-\nup", number=True),
+    )
+    table = FittedTable("Digits: dense and compressed", columns)
     dense = result.dense
     table.add_row(
         "dense", "-", f"{dense.accuracy:.2f} %", "-", short(dense.macs), "100.0 %", short(dense.parameters), "-", "1.00"

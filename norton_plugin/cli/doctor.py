@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from norton_plugin.cli.output import Output
@@ -14,22 +13,23 @@ _STYLES = {"ok": "green", "absent": "dim", "wrong": "red"}
 
 
 def doctor(out: Output) -> None:
-    """Check what is installed, name what is wrong and the command that mends it.
+    """Check what is installed, name what is wrong and the command that fixes it.
 
     The exit code is 1 where something is wrong; extras that are merely absent are fine.
 
     Example: norton doctor
     """
-    from norton_plugin.cli.diagnosis import diagnose
+    from norton_plugin.environment import diagnose
 
     with out.status("importing"):
         findings = diagnose()
-    table = Table("what", "found", "verdict", "what to do")
     for finding in findings:
-        verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
-        table.add_row(finding.name, Text(finding.found), verdict, Text(finding.advice))
+        verdict = (f"{finding.verdict:<7} ", _STYLES[finding.verdict])
+        out.show(Text.assemble(verdict, f"{finding.name} {finding.found}"))
+        if finding.advice:
+            out.show_whole(f"        {finding.advice}")
     wrong = [finding.name for finding in findings if finding.verdict == "wrong"]
-    out.show(table, f"wrong: {', '.join(wrong)}" if wrong else "nothing is wrong")
+    out.show(f"wrong: {', '.join(wrong)}" if wrong else "nothing is wrong")
     out.result({"findings": [asdict(finding) for finding in findings], "wrong": wrong})
     if wrong:
         raise typer.Exit(1)

@@ -10,12 +10,22 @@ import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import existing_folder, read_path
 
 
 def evaluate(
     out: Output,
     source: options.SourceArgument,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Images, one sub-folder per class.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            parser=read_path,
+            callback=existing_folder,
+            metavar="DIR",
+            help="Images, one sub-folder per class.",
+        ),
+    ],
     batch_size: options.BatchSize = 256,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
@@ -48,7 +58,7 @@ def evaluate(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         images = open_images(data, opened.preprocessing)
     with out.progress() as progress:
-        task = progress.add_task("evaluating")
+        task = progress.add_task("evaluating", total=None)
         found = measure(
             opened.model,
             images,

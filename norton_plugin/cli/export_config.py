@@ -8,15 +8,34 @@ from typing import Annotated
 import typer
 
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import existing_file, new_config, read_path
 from norton_plugin.errors import MissingExtraError
 
 
 def export_config(
     out: Output,
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Config of the dense model, as trained.")],
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of a run with NortonHook.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            parser=read_path, callback=existing_file, metavar="CONFIG", help="Config of the dense model, as trained."
+        ),
+    ],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            parser=read_path, callback=existing_file, metavar="CHECKPOINT", help="Checkpoint of a run with NortonHook."
+        ),
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Config to write; must not be there yet.")
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=read_path,
+            callback=new_config,
+            metavar="FILE",
+            help="Config to write; must not be there yet.",
+        ),
     ] = Path("norton_config.py"),
 ) -> None:
     """Write a config that builds a compressed detector without the hook.

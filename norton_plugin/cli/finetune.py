@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from norton_plugin.cli import options
+from norton_plugin.cli import limits, options
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import (
+    check_working_folder,
+    existing_file_or_pretrained,
+    existing_folder,
+    read_path,
+    working_folder,
+)
 from norton_plugin.cli.recipes import RECIPE, write_recipe
 from norton_plugin.errors import SourceError
 from norton_plugin.recipe import Recipe
@@ -26,13 +33,32 @@ _TEACHER = "Distillation"
 def finetune(
     out: Output,
     source: options.SourceArgument,
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Training images, one sub-folder per class.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            parser=read_path,
+            callback=existing_folder,
+            metavar="DIR",
+            help="Training images, one sub-folder per class.",
+        ),
+    ],
     output: options.OutputDirectory,
     val: Annotated[
-        Path | None, typer.Option("--val", metavar="DIR", help="Images to measure accuracy on after each epoch.")
+        Path | None,
+        typer.Option(
+            "--val",
+            parser=read_path,
+            callback=existing_folder,
+            metavar="DIR",
+            help="Images to measure accuracy on after each epoch.",
+        ),
     ] = None,
     epochs: Annotated[
-        int, typer.Option("--epochs", metavar="N", help="Passes over the images.", rich_help_panel=_TRAINING)
+        int,
+        typer.Option(
+            "--epochs", max=limits.EPOCHS, metavar="N", help="Passes over the images.", rich_help_panel=_TRAINING
+        ),
     ] = 10,
     lr: Annotated[
         float, typer.Option("--lr", metavar="F", help="Learning rate, cosine to zero.", rich_help_panel=_TRAINING)
@@ -71,6 +97,7 @@ def finetune(
         str | None,
         typer.Option(
             "--teacher",
+            callback=existing_file_or_pretrained,
             metavar="FILE|pretrained",
             help="Weights of the dense original to learn from as well.",
             rich_help_panel=_TEACHER,
@@ -81,7 +108,13 @@ def finetune(
     ] = 0.5,
     work_dir: Annotated[
         Path | None,
-        typer.Option("--work-dir", metavar="DIR", help="Checkpoints and logs.  [default: the output's name + .work]"),
+        typer.Option(
+            "--work-dir",
+            parser=read_path,
+            callback=working_folder,
+            metavar="DIR",
+            help="Checkpoints and logs; by default the output's name and '.work'.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the work dir.")] = False,
     workers: options.Workers = 0,
@@ -103,6 +136,24 @@ def finetune(
     from norton_plugin.mm import FinetuneSettings
     from norton_plugin.mm import finetune as train
 
+    settings = FinetuneSettings(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        ema=ema,
+        clip_grad=clip_grad,
+        amp=amp,
+        distill_weight=distill_weight,
+        num_workers=workers,
+        seed=seed,
+    )
+    folder = work_dir or output.with_name(output.name + ".work")
+    check_directory(output)
+    check_working_folder("the work dir", folder, apart_from=output)
     with out.status(f"building {source}"):
         opened = open_model(
             source,
@@ -114,32 +165,15 @@ def finetune(
             seed=seed,
         )
         check_classifier(opened)
-        packed = is_packed(opened.preprocessing)
-        settings = FinetuneSettings(
-            epochs=epochs,
-            lr=lr,
-            batch_size=batch_size,
-            optimizer=optimizer,
-            weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
-            label_smoothing=label_smoothing,
-            ema=ema,
-            clip_grad=clip_grad,
-            amp=amp,
-            distill_weight=distill_weight,
-            flip=flip and packed,
-            crop_padding=max(opened.preprocessing.input_size[-2:]) // 8 if packed else 0,
-            num_workers=workers,
-            seed=seed,
-        )
-        check_directory(output)
+        if is_packed(opened.preprocessing):
+            padding = max(opened.preprocessing.input_size[-2:]) // 8
+            settings = settings.replace(flip=flip, crop_padding=padding)
         images = open_images(data, opened.preprocessing, training=True)
         held_out = open_images(val, opened.preprocessing) if val is not None else None
         _check_classes(images, held_out)
         dense = _teacher(teacher, opened)
-    folder = work_dir or output.with_name(output.name + ".work")
     with out.progress() as progress:
-        task = progress.add_task("fine-tuning")
+        task = progress.add_task("fine-tuning", total=None)
         result = train(
             opened.model,
             images,

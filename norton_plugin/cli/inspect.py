@@ -11,9 +11,7 @@ from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from norton_plugin.cli.inspection import InspectedLayer, Inspection
+    from norton_plugin.insight import FittedTable, InspectedLayer, Inspection
 
 
 def inspect(
@@ -35,8 +33,8 @@ def inspect(
 
     Example: norton inspect timm:resnet18 --input-size 224
     """
-    from norton_plugin.cli.inspection import inspect_model
     from norton_plugin.cli.models import open_model
+    from norton_plugin.insight import inspect_model
     from norton_plugin.recipe import Scope
 
     scope = Scope(include=tuple(include or ()), exclude=tuple(exclude or ()))
@@ -54,13 +52,22 @@ def inspect(
     out.result({"source": opened.spec, "input_size": list(opened.preprocessing.input_size), **asdict(found)})
 
 
-def _table(found: Inspection, source: str) -> Table:
-    from norton_plugin.insight import percent, short
-    from norton_plugin.insight.tables import plain_table
+def _table(found: Inspection, source: str) -> FittedTable:
+    from norton_plugin.insight import Column, FittedTable, percent, short
 
-    headings = ["kernel", "in", "out", "MACs", "share", "parameters", "break-even"]
-    table = plain_table(source, ["layer", "kind"], headings)
-    table.add_column("decompose", overflow="fold")
+    columns = (
+        Column("layer"),
+        Column("kind", optional=3),
+        Column("kernel", number=True),
+        Column("in", number=True),
+        Column("out", number=True),
+        Column("MACs", number=True),
+        Column("share", number=True, optional=1),
+        Column("parameters", number=True, optional=2),
+        Column("break-\neven", number=True),
+        Column("decompose"),
+    )
+    table = FittedTable(source, columns)
     for layer in found.layers:
         table.add_row(
             layer.name,
@@ -73,7 +80,7 @@ def _table(found: Inspection, source: str) -> Table:
             short(layer.parameters),
             "-" if layer.break_even is None else str(layer.break_even),
             "yes" if layer.eligible else f"{layer.code}: {layer.reason}",
-            style=None if layer.eligible else "dim",
+            style="" if layer.eligible else "dim",
         )
     return table
 

@@ -93,9 +93,17 @@ def open_model(
 
 
 def _is_directory(source: str) -> bool:
-    if Path(source, MANIFEST).is_file():
-        return True
-    if Path(source).is_dir():
+    if not source or "\0" in source:
+        raise SourceError(
+            f"SOURCE is {source!r}; expected KIND:NAME, such as timm:resnet18, or an artefact's directory"
+        )
+    try:
+        if Path(source, MANIFEST).is_file():
+            return True
+        folder = Path(source).is_dir()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise SourceError(f"{source!r} cannot be read: {error.strerror}") from error
+    if folder:
         raise ArtifactError(f"{source} is a directory without {MANIFEST}; expected one that 'norton compress' wrote")
     if ":" not in source:
         raise SourceError(
@@ -146,16 +154,25 @@ def save_model(
 
 
 def check_classifier(opened: Opened) -> None:
-    """Refuses a model that does not map images to classes.
+    """Refuse a model that does not map an image to one number per class.
 
     Raises:
-        SourceError: It is a detector.
+        SourceError: It is a detector, does not run on images of its size, or returns something else.
     """
     if opened.forward_fn is not None:
         raise SourceError(
             f"{opened.name} is a detector, and this command works on classifiers; train and test it by mmdet's own "
             "tools with the norton hook (norton export-config --help)"
         )
+    size = "x".join(map(str, opened.preprocessing.input_size))
+    try:
+        with torch.no_grad():
+            scores = opened.model(*opened.example_inputs)
+    except Exception as error:
+        raise SourceError(f"{opened.name} does not run on an input of {size}: {error}") from error
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        what = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise SourceError(f"{opened.name} returns {what} for one image; expected a tensor of shape (1, classes)")
 
 
 def check_directory(directory: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from norton_plugin.cli import limits
+from norton_plugin.cli.paths import artefact_folder, existing_file, read_path
 from norton_plugin.errors import RecipeError, SourceError
 
 _MODEL = "Model"
+_SIZE = re.compile(r"[0-9]{1,9}(x[0-9]{1,9}){0,3}", re.IGNORECASE)
 
 SourceArgument = Annotated[
     str,
@@ -24,13 +29,18 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
+        parser=read_path,
+        callback=existing_file,
         metavar="FILE",
         help="Load weights from a .safetensors, .pt or .pth file.",
         rich_help_panel=_MODEL,
     ),
 ]
 NumClasses = Annotated[
-    int | None, typer.Option("--num-classes", metavar="N", help="Outputs of the classifier.", rich_help_panel=_MODEL)
+    int | None,
+    typer.Option(
+        "--num-classes", max=limits.CLASSES, metavar="N", help="Outputs of the classifier.", rich_help_panel=_MODEL
+    ),
 ]
 InputSize = Annotated[
     str | None,
@@ -49,31 +59,52 @@ TrustCode = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of all random choices.")]
-OutputDirectory = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write; a previous artefact is replaced.")
+Seed = Annotated[
+    int,
+    typer.Option("--seed", min=0, callback=limits.at_most_32_bits, metavar="N", help="Of all random choices."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Images per batch.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that load images.")]
+OutputDirectory = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=read_path,
+        callback=artefact_folder,
+        metavar="DIR",
+        help="Directory to write; a previous artefact is replaced.",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, max=limits.BATCH_SIZE, metavar="N", help="Images per batch.")
+]
+Workers = Annotated[
+    int,
+    typer.Option("--workers", min=0, callback=limits.at_most_per_core, metavar="N", help="Processes that load images."),
+]
 
 
 def parse_input_size(text: str | None) -> tuple[int, ...] | int | None:
-    """Reads ``224``, ``224x320`` or ``3x224x320``.
+    """Read ``224``, ``224x320`` or ``3x224x320``.
 
     Raises:
-        SourceError: The text is none of these.
+        SourceError: The text is none of these, or the input would be larger than any memory takes.
     """
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() for part in parts):
+    if not _SIZE.fullmatch(text):
         raise SourceError(f"--input-size is {text!r}; expected one side, HxW or CxHxW in pixels, such as 3x32x32")
-    sides = tuple(int(part) for part in parts)
+    sides = tuple(int(part) for part in text.lower().split("x"))
+    numbers = 3 * sides[0] ** 2 if len(sides) == 1 else math.prod(sides)
+    if max(sides) > limits.SIDE or numbers > limits.INPUT:
+        raise SourceError(
+            f"--input-size is {text!r}; expected sides of at most {limits.SIDE} pixels and at most {limits.INPUT} "
+            "numbers in all"
+        )
     return sides[0] if len(sides) == 1 else sides
 
 
 def parse_rank(text: str) -> int | str | None:
-    """Reads a rank: a whole number, ``auto`` or ``none``; anything else is left for the recipe to refuse."""
+    """Read a rank: a whole number, ``auto`` or ``none``; anything else is left for the recipe to refuse."""
     if text == "none":
         return None
     try:
@@ -83,7 +114,7 @@ def parse_rank(text: str) -> int | str | None:
 
 
 def parse_number(text: str) -> float | str:
-    """Reads a number; what is no number is left for the recipe to refuse."""
+    """Read a number; what is no number is left for the recipe to refuse."""
     try:
         return float(text)
     except ValueError:
@@ -91,7 +122,7 @@ def parse_number(text: str) -> float | str:
 
 
 def split_pair(option: str, text: str) -> tuple[str, str]:
-    """Splits ``PATTERN=VALUE`` at its last equals sign (a regular expression may hold others).
+    """Split ``PATTERN=VALUE`` at its last equals sign (a regular expression may hold others).
 
     Raises:
         RecipeError: There is no equals sign, or nothing on one side of it.

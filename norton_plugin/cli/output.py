@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -15,21 +17,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 _WIDTH_OF_FILES = 120  # columns where the output is no terminal
+_LONGEST = 1000  # characters of a message; values that it quotes may be of any length
 
 
 def console(stream: TextIO) -> Console:
-    """A console on a stream; files and pipes get a fixed width."""
-    return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_FILES, highlight=False)
+    """Return a console on a stream; files and pipes get a fixed width, and brackets in names are no markup."""
+    width = None if stream.isatty() else _WIDTH_OF_FILES
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def one_line(message: str) -> str:
+    """Return a message without line breaks and control characters, and cut where it is very long."""
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
 
 
 def print_error(message: str) -> None:
-    """One red line on stderr, whatever line breaks the message has."""
-    line = " ".join(message.split())
-    console(sys.stderr).print(Text(f"error: {line}", style="red"), soft_wrap=True)
+    """Print one red line on stderr."""
+    target = console(sys.stderr)
+    _print_text(target, Text(f"error: {one_line(message)}", style="red"), whole=not target.is_terminal)
+
+
+def _print_text(target: Console, text: Text, *, whole: bool) -> None:
+    """Print a sentence, wrapped between words only: paths are for copying.
+
+    Args:
+        target: Where.
+        text: The sentence.
+        whole: Leave it on one line; a terminal breaks it where it ends, and copies it without the break.
+    """
+    if not whole:
+        lines = textwrap.fill(text.plain, target.width, break_long_words=False, break_on_hyphens=False)
+        text = Text(lines, style=text.style, spans=text.spans)
+    target.print(text, soft_wrap=True)
 
 
 class Output:
-    """What a command talks through.
+    """Where a command sends its results and remarks.
 
     Args:
         as_json: Results go to stdout as one JSON object, tables nowhere.
@@ -48,37 +73,65 @@ class Output:
         self.err = console(stderr)
 
     def show(self, *renderables: RenderableType) -> None:
-        """Prints for people; nothing where JSON is asked for."""
+        """Print sentences and tables for people; nothing where JSON is asked for."""
         if not self.as_json:
             for renderable in renderables:
-                self.out.print(renderable)
+                if isinstance(renderable, str | Text):
+                    _print_text(self.out, Text.assemble(renderable), whole=False)
+                else:
+                    self.out.print(renderable)
+
+    def show_whole(self, line: str) -> None:
+        """Print a line for people that is not wrapped, such as a command to copy."""
+        if not self.as_json:
+            _print_text(self.out, Text(line), whole=True)
 
     def result(self, data: Mapping[str, Any]) -> None:
-        """Prints the result for machines where JSON is asked for; called once per command."""
+        """Print the result for machines where JSON is asked for; called once per command.
+
+        Args:
+            data: JSON-able; numbers that are not finite become null, since JSON has none.
+        """
         if self.as_json:
-            self._stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
 
     def note(self, text: str) -> None:
-        """A remark on stderr."""
-        self.err.print(Text(text, style="dim"), soft_wrap=True)
+        """Print a remark on stderr."""
+        self._remark(Text(one_line(text), style="dim"))
 
     def warn(self, text: str) -> None:
-        """A warning on stderr."""
-        self.err.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+        """Print a warning on stderr."""
+        self._remark(Text(f"warning: {one_line(text)}", style="yellow"))
+
+    def _remark(self, text: Text) -> None:
+        _print_text(self.err, text, whole=not self.err.is_terminal)
 
     def status(self, text: str) -> Any:
-        """A context manager that shows what is going on, with ``update``, while it lasts."""
-        return self.err.status(text)
+        """Return a context manager that shows what is going on, with ``update``, while it lasts."""
+        return self.err.status(Text(one_line(text)))
 
     def progress(self) -> Progress:
-        """Bars on stderr, gone when they are done."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        """Return bars on stderr, gone when they are done."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         return Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 @contextlib.contextmanager
 def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Output]:
-    """Sets up and puts back what the global options ask for.
+    """Set up and put back what the global options ask for.
 
     Args:
         as_json: See ``Output``; libraries that print to stdout print to stderr meanwhile.
@@ -109,7 +162,7 @@ def _logging(output: Output) -> Iterator[None]:
     from rich.logging import RichHandler
 
     logger = logging.getLogger("norton_plugin")
-    handler, level = RichHandler(console=output.err, show_path=False), logger.level
+    handler, level = RichHandler(console=output.err, show_path=False, show_time=output.err.width >= 80), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -121,7 +174,7 @@ def _logging(output: Output) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Sets torch's CPU threads and puts them back."""
+    """Set torch's CPU threads and puts them back."""
     import torch
 
     before = torch.get_num_threads()

@@ -13,11 +13,13 @@ from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.recipe import Recipe
 
 RECIPE = "recipe.yaml"  # its name beside an artefact
+_LARGEST = 2**20  # bytes
+_DEEPEST = 20  # tables and lists in one another; a recipe has three
 Changes = Mapping[str, Mapping[str, Any]]
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Reads a recipe from YAML or JSON.
+    """Read a recipe from YAML or JSON.
 
     Raises:
         RecipeError: The file cannot be read, is neither, or holds settings that do not fit.
@@ -25,11 +27,17 @@ def read_recipe(path: Path) -> Recipe:
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise RecipeError(f"recipe {str(path)!r} has the suffix {path.suffix!r}; expected .yaml, .yml or .json")
     try:
+        if path.stat().st_size > _LARGEST:
+            raise RecipeError(f"recipe {str(path)!r} is larger than {_LARGEST} bytes; a recipe has a few lines")
         text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = json.loads(text) if path.suffix == ".json" else _read_yaml(text)
     except OSError as error:
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise RecipeError(f"recipe {str(path)!r} is nested too deeply; a recipe is a table of tables") from error
     except (ValueError, yaml.YAMLError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"recipe {str(path)!r} is damaged: {error}") from error
     try:
         return Recipe.from_dict({} if data is None else data)
@@ -37,8 +45,20 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"in {path}: {error}") from error
 
 
+def _read_yaml(text: str) -> Any:
+    """Read YAML without aliases, a few lines of which can stand for more than a memory holds."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise RecursionError
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"the alias *{event.anchor}; write the value out")
+    return yaml.safe_load(text)
+
+
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Writes a recipe as YAML, every setting named.
+    """Write a recipe as YAML, every setting named.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -50,7 +70,7 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def merge(recipe: Recipe, changes: Changes, *, verify: bool | None = None) -> Recipe:
-    """Puts command line options over a recipe.
+    """Put command line options over a recipe.
 
     Args:
         recipe: From a file, or the default one.

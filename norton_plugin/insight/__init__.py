@@ -1,12 +1,19 @@
-"""What a compression came to, for the eye: tables for the terminal and plots."""
+"""What a model consists of and what a compression came to: inspection, tables for the terminal and plots."""
 
+from norton_plugin.insight.fitted_table import Column, FittedTable
+from norton_plugin.insight.inspection import InspectedLayer, Inspection, inspect_model
 from norton_plugin.insight.numbers import change, percent, short
 from norton_plugin.insight.plots import TradeOffPoint, plot_trade_off
 from norton_plugin.insight.tables import layers_table, skipped_table, totals_table
 
 __all__ = [
+    "Column",
+    "FittedTable",
+    "InspectedLayer",
+    "Inspection",
     "TradeOffPoint",
     "change",
+    "inspect_model",
     "layers_table",
     "percent",
     "plot_trade_off",

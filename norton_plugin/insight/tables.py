@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from rich import box
-from rich.table import Table
-
+from norton_plugin.insight.fitted_table import Column, FittedTable
 from norton_plugin.insight.numbers import change, percent, short
 from norton_plugin.pipeline import CompressionReport, LayerReport
 
 _SHOWN = 4
+_LAYER_COLUMNS = (
+    Column("layer"),
+    Column("kind", optional=1),
+    Column("rank", number=True),
+    Column("NMSE", number=True),
+    Column("channels\nkept", number=True),
+    Column("MACs", number=True),
+    Column("after", number=True),
+    Column("change", number=True),
+    Column("parameters", number=True, optional=2),
+    Column("after", number=True, optional=3),
+)
+_SKIPPED_COLUMNS = (Column("phase"), Column("code"), Column("reason"), Column("layers", number=True), Column("names"))
 
 
-def plain_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
-    """An empty table in the house's look.
-
-    Args:
-        title: Above the table.
-        left: Headings of the first columns, aligned left.
-        right: Headings of the columns after them, aligned right, never wrapped.
-    """
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in left:
-        table.add_column(heading, overflow="fold")
-    for heading in right:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def totals_table(report: CompressionReport) -> Table:
+def totals_table(report: CompressionReport) -> FittedTable:
     """MACs and parameters of the whole model, before, after and down by."""
-    table = plain_table("Totals", [""], ["before", "after", "change"])
+    table = FittedTable("Totals", [Column(""), *(Column(h, number=True) for h in ("before", "after", "change"))])
     for name, before, after in (
         ("MACs", report.macs_before, report.macs_after),
         ("parameters", report.parameters_before, report.parameters_after),
@@ -40,15 +33,14 @@ def totals_table(report: CompressionReport) -> Table:
     return table
 
 
-def layers_table(report: CompressionReport, *, all_layers: bool = False) -> Table:
+def layers_table(report: CompressionReport, *, all_layers: bool = False) -> FittedTable:
     """Layer by layer what changed.
 
     Args:
         report: Of ``compress``.
         all_layers: Also those that stayed as they were.
     """
-    headings = ["rank", "NMSE", "channels kept", "MACs", "after", "change", "parameters", "after"]
-    table = plain_table("Layers", ["layer", "kind"], headings)
+    table = FittedTable("Layers", _LAYER_COLUMNS)
     for layer in report.layers:
         if all_layers or _changed(layer):
             table.add_row(
@@ -66,12 +58,9 @@ def layers_table(report: CompressionReport, *, all_layers: bool = False) -> Tabl
     return table
 
 
-def skipped_table(report: CompressionReport) -> Table:
+def skipped_table(report: CompressionReport) -> FittedTable:
     """Every reason for which something was left as it was, with the names it holds for."""
-    table = plain_table(
-        "Left as they were (docs/reasons.md explains each code)", ["phase", "code", "reason"], ["layers"]
-    )
-    table.add_column("names", overflow="fold")
+    table = FittedTable("Left as they were (docs/reasons.md explains each code)", _SKIPPED_COLUMNS)
     for phase, entries in (("decomposition", report.decomposition.skipped), ("pruning", report.pruning.skipped)):
         reasons: dict[tuple[str, str], list[str]] = {}
         for entry in entries:

@@ -50,7 +50,7 @@ def test_wrong_usage_is_one_line_and_code_2(norton, arguments, quoted):
 
 
 def test_a_failure_is_one_line_and_code_1(norton, monkeypatch):
-    monkeypatch.setattr("norton_plugin.cli.inspection.count_cost", lambda *_: 1 / 0)
+    monkeypatch.setattr("norton_plugin.insight.inspection.count_cost", lambda *_: 1 / 0)
     answer = norton("inspect", "demo:digits")
     assert answer.code == 1
     assert answer.err == "error: ZeroDivisionError: division by zero (-v shows where)\n"
@@ -63,7 +63,7 @@ def test_an_interrupt_is_code_130(norton, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("norton_plugin.cli.inspection.count_cost", interrupt)
+    monkeypatch.setattr("norton_plugin.insight.inspection.count_cost", interrupt)
     answer = norton("inspect", "demo:digits")
     assert (answer.code, answer.err.strip()) == (130, "error: interrupted")
 

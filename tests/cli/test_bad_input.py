@@ -123,7 +123,7 @@ def test_source(refused, source, quoted):
         ("r.json", "{", "is damaged"),
         ("r.yaml", "- 2", "expected a table of settings"),
         ("r.toml", "", "has the suffix '.toml'"),
-        ("absent.yaml", None, "cannot be read"),
+        ("absent.yaml", None, "is not a file: it is not there"),
     ],
 )
 def test_recipe_file(refused, tmp_path, name, text, quoted):

@@ -116,8 +116,8 @@ def test_single_stage(norton, config, tmp_path):
     ("arguments", "message"),
     [
         (["inspect", "--num-classes", 3], "num_classes of a detector is set in its config"),
-        (["evaluate", "--data", "nowhere"], "is a detector, and this command works on classifiers"),
-        (["finetune", "--data", "nowhere", "-o", "out"], "is a detector, and this command works on classifiers"),
+        (["evaluate", "--data", "."], "is a detector, and this command works on classifiers"),
+        (["finetune", "--data", ".", "-o", "out"], "is a detector, and this command works on classifiers"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

@@ -92,7 +92,7 @@ def test_dense_source_with_a_teacher(norton, digit_folder, tmp_path):
         (["--epochs", 0], "epochs is 0"),
         (["--lr", 0], "lr is 0"),
         (["--optimizer", "Adagrad"], "optimizer is 'Adagrad'"),
-        (["--teacher", "nowhere.pth"], "checkpoint 'nowhere.pth' is not a file"),
+        (["--teacher", "nowhere.pth"], "--teacher 'nowhere.pth' is not a file"),
         (["--val", "nowhere"], "'nowhere' is not a folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demonstration itself: digits, a small network, three compressed ones, fine-tuned and compared."""
+"""The run of the demonstration: digits, a small network, three compressed ones, fine-tuned and compared."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.artifact import save
+from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
 from norton_plugin.deploy import compare_latency, lower_, select_forms_
 from norton_plugin.errors import ArtifactError
 from norton_plugin.insight import TradeOffPoint, plot_trade_off
@@ -33,75 +33,6 @@ _TRAINING = FinetuneSettings(
 _TUNING = FinetuneSettings(epochs=10, lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
 _LATENCY_BATCH = 64
 _LATENCY_ROUNDS = 31
-
-
-@dataclass(frozen=True)
-class DenseResult:
-    """The trained network.
-
-    Attributes:
-        accuracy: On the test images, in percent.
-        macs: Of one image.
-        parameters: Numbers in its parameters.
-        seconds: Training time.
-    """
-
-    accuracy: float
-    macs: int
-    parameters: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class CompressedResult:
-    """One compressed network.
-
-    Attributes:
-        name: Of its artefact.
-        recipe: Rank and keep ratio in words.
-        accuracy_before: After re-estimation of BatchNorm statistics, before fine-tuning, in percent.
-        accuracy_after: After fine-tuning, in percent.
-        macs: Of one image.
-        parameters: Numbers in its parameters.
-        latency_ratio: The dense network's latency over its own.
-        seconds: Compression and fine-tuning time.
-    """
-
-    name: str
-    recipe: str
-    accuracy_before: float
-    accuracy_after: float
-    macs: int
-    parameters: int
-    latency_ratio: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """All numbers of the demonstration.
-
-    Attributes:
-        dense: The trained network.
-        compressed: The compressed ones, largest first.
-        train_images: Number of training images.
-        test_images: Number of test images.
-        latency_batch: Images per timed call.
-        seed: Of all random choices.
-        quick: Whether training was cut short.
-    """
-
-    dense: DenseResult
-    compressed: tuple[CompressedResult, ...]
-    train_images: int
-    test_images: int
-    latency_batch: int
-    seed: int
-    quick: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -134,7 +65,7 @@ class _Digits:
 
 
 def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_note: Callable[[str], None]) -> DemoResult:
-    """Trains, compresses, fine-tunes, measures and writes everything into a directory.
+    """Train, compress, fine-tune, measure and write everything into a directory.
 
     Args:
         directory: Gets one artefact per compressed network, ``demo.png`` and ``demo.json``.
@@ -232,7 +163,7 @@ def _compress(
 
 
 def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tensor) -> tuple[float, ...]:
-    """The dense network's latency over each lowered candidate's, all timed in turn on the same images."""
+    """Measure the dense network's latency over each lowered candidate's, all timed in turn on the same images."""
     lowered = [copy.deepcopy(made.model) for made in candidates]
     for model in lowered:
         select_forms_(model, images)

@@ -1,4 +1,4 @@
-"""What is installed, whether it works together, and how to mend what does not."""
+"""The environment: what is installed, whether it works together, and how to fix what does not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finding:
 
 
 def diagnose(requirements: list[str] | None = None) -> list[Finding]:
-    """Looks at Python and at every dependency: is it there, in range, and can it be imported.
+    """Look at Python and at every dependency: is it there, in range, and can it be imported.
 
     Args:
         requirements: Requirement strings, with the marker ``extra == "..."`` where optional; those of the installed
@@ -66,7 +66,7 @@ def diagnose(requirements: list[str] | None = None) -> list[Finding]:
 
 
 def _parsed(lines: list[str]) -> Iterator[tuple[Requirement, str | None]]:
-    """Requirements that hold here, with the extra that asks for them; tools of development are left out."""
+    """Yield requirements that hold here, with the extra that asks for them; tools of development are left out."""
     for line in lines:
         requirement = Requirement(line)
         extra = None

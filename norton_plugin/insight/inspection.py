@@ -1,4 +1,4 @@
-"""What a model consists of, as far as compression is concerned."""
+"""Inspection: the layers of a model, their cost, and which of them can be decomposed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Inspection:
 def inspect_model(
     model: nn.Module, example_inputs: Any, *, scope: Scope | None = None, forward_fn: ForwardFunction | None = None
 ) -> Inspection:
-    """Looks at every layer; the model is not changed.
+    """Look at every layer; the model is not changed.
 
     Args:
         model: Any model.
