@@ -68,7 +68,9 @@ class Output:
 
     def status(self, text: str) -> Any:
         """A context manager that shows what is going on, with ``update``, while it lasts."""
-        return self.err.status(text)
+        # Before rich 14.3 a status leaves an empty line where stderr is no terminal.
+        console = self.err if self.err.is_terminal else Console(quiet=True)
+        return console.status(text)
 
     def progress(self) -> Progress:
         """Bars on stderr, gone when they are done."""
