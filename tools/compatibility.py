@@ -61,8 +61,8 @@ _OLDER = """Older versions of torch, found by installing them:
 | 2.1 | `torch.utils._pytree.tree_leaves`: nothing can be imported |
 
 2.4 and 2.5 were not tried: 2.6 is asked for because it is the first in which `weights_only=True` keeps its promise
-(CVE-2025-32434). Before, a checkpoint could run code when it was read. torch-pruning 1.5.1 has no `pruner.BasePruner`,
-and typer 0.12 does not work with the click of today.
+(CVE-2025-32434). Before, a checkpoint could run code when it was read. torch-pruning 1.5.1 has no `pruner.BasePruner`;
+typer 0.16 does not work with the click of today.
 
 The extra `mmdet` is tested with the pins of `tools/constraints.txt` alone (mmcv is built from source for every torch),
 so its lower bounds are the versions tested: mmengine is in the table above, mmcv 2.1.0, mmdet 3.3.0.

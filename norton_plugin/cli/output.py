@@ -108,7 +108,9 @@ class Output:
 
     def status(self, text: str) -> Any:
         """Return a context manager that shows what is going on, with ``update``, while it lasts."""
-        return self.err.status(Text(one_line(text)))
+        # Before rich 14.3 a status leaves an empty line where stderr is no terminal.
+        shown = self.err if self.err.is_terminal else Console(quiet=True)
+        return shown.status(Text(one_line(text)))
 
     def progress(self) -> Progress:
         """Return bars on stderr, gone when they are done."""
