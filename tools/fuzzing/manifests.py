@@ -78,16 +78,16 @@ def run(state: State, rng: random.Random, number: int) -> Result:
     seal = seal or not state.covered[known.name].keys() <= edit.data.keys()
     directory = scratch_copy(known, state.folder)
     try:
-        kind = rng.random() if odd else 1.0
+        kind, fits = rng.random() if odd else 1.0, True
         if kind < 0.06:
             seal = False
             _write_odd_file(rng, known, directory / MANIFEST)
         elif kind < 0.2:
             seal = True
-            _write_weights(state, rng, known, directory)
+            fits = _write_weights(state, rng, known, directory)
         else:
             _write(state, known, edit, directory, seal=seal)
-        return _examine(known, directory, trusted=seal)
+        return _examine(known, directory, trusted=seal, fits=fits)
     finally:
         remove(directory)
 
@@ -101,13 +101,14 @@ def _write(state: State, known: Known, edit: Edit, directory: Path, *, seal: boo
     replace_file(directory / MANIFEST, render(data).encode(errors="surrogatepass"))
 
 
-def _write_weights(state: State, rng: random.Random, known: Known, directory: Path) -> None:
-    """Write an edited file of weights, and the manifest with its hash."""
-    content, label = edited_weights(rng, known.directory / WEIGHTS)
-    note(f"{known.name}, weights: {label}")
-    replace_file(directory / WEIGHTS, content)
-    data = sealed(known.data, state.covered[known.name], content)
+def _write_weights(state: State, rng: random.Random, known: Known, directory: Path) -> bool:
+    """Write an edited file of weights, and the manifest with its hash; returns whether a model may take it."""
+    edit = edited_weights(rng, known.directory / WEIGHTS)
+    note(f"{known.name}, weights: {edit.label}")
+    replace_file(directory / WEIGHTS, edit.content)
+    data = sealed(known.data, state.covered[known.name], edit.content)
     replace_file(directory / MANIFEST, render(data).encode())
+    return edit.fits
 
 
 def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
@@ -128,7 +129,7 @@ def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
         path.write_bytes(contents.get(kind, {"empty": b"", "null": b"null", "list": b"[]"}.get(kind, b"")))
 
 
-def _examine(known: Known, directory: Path, *, trusted: bool) -> Result:
+def _examine(known: Known, directory: Path, *, trusted: bool, fits: bool) -> Result:
     """Give the artefact to the library and to the command line."""
     refused = 0
     read = attempt("read_manifest", artifact.read_manifest, directory, bounded=True)
@@ -143,6 +144,8 @@ def _examine(known: Known, directory: Path, *, trusted: bool) -> Result:
                 raise Wrong("rebuild returned something that is no model", repr(rebuilt.value)[:200])
     loaded = attempt("load", artifact.load, directory, known.dense, bounded=True)
     refused += loaded.refused
+    if not loaded.refused and not fits:
+        raise Wrong("load took weights that do not fit the model")
     if not loaded.refused:
         _check_loaded(known, loaded.value, trusted=trusted)
     printed = attempt("inspect", run_command, ["inspect", str(directory)]).value

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fuzzing.sealing import digest
 from fuzzing.watch import MODULE, Bait
 
 _HARMLESS = (
@@ -167,7 +168,19 @@ def attacks(bait: Bait) -> list[tuple[str, Program]]:
         ("a dtype built anew", built(called("numpy", "dtype", "f8"), (3, "|", None, None, None, 8, 1, 63))),
         ("methods in place of a buffer's", _message_hub(history(_statistics_methods={"min": 5}, max_length="x"))),
     ]
-    return [(name, program) for name, program in found] + [(f"{n} as weights", _as_weights(p)) for n, p in found]
+    as_weights = [(f"{name} as weights", _as_weights(program)) for name, program in found]
+    return found + as_weights + [(f"the structure {each!r:.60}", _as_structure(each)) for each in _structures(bait)]
+
+
+def _structures(bait: Bait) -> Iterator[Any]:
+    """What a checkpoint may say of its model; ``norton export-config`` writes it into a config, which is Python."""
+    path = str(bait.ran).replace("-", "'+chr(45)+'")  # its name is to show when the code runs, not when it is written
+    code = f"__import__('pathlib').Path('{path}').touch()"
+    yield from ({}, [], "text", 5, {"modules": 5}, {"modules": [5]}, {"version": 1, "source": {}, "modules": []})
+    for text in (f"a': {code}, 'b", f"a={code}, b", f"'+{code}+'", f"\n{code}\n", f"{{{{$NONE:'+{code}+'}}}}", "\\"):
+        yield {"version": 1, "source": {text: [1]}, "modules": []}
+        yield {"version": 1, "source": {"a b": text}, "modules": []}
+        yield {"version": 1, "source": {}, "modules": [{"names": [text], "resize": {}, "attributes": {text: text}}]}
 
 
 def _latin(data: bytes) -> Program:
@@ -178,6 +191,12 @@ def _latin(data: bytes) -> Program:
 def _message_hub(value: Program) -> Program:
     hub = {"log_scalars": {"train/loss": value}, "runtime_info": {"value": value}, "resumed_keys": {"train/loss": True}}
     return Program(constant({"message_hub": hub, "state_dict": {"weight": tensor(2)}, "meta": {"epoch": 1}}))
+
+
+def _as_structure(structure: Any) -> Program:
+    """A compressed checkpoint of mmengine with this structure and its hash."""
+    norton = {"structure": structure, "structure_hash": digest(structure), "recipe": {}}
+    return Program(constant({"state_dict": {"weight": tensor(2)}, "meta": {"norton": norton}}))
 
 
 def _as_weights(value: Program) -> Program:

@@ -76,8 +76,7 @@ def run(state: State, rng: random.Random, number: int) -> Result:
     if state.resume is not None:
         _check_resume(state.resume, path)
     if state.export is not None:
-        attempt("export_config", state.export, state.folder / "config.py", path, exported)
-        exported.unlink(missing_ok=True)
+        _check_export(state.export, state.folder / "config.py", path, exported)
     return REFUSED if answer.refused else OK
 
 
@@ -121,6 +120,22 @@ def _check_resume(resume: Callable[[Path], Any], path: Path) -> None:
             raise Wrong("an array of objects came out of a checkpoint", f"shape {value.shape}")
     with contextlib.suppress(Exception):  # a crash is what counts
         copy.deepcopy(content)
+
+
+def _check_export(export: Callable[[Path, Path, Path], Any], config: Path, path: Path, exported: Path) -> None:
+    """Write a config for the checkpoint, and read it as any tool of OpenMMLab would."""
+    from mmengine.config import Config
+
+    try:
+        if attempt("export_config", export, config, path, exported).refused:
+            return
+        with armed() as seen, contextlib.suppress(Exception):
+            Config.fromfile(exported)
+        touched = trace(seen)
+        if touched is not None:
+            raise Wrong(f"the exported config {touched[0]}", touched[1])
+    finally:
+        exported.unlink(missing_ok=True)
 
 
 def _parts(value: Any, depth: int) -> list[Any]:

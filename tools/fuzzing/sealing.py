@@ -30,12 +30,13 @@ def _expanded(text: str) -> str:
     return text.replace(f'"{DEEP}"', deep).replace(f'"{DIGITS}"', "9" * _LENGTH)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON."""
     text = _expanded(json.dumps(value, sort_keys=True, separators=(",", ":")))
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def file_digest(content: bytes) -> str:
+def filedigest(content: bytes) -> str:
     """SHA-256 of a file of weights."""
     return hashlib.sha256(content).hexdigest()
 
@@ -50,11 +51,11 @@ def covered_by_hashes(data: Mapping[str, Any], weights: bytes) -> Covered:
     others = [key for key in data if key not in hashes]
     covered: Covered = {}
     for key, value in hashes.items():
-        if value == file_digest(weights):
+        if value == filedigest(weights):
             covered[key] = ()
             continue
         for keys in _subsets([*others, *(each for each in hashes if each != key)]):
-            if value in (_digest(_part(data, keys)), _digest({name: data[name] for name in keys})):
+            if value in (digest(_part(data, keys)), digest({name: data[name] for name in keys})):
                 covered[key] = keys
                 break
         else:
@@ -78,5 +79,5 @@ def sealed(data: Mapping[str, Any], covered: Covered, weights: bytes) -> dict[st
     for _ in covered:  # a hash may cover another one
         for key, keys in covered.items():
             if key in read and all(name in read for name in keys):
-                result[key] = read[key] = _digest(_part(read, keys)) if keys else file_digest(weights)
+                result[key] = read[key] = digest(_part(read, keys)) if keys else filedigest(weights)
     return result

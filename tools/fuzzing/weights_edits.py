@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,17 +19,30 @@ _DTYPES = (
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def edited_weights(rng: random.Random, path: Path) -> tuple[bytes, str]:
+@dataclass(frozen=True)
+class EditedWeights:
+    """A file of weights after an edit.
+
+    Attributes:
+        content: Of the file.
+        label: What was done, for people.
+        fits: Whether a model may take it: every name and shape is there, and what was a float is one.
+    """
+
+    content: bytes
+    label: str
+    fits: bool
+
+
+def edited_weights(rng: random.Random, path: Path) -> EditedWeights:
     """Edit a file of weights; the manifest's hash is to be made to fit.
 
     Args:
         rng: Decides.
         path: The sound file; not changed.
-
-    Returns:
-        The new content, and what was done.
     """
-    tensors = load_file(path)
+    sound = load_file(path)
+    tensors = dict(sound)
     name = rng.choice(list(tensors))
     kind = rng.choice(
         ("dtype", "dtype", "all dtypes", "missing", "more", "shape", "empty", "rename", "header", "nothing")
@@ -36,7 +50,7 @@ def edited_weights(rng: random.Random, path: Path) -> tuple[bytes, str]:
     if kind == "header":
         return _odd_header(rng, path.read_bytes())
     if kind == "nothing":
-        return save({}), "no tensors"
+        return EditedWeights(save({}), "no tensors", False)
     dtype = rng.choice(_DTYPES)
     if kind == "dtype":
         tensors[name] = tensors[name].to(dtype)
@@ -52,7 +66,14 @@ def edited_weights(rng: random.Random, path: Path) -> tuple[bytes, str]:
         tensors[name] = torch.zeros(0)
     else:
         tensors[f"x{name}"] = tensors.pop(name)
-    return save(_apart(tensors)), f"{kind} {name} {dtype}"
+    return EditedWeights(save(_apart(tensors)), f"{kind} {name} {dtype}", _fits(tensors, sound))
+
+
+def _fits(tensors: dict[str, Tensor], sound: dict[str, Tensor]) -> bool:
+    return tensors.keys() == sound.keys() and all(
+        tensors[key].shape == own.shape and (tensors[key].dtype in FLOATS or not own.is_floating_point())
+        for key, own in sound.items()
+    )
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -60,14 +81,15 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _odd_header(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-    """A header that promises what the file does not hold."""
+def _odd_header(rng: random.Random, content: bytes) -> EditedWeights:
+    """A header that promises what the file does not hold; some of its changes do no harm."""
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
     name = rng.choice([key for key in header if key != "__metadata__"])
     kind = rng.choice(("length", "shape", "offsets", "dtype", "metadata", "twice"))
     if kind == "length":
-        return rng.choice((0, 1, 2**40, 2**64 - 1)).to_bytes(8, "little") + content[8:], "a header of another length"
+        length = rng.choice((0, 1, 2**40, 2**64 - 1)).to_bytes(8, "little")
+        return EditedWeights(length + content[8:], "a header of another length", False)
     if kind == "shape":
         header[name]["shape"] = rng.choice(([2**40], [2**32, 2**32], [-1], [], [0]))
     elif kind == "offsets":
@@ -79,4 +101,4 @@ def _odd_header(rng: random.Random, content: bytes) -> tuple[bytes, str]:
     text = json.dumps(header)
     if kind == "twice":
         text = text[:-1] + f", {json.dumps(name)}: {json.dumps(header[name])}}}"
-    return len(text).to_bytes(8, "little") + text.encode() + data, f"header: {kind} of {name}"
+    return EditedWeights(len(text).to_bytes(8, "little") + text.encode() + data, f"header: {kind} of {name}", True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mmengine.infer.infer
@@ -29,24 +29,59 @@ _FUNCTION = "_load_checkpoint_to_model"
 # The function, and the two modules that imported it by name.
 _HOLDERS = (mmengine.runner.checkpoint, mmengine.runner.runner, mmengine.infer.infer)
 _FORMS = ("form", "training_form")
+# A structure is written into configs, which are Python: mmengine puts quotes around keys as they are, and replaces
+# {{...}} in the text of a config before it runs it.
+_UNSAFE = frozenset("'\"\\{}")
 
 
-def stored(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+def stored(checkpoint: Any) -> dict[str, Any] | None:
     """What this package wrote into a checkpoint, or None.
 
+    Args:
+        checkpoint: What a file holds that may come from anyone.
+
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: It is damaged, or holds text that no structure has.
     """
-    meta = checkpoint.get("meta")
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     entry = meta.get(KEY) if isinstance(meta, Mapping) else None
     if entry is None:
         return None
     if not isinstance(entry, Mapping) or "structure" not in entry:
         raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: it names no structure")
-    structure = entry["structure"]
-    if structure is not None and structure_hash(structure) != entry.get("structure_hash"):
-        raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: the structure does not match its hash")
+    if entry["structure"] is not None:
+        _check_structure(entry["structure"], entry.get("structure_hash"))
     return dict(entry)
+
+
+def _check_structure(structure: Any, expected: Any) -> None:
+    try:
+        sound = structure_hash(structure) == expected
+    except (TypeError, ValueError, RecursionError):  # it is no JSON
+        sound = False
+    if not sound:
+        raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: the structure does not match its hash")
+    if not isinstance(structure, Mapping) or not isinstance(structure.get("modules"), list):
+        raise ArtifactError(f"meta[{KEY!r}] of the checkpoint is damaged: the structure lists no modules")
+    odd = next((text for text in _texts(structure) if _UNSAFE.intersection(text) or not text.isprintable()), None)
+    if odd is not None:
+        raise ArtifactError(
+            f"meta[{KEY!r}] of the checkpoint holds the text {odd[:80]!r}, which is no name of a module or a setting; "
+            "do not use this file"
+        )
+
+
+def _texts(structure: Any) -> Iterator[str]:
+    """All strings of JSON, keys included."""
+    pending = [structure]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            pending += value
 
 
 def mismatch(model: nn.Module, structure: Structure) -> str | None:
