@@ -130,7 +130,7 @@ def in_child(function: Callable[[], Any], *, memory: int | None = None, file_siz
 
 
 @contextmanager
-def at_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
+def at_step(number: int, act: Callable[[], None]) -> Iterator[list[str]]:
     """Calls ``act`` before one line of the code that writes artefacts is executed.
 
     Args:
@@ -138,14 +138,14 @@ def at_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
         act: Ends the process, raises, or does something else that may happen at any time.
 
     Yields:
-        A list that holds the number of lines so far.
+        The functions that the lines so far are of, in the order of execution.
     """
-    steps = [0]
+    steps: list[str] = []
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line":
-            steps[0] += 1
-            if steps[0] - 1 == number:
+            steps.append(frame.f_code.co_name)
+            if len(steps) == number + 1:
                 act()
         return local
 

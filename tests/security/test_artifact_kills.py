@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +16,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from artefacts import FILES, at_step, in_child, loaded_value, names, save_value
 
-from norton_plugin.artifact import folder_lock, read_manifest, weights
-from norton_plugin.artifact.folder import is_temporary
+from norton_plugin.artifact import WEIGHTS, folder_lock, read_manifest, weights
+from norton_plugin.artifact.folder import is_temporary, pending_name
 from norton_plugin.errors import ArtifactError
 
 OTHERS = {"NOTES.txt", "work"}
@@ -49,10 +49,17 @@ def empty(tmp_path: Path) -> Path:
     return tmp_path / "new" / "small"
 
 
-def _steps(directory: Path, value: int) -> int:
+def _steps(directory: Path, value: int) -> list[str]:
     with at_step(-1, _end) as steps:
         save_value(directory, value)
-    return steps[0]
+    return steps
+
+
+def _telling(steps: list[str]) -> list[int]:
+    """Every line of the functions that rename files, and some of the others."""
+    return sorted(
+        {n for n, name in enumerate(steps) if name in ("_replace", "_finish")} | set(range(0, len(steps), 41))
+    )
 
 
 def _check_users_files(directory: Path) -> None:
@@ -68,12 +75,11 @@ def _killed_at(directory: Path, number: int) -> None:
     assert in_child(attempt) == -signal.SIGKILL
 
 
-def _kill_while_replacing(target: Path, stride: int) -> list[int]:
-    """Kills a save before every ``stride``-th line; returns what stood there afterwards, in the order of the lines."""
+def _kill_while_replacing(target: Path, choose: Callable[[list[str]], Iterable[int]]) -> list[int]:
+    """Kills a save before the lines chosen; returns what stood there afterwards, in the order of the lines."""
     save_value(target, 1)
-    total = _steps(target, 2)
     left = []
-    for number in range(0, total, stride):
+    for number in choose(_steps(target, 2)):
         save_value(target, 1)
         _killed_at(target, number)
         left.append(loaded_value(target))
@@ -86,18 +92,17 @@ def _kill_while_replacing(target: Path, stride: int) -> list[int]:
 
 
 def test_killed_while_replacing(target: Path) -> None:
-    assert len(_kill_while_replacing(target, 19)) >= 15
+    assert len(_kill_while_replacing(target, _telling)) >= 20
 
 
 @pytest.mark.slow
 def test_killed_while_replacing_before_every_line(target: Path) -> None:
-    assert len(_kill_while_replacing(target, 1)) >= 250
+    assert len(_kill_while_replacing(target, lambda steps: range(len(steps)))) >= 250
 
 
 def test_killed_while_saving_for_the_first_time(empty: Path) -> None:
-    total = _steps(empty, 2)
     outcomes = set()
-    for number in range(0, total, 23):
+    for number in _telling(_steps(empty, 2))[::2]:
         shutil.rmtree(empty, ignore_errors=True)
         _killed_at(empty, number)
         if (empty / "norton.json").exists():
@@ -138,7 +143,7 @@ def test_killed_at_random_times(target: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OSError, MemoryError, KeyboardInterrupt])
 def test_an_error_at_any_step_leaves_one_whole_artefact(target: Path, kind: type[BaseException]) -> None:
-    total = _steps(target, 2)
+    total = len(_steps(target, 2))
 
     def fail() -> None:
         raise kind(errno.ENOSPC, "No space left on device")
@@ -160,7 +165,7 @@ def test_a_failed_first_save_leaves_no_directory(empty: Path) -> None:
     def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    total = _steps(empty, 2)
+    total = len(_steps(empty, 2))
     shutil.rmtree(empty)
     for number in range(5, total // 2, 17):
         with pytest.raises(ArtifactError, match="No space left on device"), at_step(number, fail):
@@ -214,8 +219,7 @@ def test_a_reader_between_the_two_renames_finds_the_new_weights(target: Path) ->
         seen.append((loaded_value(target), read_manifest(target).extra["value"]))
         sys.settrace(tracer)
 
-    total = _steps(target, 1)
-    for number in range(0, total, 11):
+    for number in _telling(_steps(target, 2)):
         save_value(target, 1)
         with at_step(number, look):
             save_value(target, 2)
@@ -247,6 +251,35 @@ def test_a_living_writer_is_waited_for_and_its_files_stay(target: Path, monkeypa
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert loaded_value(target) == 2 and names(target) == FILES | OTHERS
     assert loaded_value(save_value(target, 3)) == 3
+
+
+def test_a_lock_that_was_removed_counts_for_nothing(tmp_path: Path) -> None:
+    """Whoever waited for it would write together with those who come later."""
+    path = tmp_path / ".norton-lock"
+    with folder_lock._open(path) as waiting:
+        path.unlink()
+        assert folder_lock._lock(waiting, path) is None
+        with folder_lock._open(path) as first, folder_lock._open(path) as second:
+            assert folder_lock._lock(first, path) is True
+            assert folder_lock._lock(second, path) is None
+
+
+def test_weights_that_get_their_lasting_name_while_they_are_opened(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pending = target / pending_name(read_manifest(target).weights_hash)
+    (target / WEIGHTS).rename(pending)
+    opened, calls = weights.safe_open, []
+
+    def late(path: Path, **options: str) -> object:
+        calls.append(Path(path).name)
+        if len(calls) == 1:
+            pending.rename(target / WEIGHTS)
+        return opened(path, **options)
+
+    monkeypatch.setattr(weights, "safe_open", late)
+    assert loaded_value(target) == 1
+    assert calls == [pending.name, WEIGHTS]
 
 
 def test_without_locks_nothing_is_swept_and_saving_still_works(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,18 @@ def test_a_damaged_structure_changes_nothing(residual, image, damage, message):
     assert repr(model) == text and torch.equal(model(image), expected)
 
 
+def test_two_entries_about_one_shared_module_are_refused(image):
+    _, structure = compressed(Scaled().eval(), image)
+    [entry] = [entry for entry in structure["modules"] if entry["names"] == ["shared", "again.0"]]
+    structure["modules"].append({**entry, "names": ["again.0"]})
+    entry["names"] = ["shared"]
+    model = Scaled().eval()
+    text = repr(model)
+    with pytest.raises(ArtifactError, match=r"'again.0' is .*another name of 'shared'"):
+        apply_structure_(model, structure)
+    assert repr(model) == text
+
+
 def test_models_of_other_modules_have_no_structure(residual):
     other = copy.deepcopy(residual)
     other.extra = nn.ReLU()
