@@ -8,6 +8,7 @@ from norton_plugin.errors import RecipeError, SourceError
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from PIL import Image
 
@@ -32,6 +33,35 @@ def test_modes(classifier):
     assert [int(p["gt_label"]) for p in predicted] == [0, 1, 2, 1]
     assert torch.equal(torch.stack([p["pred_score"] for p in predicted]), logits.softmax(1))
     assert "gt_label" not in classifier(IMAGES, mode="predict")[0]
+
+
+class Redrawn(nn.Linear):
+    """A layer that draws new weights when it is asked to, as timm's models do."""
+
+    def init_weights(self):
+        self.weight.data.fill_(7.0)
+
+
+class Configured(BaseModule):
+    """A model of mmengine's kind, which initialises itself by its own config."""
+
+    def __init__(self):
+        super().__init__({"type": "Constant", "layer": "Linear", "val": 5.0})
+        self.fc = nn.Linear(2, 3)
+
+
+@pytest.mark.parametrize("init_cfg", [None, {"type": "Constant", "layer": "Linear", "val": 3.0}])
+@pytest.mark.parametrize("kind", [lambda: Redrawn(2, 3), Configured])
+def test_a_model_keeps_its_weights_when_a_run_starts(kind, init_cfg):
+    model = kind()
+    before, attributes = model.state_dict(), {name for name in vars(model) if "init" in name}
+    before = {name: value.clone() if init_cfg is None else value * 0 + 3 for name, value in before.items()}
+    classifier = TimmClassifier(model, init_cfg=init_cfg)
+    for _ in range(2):
+        classifier.init_weights()
+        weight = next(name for name in before if name.endswith("weight"))
+        assert torch.equal(model.state_dict()[weight], before[weight])
+    assert classifier.is_init and {name for name in vars(model) if "init" in name} == attributes
 
 
 def test_label_smoothing(classifier):

@@ -84,6 +84,17 @@ def test_every_parameter_of_a_cpd_block_moves(data):
         assert not torch.equal(before[name], model.state_dict()[name])
 
 
+def test_a_model_of_timm_starts_from_the_weights_it_has(data):
+    """mmengine's Runner asks models to initialise themselves, and those of timm draw new weights."""
+    timm = pytest.importorskip("timm", reason="needs timm: pip install 'norton-plugin[timm]'")
+    model = timm.create_model("test_resnet", in_chans=1, num_classes=3)
+    assert callable(model.init_weights)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    finetune(model, data, epochs=1, lr=1e-8, batch_size=48)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.1])
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, optimizer, ema):

@@ -51,6 +51,22 @@ class TimmClassifier(BaseModel):
         self.label_smoothing = label_smoothing
         self._teacher: Teacher | None = None
 
+    def init_weights(self) -> None:
+        """Apply ``init_cfg`` alone: the wrapped model keeps the weights it came with.
+
+        A Runner calls this before it trains, and mmengine hands the call on to every child that has such a method and
+        is not marked as initialised. The models of timm have one, which draws new weights.
+        """
+        marked = getattr(self.model, "is_init", None)
+        self.model.is_init = True  # type: ignore[assignment]
+        try:
+            super().init_weights()
+        finally:
+            if marked is None:
+                del self.model.is_init
+            else:
+                self.model.is_init = marked
+
     def set_teacher(self, teacher: nn.Module | None, *, weight: float = 0.5, temperature: float = 4.0) -> None:
         """Add knowledge distillation to the loss: (1 - weight) * cross entropy + weight * distillation.
 
