@@ -76,24 +76,23 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, 1 for a failure, 2 for bad input or usage, 128 and the number of the signal that ended it.
     """
     arguments = list(arguments)
-    with guarded_streams():
-        outcome = _attempt(arguments)
+    with guarded_streams(), interruptible() as signalled:
+        outcome = _attempt(arguments, signalled)
         if isinstance(outcome, int):
             return outcome
         outcome.tell(as_json=wants_json(arguments))
         return outcome.exit_code
 
 
-def _attempt(arguments: list[str]) -> int | Failure:
+def _attempt(arguments: list[str], signalled: Interruption) -> int | Failure:
     """Run one command line.
 
     Returns:
         Its exit code, or why it has none of its own.
     """
-    signalled = Interruption()
     try:
         sys.stdout.flush()  # no work for an output that cannot be written
-        with interruptible(signalled), ended_children():
+        with ended_children(), signalled.while_working():
             code = app(args=arguments, prog_name="norton", standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as stop:  # older typers raise it

@@ -17,7 +17,11 @@ _PANEL = "Shared options"
 
 AsJson = Annotated[
     bool,
-    typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--json",
+        help="Print the result, or the error, as JSON on stdout, and nothing else there.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Threads = Annotated[
     int | None,

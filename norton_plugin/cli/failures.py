@@ -84,9 +84,7 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, SystemExit):
         return Failure(kind, f"code of the model or of a library ended the program (exit {text or 0})", FAILURE)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return Failure(
-            kind, "the memory of this machine does not suffice; give smaller sizes or fewer workers", FAILURE
-        )
+        return Failure(kind, "out of memory; give smaller sizes or fewer workers", FAILURE)
     return Failure(kind, f"{kind}: {text} (-v shows where)" if text else f"{kind} (-v shows where)", FAILURE)
 
 

@@ -155,16 +155,25 @@ def save_model(
 
 
 def check_classifier(opened: Opened) -> None:
-    """Refuses a model that does not map images to classes.
+    """Refuse a model that does not map an image to one number per class.
 
     Raises:
-        SourceError: It is a detector.
+        SourceError: It is a detector, does not run on images of its size, or returns something else.
     """
     if opened.forward_fn is not None:
         raise SourceError(
             f"{opened.name} is a detector, and this command works on classifiers; train and test it by mmdet's own "
             "tools with the norton hook (norton export-config --help)"
         )
+    size = "x".join(map(str, opened.preprocessing.input_size))
+    try:
+        with torch.no_grad():
+            scores = opened.model(*opened.example_inputs)
+    except Exception as error:
+        raise SourceError(f"{opened.name} does not run on an input of {size}: {error}") from error
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        what = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise SourceError(f"{opened.name} returns {what} for one image; expected a tensor of shape (1, classes)")
 
 
 def check_directory(directory: Path) -> None:

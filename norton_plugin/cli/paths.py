@@ -97,6 +97,8 @@ def check_working_folder(option: str, path: Path, *, apart_from: Path | None = N
         ArtifactError: With the reason.
     """
     target = _resolved(option, path)
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in str(target)):  # how Python shows bytes that are not text
+        raise ArtifactError(f"{option} {_shown(path)} is not UTF-8, which log files need; give another name")
     if apart_from is not None:
         artefact = _resolved("the output", apart_from)
         if artefact == target or artefact in target.parents:
@@ -151,7 +153,7 @@ def _shown(path: Path) -> str:
 
 
 def _check_readable(option: str, path: Path, *, folder: bool) -> None:
-    wanted, rights = ("folder", os.R_OK | os.X_OK) if folder else ("file", os.R_OK)
+    wanted = "folder" if folder else "file"
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -159,8 +161,14 @@ def _check_readable(option: str, path: Path, *, folder: bool) -> None:
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
         other = "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "a device, pipe or socket"
         raise SourceError(f"{option} {_shown(path)} is not a {wanted}: it is {other}")
-    if not os.access(path, rights):
-        raise SourceError(f"{option} {_shown(path)} cannot be read: {_REASONS[errno.EACCES]}")
+    try:
+        if folder:
+            os.scandir(path).close()
+            os.stat(os.path.join(path, "."))  # the right to open what is in it is another one
+        else:
+            path.open("rb").close()
+    except OSError as error:
+        raise SourceError(f"{option} {_shown(path)} cannot be read: {reason(error)}") from error
 
 
 def _resolved(option: str, path: Path) -> Path:

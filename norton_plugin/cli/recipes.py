@@ -14,6 +14,7 @@ from norton_plugin.recipe import Recipe
 
 RECIPE = "recipe.yaml"  # its name beside an artefact
 _LARGEST = 2**20  # bytes
+_DEEPEST = 20  # tables and lists in one another; a recipe has three
 Changes = Mapping[str, Mapping[str, Any]]
 
 
@@ -46,7 +47,11 @@ def read_recipe(path: Path) -> Recipe:
 
 def _read_yaml(text: str) -> Any:
     """Read YAML without aliases, a few lines of which can stand for more than a memory holds."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise RecursionError
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"the alias *{event.anchor}; write the value out")
     return yaml.safe_load(text)

@@ -25,37 +25,48 @@ class Interruption:
     """Whether a signal asked the process to end.
 
     Attributes:
-        number: Of the first such signal, None where there was none.
+        working: Whether there may be something to clean up.
+        number: Of the first such signal while working, None where there was none.
         time: When it came, on the monotonic clock.
     """
 
+    working: bool = False
     number: int | None = None
     time: float = 0.0
 
+    @contextlib.contextmanager
+    def while_working(self) -> Iterator[None]:
+        """Let a signal raise KeyboardInterrupt inside; whoever enters catches it."""
+        self.working = True
+        try:
+            yield
+        finally:
+            self.working = False
+
 
 @contextlib.contextmanager
-def interruptible(state: Interruption) -> Iterator[None]:
-    """Raise KeyboardInterrupt at the first signal that asks to end, and end at once at a second one.
+def interruptible() -> Iterator[Interruption]:
+    """Raise KeyboardInterrupt at the first signal that asks to end while working, and end at once at another one.
 
     Signals that the process was started to ignore (``nohup``) stay ignored. Outside of the main thread, which alone may
     set handlers, nothing is changed.
 
-    Args:
-        state: Is told what came.
+    Yields:
+        What came, kept up to date.
     """
-    process = os.getpid()
+    state, process = Interruption(), os.getpid()
     previous: dict[int, Any] = {}
 
     def handle(number: int, _: FrameType | None) -> None:
         if os.getpid() != process:
             return  # a forked child: its parent was told as well, and ends it in order
         now = time.monotonic()
-        if state.number is None:
+        if state.working and state.number is None:
             state.number, state.time = number, now
             # torch raises an error where a process that loads data dies; from here on it may
             previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise KeyboardInterrupt
-        if now - state.time > _ONE_REQUEST:
+        if state.number is None or now - state.time > _ONE_REQUEST:
             for child in _children():
                 child.kill()
             os._exit(128 + number)
@@ -65,7 +76,7 @@ def interruptible(state: Interruption) -> Iterator[None]:
             for number in _ENDING:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     previous[number] = signal.signal(number, handle)
-        yield
+        yield state
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set in Python

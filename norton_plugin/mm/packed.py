@@ -116,7 +116,10 @@ def cache_folder() -> Path:
 def _key(root: Path, paths: Sequence[Path], size: int | tuple[int, int] | None, gray: bool) -> str:
     digest = hashlib.sha256(f"{root.expanduser().resolve()}|{size}|{gray}".encode())
     for path in paths:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:  # a link that leads nowhere
+            raise SourceError(f"{str(path)!r} cannot be read: {error.strerror}") from error
         digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return f"{root.name}-{digest.hexdigest()[:16]}"
 
@@ -143,10 +146,15 @@ def _decode(paths: Sequence[Path], size: int | tuple[int, int] | None, gray: boo
 
 
 def _store(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    draft: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as draft:
-            np.savez(draft, images=images, labels=labels)
-        os.replace(draft.name, file)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
+            draft = opened.name
+            np.savez(opened, images=images, labels=labels)
+        os.replace(draft, file)
     except OSError as error:  # a full or read-only disk costs time later, nothing else
         _log.warning("decoded images are not kept: %s", error)
+    finally:
+        if draft is not None:
+            Path(draft).unlink(missing_ok=True)  # still there where writing was cut short
