@@ -97,5 +97,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Names of the module, those not loaded yet included."""
+    """Return the names of the module, those not loaded yet included."""
     return sorted({*globals(), *_HOME})

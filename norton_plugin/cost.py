@@ -44,7 +44,7 @@ class ModelCost:
 
 @contextmanager
 def _forms(model: nn.Module, form: Form) -> Iterator[None]:
-    """Counts blocks by their factors, whichever of the equivalent forms is chosen for speed."""
+    """Count blocks by their factors, whichever of the equivalent forms is chosen for speed."""
     blocks = [(m, m.form) for m in model.modules() if isinstance(m, CPDBlock)]
     try:
         for block, _ in blocks:
@@ -56,7 +56,7 @@ def _forms(model: nn.Module, form: Form) -> Iterator[None]:
 
 
 def count_cost(model: nn.Module, call: Call) -> ModelCost:
-    """Counts one forward pass in evaluation mode; flags are restored.
+    """Count one forward pass in evaluation mode; flags are restored.
 
     CPDBlocks are counted in their three-convolution form, ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)``.
 

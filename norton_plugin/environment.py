@@ -102,7 +102,7 @@ def _distribution(requirement: Requirement, extra: str | None) -> Finding:
 
 
 def _import(module: str) -> str | None:
-    """Why a module cannot be imported, in one line, or None."""
+    """Return why a module cannot be imported, in one line, or None."""
     try:
         importlib.import_module(module)
     except Exception as error:

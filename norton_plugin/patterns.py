@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tells whether a pattern names a module.
+    """Tell whether a pattern names a module.
 
     Raises:
         RecipeError: The regular expression is not valid.
@@ -36,12 +36,12 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
-    """Tells whether any of the patterns names the module."""
+    """Tell whether any of the patterns names the module."""
     return any(matches(pattern, name) for pattern in patterns)
 
 
 def lookup(table: Mapping[str, T], name: str, default: T) -> T:
-    """The value of the last pattern in the table that names the module, so that later entries refine earlier ones."""
+    """Return the value of the last pattern in the table that names the module: later entries refine earlier ones."""
     for pattern in reversed(list(table)):
         if matches(pattern, name):
             return table[pattern]
@@ -49,7 +49,7 @@ def lookup(table: Mapping[str, T], name: str, default: T) -> T:
 
 
 def require_matches(patterns: Iterable[str], names: Sequence[str], *, what: str) -> None:
-    """Checks that every pattern names at least one layer.
+    """Check that every pattern names at least one layer.
 
     Args:
         patterns: Patterns as the user wrote them.

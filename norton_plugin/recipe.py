@@ -105,7 +105,7 @@ class _Section:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers: what JSON, YAML and mmengine configs can hold."""
+        """Return plain dicts, lists, strings and numbers: what JSON, YAML and mmengine configs can hold."""
         plain: dict[str, Any] = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
@@ -137,12 +137,12 @@ class Scope(_Section):
                 raise RecipeError(f"scope.{name} is {value!r}; expected a list of layer patterns")
 
     def admits(self, *names: str) -> bool:
-        """Whether a module may be changed: any of its names included, none excluded."""
+        """Tell whether a module may be changed: any of its names included, none excluded."""
         included = not self.include or any(matches_any(self.include, name) for name in names)
         return included and not any(matches_any(self.exclude, name) for name in names)
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises RecipeError where a pattern matches none of the names."""
+        """Raise RecipeError where a pattern matches none of the names."""
         require_matches(self.include, names, what="scope.include")
         require_matches(self.exclude, names, what="scope.exclude")
 

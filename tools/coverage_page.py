@@ -90,7 +90,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 
 def _summary(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
-    """What came of each ecosystem in one line; figures are those of the models that were pruned."""
+    """Return what came of each ecosystem in one line; figures are those of the models that were pruned."""
     table = []
     for kind in kinds:
         own = [row for row in rows if row["model"].startswith(f"{kind}:")]
@@ -107,7 +107,7 @@ def _summary(rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
 
 
 def _beside_torch_pruning(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The lists once more beside what torch-pruning does by itself, and why it fails."""
+    """Return the lists once more beside what torch-pruning does by itself, and why it fails."""
     lists, alone = json.loads(LISTS.read_text()), json.loads(ALONE.read_text())
     status = {row["model"]: row["status"] for row in rows}
     table = []
@@ -133,7 +133,7 @@ def _beside_torch_pruning(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why groups are left, the most frequent first, and which models cannot be built at all."""
+    """Return why groups are left, the most frequent first, and which models cannot be built at all."""
     groups: Counter[str] = Counter()
     models: Counter[str] = Counter()
     for row in rows:
@@ -154,7 +154,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _reasons_of(row: dict[str, Any]) -> Counter[str]:
-    """How many groups each reason keeps: by code, or by its words without figures where a row is older than codes."""
+    """Count the groups that each reason keeps: by code, or by its words in rows that are older than codes."""
     if "codes" in row:
         return Counter({f"[`{code}`](reasons.md#{code})": count for code, count in row["codes"].items()})
     found: Counter[str] = Counter()

@@ -44,7 +44,7 @@ def parse(data: bytes) -> Any:
 
 
 def _levels(data: bytes) -> int:
-    """How deep brackets are nested, those in strings not counted: the parser itself would recurse."""
+    """Return how deep brackets are nested, those in strings not counted: the parser itself would recurse."""
     without_escapes = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     brackets = b"".join(without_escapes.split(b'"')[::2])
     steps = (1 if byte in b"[{" else -1 for byte in brackets if byte in b"[]{}")

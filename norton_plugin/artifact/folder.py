@@ -30,7 +30,7 @@ def temporary_name() -> str:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name was made by saving, and is no part of a finished artefact."""
+    """Tell whether a file of this name was made by saving, and is no part of a finished artefact."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -56,7 +56,7 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_same_file(file: BinaryIO, path: Path) -> bool:
-    """Whether a path still leads to an open file; while it is open, no other file can be taken for it."""
+    """Tell whether a path still leads to an open file; while it is open, no other file can be taken for it."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:

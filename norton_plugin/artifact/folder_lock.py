@@ -72,7 +72,7 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def _lock(file: BinaryIO, path: Path) -> bool | None:
-    """Whether the file is locked now (False: it cannot be); None where somebody else holds or has removed it."""
+    """Tell whether the file is locked now (False: it cannot be); None where somebody else holds or has removed it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

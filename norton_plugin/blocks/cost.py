@@ -25,7 +25,7 @@ def conv_cost(
     *,
     output_size: tuple[int, int] = (1, 1),
 ) -> ConvCost:
-    """Cost of a dense convolution: ``N C Kh Kw Ho Wo`` MACs, ``N C Kh Kw`` parameters.
+    """Return the cost of a dense convolution: ``N C Kh Kw Ho Wo`` MACs, ``N C Kh Kw`` parameters.
 
     Args:
         filters: N.
@@ -46,7 +46,7 @@ def cpd_cost(
     input_size: tuple[int, int] = (1, 1),
     output_size: tuple[int, int] = (1, 1),
 ) -> ConvCost:
-    """Cost of the three-convolution form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` MACs.
+    """Return the cost of the three-convolution form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` MACs.
 
     The pointwise step runs before the stride, so it sees the whole input map.
 
@@ -74,7 +74,7 @@ def break_even_rank(
     input_size: tuple[int, int] | None = None,
     output_size: tuple[int, int] | None = None,
 ) -> int:
-    """Largest rank at which the decomposed layer needs fewer MACs than the dense one.
+    """Return the largest rank at which the decomposed layer needs fewer MACs than the dense one.
 
     For a 3x3 kernel at stride 1 this is just under ``9C / (C + 6)``, at stride 2 just under ``9C / (4C + 9)``.
 

@@ -116,7 +116,7 @@ class CPDBlock(nn.Module):
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
-        """Draws factors whose product has the variance of ``nn.Conv2d``'s default initialisation."""
+        """Draw factors whose product has the variance of ``nn.Conv2d``'s default initialisation."""
         kh, kw = self.kernel_size
         fan_in = self.head.shape[2] * kh * kw
         # A product of three independent factors, summed over R: variance R * s^6 = 1 / (3 fan_in).
@@ -128,7 +128,7 @@ class CPDBlock(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def init_weights(self) -> None:
-        """Does nothing: mmengine calls it on every module, and decomposed weights must survive it."""
+        """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""
 
     @property
     def factors(self) -> CPDFactors:
@@ -141,7 +141,7 @@ class CPDBlock(nn.Module):
         return torch.einsum("nrc,nrh,nrw->nchw", self.head, self.vertical, self.horizontal)
 
     def set_factors(self, factors: CPDFactors, bias: Tensor | None = None) -> None:
-        """Copies factors (and the bias, if given) into the parameters, cast to their dtype and device.
+        """Copy factors (and the bias, if given) into the parameters, cast to their dtype and device.
 
         Raises:
             SurgeryError: A shape differs from the block's.
@@ -161,7 +161,7 @@ class CPDBlock(nn.Module):
                 getattr(self, name).copy_(value)
 
     def select_(self, keep: Tensor | Sequence[int], axis: str) -> None:
-        """Keeps some filters or input channels, in place; parameters become new objects.
+        """Keep some filters or input channels, in place; parameters become new objects.
 
         Args:
             keep: Indices to keep, ascending. For ``"channels"`` of a grouped block: indices within one group's C.
@@ -212,7 +212,7 @@ class CPDBlock(nn.Module):
         return FORM_FUNCTIONS[form](x, factors, geometry)
 
     def extra_repr(self) -> str:
-        """The arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
+        """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"]
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]

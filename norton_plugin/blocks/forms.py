@@ -44,13 +44,13 @@ class BlockFactors(NamedTuple):
 
 
 def _pointwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
-    """Maps (B, C_in, H, W) to (B, N * R, H, W), the channel of component r of filter n at n * R + r."""
+    """Map (B, C_in, H, W) to (B, N * R, H, W), the channel of component r of filter n at n * R + r."""
     n, r, c = factors.head.shape
     return F.conv2d(x, factors.head.reshape(n * r, c, 1, 1), groups=geometry.groups)
 
 
 def _spatial_kernels(factors: BlockFactors) -> Tensor:
-    """The rank-one spatial kernel of every component: (N, R, Kh, Kw)."""
+    """Return the rank-one spatial kernel of every component: (N, R, Kh, Kw)."""
     return factors.vertical.unsqueeze(-1) * factors.horizontal.unsqueeze(-2)
 
 
@@ -90,7 +90,7 @@ def depthwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tenso
 
 
 def dense(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
-    """One convolution with the rebuilt weight: dear in MACs, cheap in activation memory (for training)."""
+    """Return one convolution with the rebuilt weight: dear in MACs, cheap in activation memory (for training)."""
     weight = torch.einsum("nrc,nrhw->nchw", factors.head, _spatial_kernels(factors))
     return F.conv2d(x, weight, factors.bias, *geometry)
 

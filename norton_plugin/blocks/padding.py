@@ -16,7 +16,7 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def normalise_padding(padding: PaddingRule | int | str, padding_mode: str) -> PaddingRule:
-    """Checks a padding argument and returns it as a pair or one of the named rules.
+    """Check a padding argument and return it as a pair or one of the named rules.
 
     Args:
         padding: Pixels (one or (vertical, horizontal)), ``"valid"``, ``"same"`` (torch: stride 1), or
@@ -56,7 +56,7 @@ def sides(
 
 
 def pad(x: Tensor, amounts: tuple[int, int, int, int], padding_mode: str) -> Tensor:
-    """Pads (B, C, H, W) by (left, right, top, bottom) pixels."""
+    """Pad (B, C, H, W) by (left, right, top, bottom) pixels."""
     if not any(amounts):
         return x
     return F.pad(x, amounts, mode="constant" if padding_mode == "zeros" else padding_mode)

@@ -22,7 +22,7 @@ def reestimate_batch_norm_(
     images: int = 1024,
     keep: Collection[nn.Module] = (),
 ) -> int:
-    """Replaces the running statistics of every BatchNorm by those of the given images, in place.
+    """Replace the running statistics of every BatchNorm by those of the given images, in place.
 
     Mean and unbiased variance are plain averages over the batches. Layers that are kept in evaluation mode by the
     training configuration (``norm_eval``) are re-estimated too; layers that the images do not reach keep what they

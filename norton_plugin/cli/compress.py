@@ -185,7 +185,7 @@ def compress(
 
 
 def _given(**settings: Any) -> dict[str, Any]:
-    """The options that were given."""
+    """Return the options that were given."""
     return {name: value for name, value in settings.items() if value not in (None, {}, [])}
 
 

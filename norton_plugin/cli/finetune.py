@@ -206,7 +206,7 @@ def finetune(
 
 
 def _teacher(given: str | None, opened: Opened) -> nn.Module | None:
-    """The dense original with weights."""
+    """Return the dense original with weights."""
     if given is None:
         return None
     from norton_plugin.zoo import load_checkpoint_, load_source, rebuild

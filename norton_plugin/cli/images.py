@@ -14,12 +14,12 @@ _SMALL = 64  # pixels up to which a whole data set is decoded once and kept in m
 
 
 def is_packed(preprocessing: Preprocessing) -> bool:
-    """Whether images are small and uncropped, so that they are decoded once and augmented in batches."""
+    """Tell whether images are small and uncropped, so that they are decoded once and augmented in batches."""
     return max(preprocessing.input_size[-2:]) <= _SMALL and preprocessing.crop_pct == 1.0
 
 
 def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = False) -> Any:
-    """A data set of ``mm`` from a folder with one sub-folder per class.
+    """Return a data set of ``mm`` from a folder with one sub-folder per class.
 
     Args:
         folder: The folder.

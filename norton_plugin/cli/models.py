@@ -52,7 +52,7 @@ def open_model(
     seed: int = 0,
     trust_code: bool = False,
 ) -> Opened:
-    """Builds a source, or loads an artefact.
+    """Build a source, or load an artefact.
 
     Args:
         source: As of ``zoo.load_source``, or a directory that holds an artefact.
@@ -138,7 +138,7 @@ def save_model(
     report: dict[str, Any] | None,
     extra: dict[str, Any],
 ) -> Path:
-    """Writes a model that came from ``open_model``, whatever was done to it since, as an artefact.
+    """Write a model that came from ``open_model``, whatever was done to it since, as an artefact.
 
     Args:
         directory: As of ``artifact.save``.
@@ -176,7 +176,7 @@ def check_classifier(opened: Opened) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuses an output directory before hours of work rather than after.
+    """Refuse an output directory before hours of work rather than after.
 
     Raises:
         ArtifactError: It exists and is no artefact, or a damaged one.

@@ -31,7 +31,7 @@ class FormChoice:
 
 
 def select_forms_(model: nn.Module, example_inputs: Any, *, rounds: int = 5) -> tuple[FormChoice, ...]:
-    """Measures every form of every CPDBlock on the inputs it really gets, and keeps the fastest, in place.
+    """Measure every form of every CPDBlock on the inputs it really gets, and keep the fastest, in place.
 
     The forms are measured as ``lower_`` would build them, the dense convolution among them: a lowered block is not
     slower than the convolution it replaced. Weights, state dict and outputs (up to rounding) stay as they are.

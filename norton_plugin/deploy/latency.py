@@ -31,7 +31,7 @@ class LatencyRatio:
 def compare_latency(
     calls: Sequence[Callable[[], Any]], *, rounds: int = 15, warmup: int = 2, budget: float = 30.0
 ) -> LatencyRatio:
-    """Times callables in turn, so that a busy machine hurts all alike.
+    """Time callables in turn, so that a busy machine hurts all alike.
 
     Args:
         calls: Two or more; the first is the reference.

@@ -37,7 +37,7 @@ class Pad2d(nn.Module):
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pads (B, C, H, W)."""
+        """Pad (B, C, H, W)."""
         amounts = sides(
             self.padding,
             size=(x.shape[-2], x.shape[-1]),
@@ -49,7 +49,7 @@ class Pad2d(nn.Module):
 
 
 def flushed(weight: Tensor) -> Tensor:
-    """The weight with zeros in place of subnormal numbers.
+    """Return the weight with zeros in place of subnormal numbers.
 
     Products of small factors underflow into them, and processors may compute with them many times slower. In half
     precision they reach up to 6e-5, where weights of every model lie: those stay.
@@ -60,7 +60,7 @@ def flushed(weight: Tensor) -> Tensor:
 
 
 def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple[int, int]) -> nn.Conv2d:
-    """A convolution that owns a copy of the weight (N, C, Kh, Kw)."""
+    """Return a convolution that owns a copy of the weight (N, C, Kh, Kw)."""
     filters, channels, kh, kw = weight.shape
     conv = nn.Conv2d(
         channels * groups,
@@ -79,7 +79,7 @@ def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple
 
 
 def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
-    """The convolutions that compute what a block computes.
+    """Return the convolutions that compute what a block computes.
 
     Args:
         block: Left as it is.
@@ -122,7 +122,7 @@ def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
 
 
 def lower_(model: nn.Module) -> int:
-    """Replaces every CPDBlock by the convolutions of its form, in place and in every parent.
+    """Replace every CPDBlock by the convolutions of its form, in place and in every parent.
 
     The result has other parameter names: it is for inference and export. Keep the artefact for training.
 

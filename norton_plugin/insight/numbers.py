@@ -19,10 +19,10 @@ def short(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent with one decimal: 0.125 gives ``12.5 %``."""
+    """Return a share in percent with one decimal: 0.125 gives ``12.5 %``."""
     return f"{100 * share:.1f} %"
 
 
 def change(before: float, after: float) -> str:
-    """How far a count went down or up: (200, 50) gives ``-75.0 %``; ``-`` where nothing was there before."""
+    """Return how far a count went down or up: (200, 50) gives ``-75.0 %``; ``-`` where nothing was there before."""
     return f"{100 * (after / before - 1):+.1f} %" if before else "-"

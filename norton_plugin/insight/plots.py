@@ -30,7 +30,7 @@ class TradeOffPoint:
 
 
 def plot_trade_off(path: str | Path, points: Sequence[TradeOffPoint], *, dense: float, title: str) -> Path:
-    """Draws accuracy over MACs, before and after fine-tuning.
+    """Draw accuracy over MACs, before and after fine-tuning.
 
     Args:
         path: Of the picture; its suffix names the format.
@@ -79,7 +79,7 @@ def plot_trade_off(path: str | Path, points: Sequence[TradeOffPoint], *, dense: 
 
 
 def new_figure() -> Any:
-    """An empty ``matplotlib.figure.Figure`` that needs no display.
+    """Return an empty ``matplotlib.figure.Figure`` that needs no display.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -59,7 +59,7 @@ def layers_table(report: CompressionReport, *, all_layers: bool = False) -> Fitt
 
 
 def skipped_table(report: CompressionReport) -> FittedTable:
-    """Every reason for which something was left as it was, with the names it holds for."""
+    """Return every reason for which something was left as it was, with the names it holds for."""
     table = FittedTable("Left as they were (docs/reasons.md explains each code)", _SKIPPED_COLUMNS)
     for phase, entries in (("decomposition", report.decomposition.skipped), ("pruning", report.pruning.skipped)):
         reasons: dict[tuple[str, str], list[str]] = {}

@@ -13,7 +13,7 @@ from norton_plugin.errors import SurgeryError
 
 
 def _computed_attributes(model: nn.Module) -> dict[int, Any]:
-    """Detached copies, by identity, of tensors that modules compute and keep, such as the weights of weight_norm."""
+    """Copy, detached and by identity, tensors that modules compute and keep, such as the weights of weight_norm."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
 

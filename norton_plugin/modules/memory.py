@@ -21,7 +21,7 @@ _SMALLER_EXAMPLE = "give a smaller example (one image, fewer pixels)"
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that memory could not be had."""
+    """Tell whether an error, or one that it was raised from, says that memory could not be had."""
     while True:
         if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
             return True

@@ -64,7 +64,7 @@ def row_subspaces(factor: Tensor) -> Subspaces:
 
 
 def principal_angles(a: Tensor, b: Tensor) -> Tensor:
-    """All principal angles between the row spans of two matrices, largest first.
+    """Return all principal angles between the row spans of two matrices, largest first.
 
     Small angles come from the sine form, large ones from the cosine form (Knyazev and Argentati, SIAM J. Sci.
     Comput. 23 (2002), 2009-2041). `scipy.linalg.subspace_angles`, which takes columns, is the same up to 3e-8:
@@ -99,7 +99,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 
 
 def largest_angle_matrix(factor: Tensor, *, chunk_bytes: int | None = None) -> Tensor:
-    """Largest principal angle between the row spans of every pair of filters.
+    """Return the largest principal angle between the row spans of every pair of filters.
 
     Its cosine is the smallest singular value of the product of the two bases (docs/method.md, section 2).
     Slow reference: `principal_angles(factor[i], factor[j]).max()` for each pair, or SciPy's `subspace_angles`.
@@ -168,7 +168,7 @@ def _angle_block(small: Tensor, large: Tensor, *, same: bool, chunk_bytes: int) 
 
 
 def _refine_small(angles: Tensor, near: Tensor, small: Tensor, large: Tensor, *, chunk_bytes: int) -> None:
-    """Replaces the angles marked in `near` by the sine form: largest singular value of the residual."""
+    """Replace the angles marked in `near` by the sine form: largest singular value of the residual."""
     pairs = near.nonzero()
     p, _, dim = small.shape
     step = max(1, chunk_bytes // (8 * 3 * (p + large.shape[0]) * dim))
@@ -182,7 +182,7 @@ def _refine_small(angles: Tensor, near: Tensor, small: Tensor, large: Tensor, *,
 
 
 def check_factor(factor: Tensor) -> None:
-    """Raises DecompositionError unless the factor is a finite, floating, non-empty tensor (N, R, D)."""
+    """Raise DecompositionError unless the factor is a finite, floating, non-empty tensor (N, R, D)."""
     if factor.ndim != 3 or 0 in factor.shape or not factor.is_floating_point():
         raise DecompositionError(
             f"a factor came with shape {tuple(factor.shape)} and type {factor.dtype}; expected a floating tensor "

@@ -104,7 +104,7 @@ def vector_distance(rows: Tensor, *, chunk_bytes: int | None = None) -> Pairwise
 
 
 def combine(distances: Sequence[PairwiseDistance | Tensor], *, normalise: Literal["mean", "max"] = "mean") -> Tensor:
-    """One distance matrix for channels that are removed together in several layers.
+    """Return one distance matrix for channels that are removed together in several layers.
 
     Each member is divided by its mean (or largest) off-diagonal distance, so that a layer with more factors or a
     larger angle range does not decide alone, then the members are added. A member without any non-zero distance
@@ -140,7 +140,7 @@ def combine(distances: Sequence[PairwiseDistance | Tensor], *, normalise: Litera
 
 
 def check_distance(distance: PairwiseDistance | Tensor) -> Tensor:
-    """Returns the matrix as float64 (N, N) after checking that it is one.
+    """Return the matrix as float64 (N, N) after checking that it is one.
 
     Raises:
         DecompositionError: The matrix is not square, not finite, negative somewhere, or not symmetric to within
@@ -169,7 +169,7 @@ def check_distance(distance: PairwiseDistance | Tensor) -> Tensor:
 
 
 def flatten_filters(weight: Tensor) -> Tensor:
-    """Filters (N, ...) as rows (N, D), checked.
+    """Return the filters (N, ...) as rows (N, D), checked.
 
     Raises:
         DecompositionError: The tensor is empty, not floating, not finite or has fewer than two dimensions.

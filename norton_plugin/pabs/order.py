@@ -40,7 +40,7 @@ def removal_order(distance: PairwiseDistance | Tensor) -> Tensor:
 
 
 def removal_scores(distance: PairwiseDistance | Tensor) -> Tensor:
-    """Importance of each filter; sorting it ascending gives back exactly the removal order.
+    """Return the importance of each filter; sorting it ascending gives back exactly the removal order.
 
     The score is the distance of the closest pair at the moment of removal, as a share of the largest distance in
     the matrix. It never falls along the order, since removals only take pairs away; a thousandth of the range goes
@@ -66,7 +66,7 @@ def removal_scores(distance: PairwiseDistance | Tensor) -> Tensor:
 
 
 def keep_indices(distance: PairwiseDistance | Tensor, keep: int) -> Tensor:
-    """The filters that remain when all but `keep` have been removed in `removal_order`.
+    """Return the filters that remain when all but `keep` have been removed in `removal_order`.
 
     Args:
         distance: Matrix (N, N), e.g. from `pabs_distance`.
@@ -94,7 +94,7 @@ def _as_array(distance: PairwiseDistance | Tensor) -> Array:
 
 
 def _remove_all(matrix: Array) -> tuple[NDArray[np.int64], Array]:
-    """Removal order (N,) and the closest distance at each removal (N,); the last filter repeats the one before."""
+    """Return the order (N,) and the closest distance at each removal (N,); the last filter repeats the one before."""
     count = len(matrix)
     tie = TIE * matrix.max()
     neighbours = _sorted_neighbours(matrix)
@@ -140,7 +140,7 @@ def _sorted_neighbours(matrix: Array) -> NDArray[Any]:
 def _advance(
     cursor: NDArray[np.int64], rows: NDArray[np.int64], neighbours: NDArray[Any], alive: NDArray[np.bool_]
 ) -> None:
-    """Moves the cursors of the rows forward to the nearest neighbour still alive (there is one)."""
+    """Move the cursors of the rows forward to the nearest neighbour still alive (there is one)."""
     width = neighbours.shape[1]
     while len(rows):
         window = np.minimum(cursor[rows, None] + np.arange(NEIGHBOURS_AT_A_TIME), width - 1)

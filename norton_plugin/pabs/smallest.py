@@ -17,7 +17,7 @@ TINY = 1e-300
 
 
 def smallest_singular_values(matrices: Tensor) -> Tensor:
-    """Smallest singular value of each matrix: bidiagonal form by reflections, then Laguerre's iteration.
+    """Return the smallest singular value of each matrix: bidiagonal form by reflections, then Laguerre's iteration.
 
     Slow reference: `torch.linalg.svdvals(matrices.movedim(2, 0))[:, -1]`.
 
@@ -53,7 +53,7 @@ def _bidiagonalise(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reflect(vector: Tensor, rest: Tensor) -> Tensor:
-    """Applies to `rest` (L, K, M), in place, the reflection that maps `vector` (L, M) to its first axis.
+    """Apply to `rest` (L, K, M), in place, the reflection that maps `vector` (L, M) to its first axis.
 
     Overwrites `vector`; returns its squared length (M,).
     """
@@ -70,7 +70,7 @@ def _reflect(vector: Tensor, rest: Tensor) -> Tensor:
 
 
 def _smallest_of_bidiagonal(diagonal: Tensor, above: Tensor) -> Tensor:
-    """Smallest singular values (M,) of bidiagonal matrices given by squared entries, (P, M) and (P - 1, M).
+    """Return the smallest singular values (M,) of bidiagonal matrices given by squared entries, (P, M) and (P - 1, M).
 
     Laguerre's iteration rises from zero to the smallest squared value and never passes it, but for rounding: where
     that happens (a pivot turns negative) it steps back a little and goes on at the finer scale.

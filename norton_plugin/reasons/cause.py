@@ -44,5 +44,5 @@ class Cause:
         return self.reason.advice
 
     def __str__(self) -> str:
-        """The text."""
+        """Return the text."""
         return self.text

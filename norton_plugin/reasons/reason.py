@@ -21,7 +21,7 @@ class _Entry:
 
 
 def _left(code: str, template: str, *, advice: str, example: str) -> _Entry:
-    """A reason that does not keep a model from "full": asked for, necessary, or one that no pruning can change."""
+    """Make a reason that does not keep a model from "full": asked for, necessary, or out of reach of pruning."""
     return _Entry(code, template, advice, example, blocks=False)
 
 
@@ -230,7 +230,7 @@ class Reason(Enum):
     # fmt: on
 
     def __repr__(self) -> str:
-        """The name: a member holds too many words to be printed."""
+        """Return the name: a member holds too many words to be printed."""
         return f"Reason.{self.name}"
 
     @property

@@ -13,7 +13,7 @@ _PRODUCERS = (*_CONVOLUTIONS, nn.Linear, CPDBlock)
 
 
 def check_scope(model: nn.Module, scope: Scope) -> None:
-    """Refuses a scope with a pattern that names no module.
+    """Refuse a scope with a pattern that names no module.
 
     Raises:
         RecipeError: The pattern is quoted.
@@ -22,7 +22,7 @@ def check_scope(model: nn.Module, scope: Scope) -> None:
 
 
 def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
-    """Refuses a rank for a pattern that names no convolution.
+    """Refuse a rank for a pattern that names no convolution.
 
     Raises:
         RecipeError: The pattern is quoted.
@@ -31,7 +31,7 @@ def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
 
 
 def check_keeps(model: nn.Module, pruning: Pruning) -> None:
-    """Refuses a share for a pattern that names no layer with filters: of no other layer is a share ever looked up.
+    """Refuse a share for a pattern that names no layer with filters: of no other layer is a share ever looked up.
 
     Raises:
         RecipeError: The pattern is quoted.

@@ -159,7 +159,7 @@ def _dict(what: str, value: Any) -> dict[str, Any]:
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is an integer and no bool."""
+    """Tell whether a value is an integer and no bool."""
     return type(value) is int
 
 

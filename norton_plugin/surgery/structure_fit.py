@@ -18,7 +18,7 @@ from norton_plugin.surgery.structure_entries import LARGEST, BlockEntry, ResizeE
 
 
 def may_become(old: Any, new: Any) -> bool:
-    """Whether surgery may replace one value of an attribute by another.
+    """Tell whether surgery may replace one value of an attribute by another.
 
     Args:
         old: The module's own value.

@@ -3,9 +3,9 @@
 The only package that imports the models of timm, torchvision, mmdet and scikit-learn; each is imported on first use.
 """
 
-from .checkpoint import load_checkpoint_, read_state_dict
-from .preprocessing import Preprocessing
-from .sources import ModelSource, forward_of, list_models, load_source, rebuild
+from norton_plugin.zoo.checkpoint import load_checkpoint_, read_state_dict
+from norton_plugin.zoo.preprocessing import Preprocessing
+from norton_plugin.zoo.sources import ModelSource, forward_of, list_models, load_source, rebuild
 
 __all__ = [
     "ModelSource",

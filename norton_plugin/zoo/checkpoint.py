@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import SourceError
-from .ecosystem import first_line
-from .mmengine_globals import mmengine_globals
+from norton_plugin.errors import SourceError
+from norton_plugin.zoo.ecosystem import first_line
+from norton_plugin.zoo.mmengine_globals import mmengine_globals
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.")

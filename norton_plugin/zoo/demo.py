@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, NortonError, SourceError
-from .ecosystem import Built, failed_build, no_weights, unknown_model
-from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_values, label
+from norton_plugin.errors import MissingExtraError, NortonError, SourceError
+from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights, unknown_model
+from norton_plugin.zoo.preprocessing import Preprocessing, resolve_input_size
+from norton_plugin.zoo.stored import check_values, label
 
 _SIDE = 16
 # of the training images, scaled to [0, 1] and enlarged to 16x16

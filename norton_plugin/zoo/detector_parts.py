@@ -27,12 +27,12 @@ BOXES, MASKS = 1000, 100
 
 
 def is_detector(model: nn.Module) -> bool:
-    """Whether a model is one of mmdet's detectors."""
+    """Tell whether a model is one of mmdet's detectors."""
     return isinstance(model, BaseDetector)
 
 
 def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
-    """The function that runs all traceable parts of a detector, and what it covers in words.
+    """Return the function that runs all traceable parts of a detector, and what it covers in words.
 
     Parts that cannot be run by themselves are left out: their inputs are outputs of the trace and keep their width,
     and their convolutions can still be decomposed.
@@ -52,12 +52,12 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
 
 
 def features(model: nn.Module, example: Tensor) -> Any:
-    """Runs backbone and neck alone: what is left where the dependencies of a head cannot be traced."""
+    """Run backbone and neck alone: what is left where the dependencies of a head cannot be traced."""
     return model.extract_feat(example)  # type: ignore[operator]
 
 
 def whole(model: nn.Module, example: Tensor) -> Any:
-    """Runs all of a detector that has no regions: mode ``tensor``, for images that are not padded."""
+    """Run all of a detector that has no regions: mode ``tensor``, for images that are not padded."""
     size = tuple(example.shape[-2:])
     facts = {
         "img_shape": size,
@@ -117,7 +117,7 @@ def _run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
 
 
 def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
-    """One head on constant pooled features: no gradient leads from its input to the pyramid."""
+    """Return one head on constant pooled features: no gradient leads from its input to the pyramid."""
     roi_head: Any = model.roi_head
     head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
     pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
@@ -130,7 +130,7 @@ def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: 
 
 
 def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
-    """The mask heads of a hybrid task cascade, each of which reads the features of the one before."""
+    """Return the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
     roi_head: Any = model.roi_head
     pooled, feature, predictions = _pooled(model, _extractors(roi_head, "mask")[-1], MASKS, pyramid), None, []
     for head in roi_head.mask_head:
@@ -163,7 +163,7 @@ def _as_list(modules: Any) -> list[nn.Module]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; flags come back."""
+    """Run in evaluation mode without gradients; flags come back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -175,7 +175,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _outcome(model: nn.Module, part: str, run: Trace, inputs: Any) -> Any:
-    """What a part returns; None where it cannot be run by itself, and the reason is logged."""
+    """Return what a part returns; None where it cannot be run by itself, and the reason is logged."""
     try:
         return run(model, inputs)
     except Exception as error:

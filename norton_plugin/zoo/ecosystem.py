@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ..errors import SourceError
-from .preprocessing import Preprocessing
+from norton_plugin.errors import SourceError
+from norton_plugin.zoo.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import MissingExtraError, NortonError, SourceError
-from .ecosystem import Built, failed_build, no_weights
-from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
-from .stored import check_values, label, not_trusted, shown
+from norton_plugin.errors import MissingExtraError, NortonError, SourceError
+from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights
+from norton_plugin.zoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, resolve_input_size
+from norton_plugin.zoo.stored import check_values, label, not_trusted, shown
 
 try:
     from mmengine.config import ConfigDict
     from mmengine.registry import DefaultScope
 
-    from .mmdet_configs import cause, from_json, names, read, to_json, without_downloads
+    from norton_plugin.zoo.mmdet_configs import cause, from_json, names, read, to_json, without_downloads
 except ImportError as _error:
     raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[mmdet]'") from _error
 
@@ -89,7 +89,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
     if not isinstance(given, Mapping) or len(kwargs) > 1:
         raise SourceError(f"{source} is stored with {shown(dict(kwargs))}; expected a mapping as model, alone")
     _register(name)
-    from . import mmdet_types
+    from norton_plugin.zoo import mmdet_types
 
     # An artefact brings all weights. Initialisers would only open what they name, now or when it is saved again.
     config = without_downloads(from_json(given), initialised=False)
@@ -103,7 +103,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
 
 def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, Any], Any], str]:
     """See :func:`norton_plugin.zoo.detector_parts.trace_of`."""
-    from . import detector_parts
+    from norton_plugin.zoo import detector_parts
 
     return detector_parts.trace_of(model, example)
 
@@ -117,7 +117,7 @@ def _register(name: str) -> None:
 
 
 def _assembled(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """The detector of a config that fetches nothing, in eval mode."""
+    """Return the detector of a config that fetches nothing, in eval mode."""
     from mmdet.registry import MODELS
 
     try:
@@ -137,7 +137,7 @@ def _assembled(name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _initialise_(model: Any) -> None:
-    """Gives the model the weights its training would begin with: some parameters are left unset until then."""
+    """Give the model the weights its training would begin with: some parameters are left unset until then."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # mmengine logs several lines for every parameter
     try:
@@ -147,7 +147,7 @@ def _initialise_(model: Any) -> None:
 
 
 def _allow_zero_eps_(model: nn.Module) -> None:
-    """Gives BatchNorm with eps 0, which torch 2.11 refuses, the smallest eps: added to a variance it changes no bit."""
+    """Give BatchNorm with eps 0, which torch 2.11 refuses, the smallest eps: added to a variance it changes no bit."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.eps == 0:
             module.eps = torch.finfo(torch.float32).tiny

@@ -12,8 +12,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..errors import MissingExtraError, SourceError
-from .ecosystem import failed_build, unknown_model
+from norton_plugin.errors import MissingExtraError, SourceError
+from norton_plugin.zoo.ecosystem import failed_build, unknown_model
 
 _TUPLE = "__tuple__"
 # Keys that name a file of weights to fetch while a model is built.
@@ -57,7 +57,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def without_downloads(config: Any, *, initialised: bool = True) -> Any:
-    """A copy of a model's config, as plain dicts, lists and tuples, that fetches no weights.
+    """Return a copy of a model's config, as plain dicts, lists and tuples, that fetches no weights.
 
     Args:
         config: The config, or a part of it.
@@ -84,7 +84,7 @@ def _is_pretrained(config: Any) -> bool:
 
 
 def to_json(config: Any) -> Any:
-    """What JSON keeps of a config: a tuple, which mmdet tells apart from a list, and a class, by its full name."""
+    """Return what JSON keeps of a config: tuples, which mmdet tells apart from lists, and classes by full names."""
     if isinstance(config, type):
         return f"{config.__module__}.{config.__qualname__}"
     if isinstance(config, Mapping):
@@ -96,7 +96,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(config: Any) -> Any:
-    """The inverse of :func:`to_json`."""
+    """Return the inverse of :func:`to_json`."""
     if isinstance(config, Mapping):
         if set(config) == {_TUPLE}:
             return tuple(from_json(value) for value in config[_TUPLE])
@@ -118,7 +118,7 @@ def cause(error: BaseException) -> str | None:
 
 
 def _import_modules(name: str, custom: Mapping[str, Any] | None) -> None:
-    """Imports what a config asks for, or says which package is absent."""
+    """Import what a config asks for, or say which package is absent."""
     imports = (custom or {}).get("imports") or ()
     for module in [imports] if isinstance(imports, str) else imports:
         try:
@@ -130,7 +130,7 @@ def _import_modules(name: str, custom: Mapping[str, Any] | None) -> None:
 
 
 def _with_teacher(model: dict[str, Any]) -> dict[str, Any]:
-    """Puts in place what stands in another file: the config of a teacher."""
+    """Put in place what stands in another file: the config of a teacher."""
     teacher = model.get("teacher_config")
     if isinstance(teacher, str):
         # Written relative to the folder that holds `configs`; a path of this machine would be no use in an artefact.

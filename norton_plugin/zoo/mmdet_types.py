@@ -154,7 +154,7 @@ def _registered(name: str, registry: Registry | None) -> Any:
 
 
 def _exported(name: str) -> Any:
-    """A class of torch or OpenMMLab by its full name, or by that of a package above its module that exports it."""
+    """Find a class of torch or OpenMMLab by its full name, or by that of a package above that exports it."""
     package, _, key = name.rpartition(".")
     found = vars(sys.modules[package]).get(key) if package in sys.modules else None
     own = inspect.isclass(found) and issubclass(found, nn.Module) and found.__qualname__ == key

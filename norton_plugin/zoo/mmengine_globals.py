@@ -33,7 +33,7 @@ _PLAIN = (None, None, None, -1, -1, 0)
 
 
 def _refusing(function: F) -> F:
-    """Turns every error of a function that a pickle calls into an ``UnpicklingError``."""
+    """Turn every error of a function that a pickle calls into an ``UnpicklingError``."""
 
     @functools.wraps(function)
     def guarded(*args: Any) -> Any:
@@ -203,7 +203,7 @@ _TURN = threading.RLock()
 
 @contextmanager
 def mmengine_globals() -> Iterator[None]:
-    """Lets ``torch.load`` with ``weights_only`` read mmengine's logs while entered, as the classes of this file.
+    """Let ``torch.load`` with ``weights_only`` read mmengine's logs while entered, as the classes of this file.
 
     Afterwards ``torch.serialization.get_safe_globals()`` is as before. Entries under the same names that the caller
     registered are set aside for that time: a mixture of both would read neither. Before torch 2.6 nothing is done:
@@ -230,5 +230,5 @@ def mmengine_globals() -> Iterator[None]:
 
 
 def _name_of(entry: Any) -> str:
-    """The name under which torch knows a safe global."""
+    """Return the name under which torch knows a safe global."""
     return str(entry[1]) if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import SourceError
-from .ecosystem import Built, failed_build, first_line, no_weights
-from .preprocessing import Preprocessing, resolve_input_size
-from .stored import label, not_trusted
+from norton_plugin.errors import SourceError
+from norton_plugin.zoo.ecosystem import Built, failed_build, first_line, no_weights
+from norton_plugin.zoo.preprocessing import Preprocessing, resolve_input_size
+from norton_plugin.zoo.stored import label, not_trusted
 
 
 def names() -> list[str]:

@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import NortonError, SourceError
-from .allocation import BoundedTensors
-from .checkpoint import load_checkpoint_
-from .ecosystem import Ecosystem, failed_build
-from .preprocessing import Preprocessing
-from .stored import parts, shown
+from norton_plugin.errors import NortonError, SourceError
+from norton_plugin.zoo.allocation import BoundedTensors
+from norton_plugin.zoo.checkpoint import load_checkpoint_
+from norton_plugin.zoo.ecosystem import Ecosystem, failed_build
+from norton_plugin.zoo.preprocessing import Preprocessing
+from norton_plugin.zoo.stored import parts, shown
 
 ForwardFunction = Callable[[nn.Module, Any], Any]
 
@@ -105,7 +105,7 @@ def load_source(
 
 
 def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequence[Tensor]) -> ForwardFunction | None:
-    """How a model of a source is run, before surgery or after it.
+    """Return how a model of a source is run, before surgery or after it.
 
     Args:
         spec: :attr:`ModelSource.spec`.

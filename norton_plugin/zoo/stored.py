@@ -98,7 +98,7 @@ def check_values(source: str, kwargs: Mapping[str, Any], *, special: Collection[
 
 
 def _wanted(value: Any, *, free: bool) -> str | None:
-    """What is wanted in place of a number, a string or something else; None where it is as wanted."""
+    """Return what is wanted in place of a number, a string or something else; None where it is as wanted."""
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import MissingExtraError, NortonError
-from .ecosystem import Built, failed_build, no_weights, unknown_model
-from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_no_weights, check_values, label
+from norton_plugin.errors import MissingExtraError, NortonError
+from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights, unknown_model
+from norton_plugin.zoo.preprocessing import Preprocessing, resolve_input_size
+from norton_plugin.zoo.stored import check_no_weights, check_values, label
 
 try:
     import timm
@@ -109,7 +109,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
 
 
 def _architecture(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are worth storing: weights were fetched once, and what they decided is written out."""
+    """Return the arguments that are worth storing: weights were fetched once, and what they decided is written out."""
     own = {key: value for key, value in arguments.items() if key not in _NOT_OF_MODELS}
     settled = {"num_classes": model.num_classes} if hasattr(model, "num_classes") and len(own) < len(arguments) else {}
     return {**settled, **own}

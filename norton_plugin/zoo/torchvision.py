@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import MissingExtraError, NortonError
-from .ecosystem import Built, failed_build, no_weights, unknown_model
-from .preprocessing import Preprocessing, resolve_input_size
-from .stored import check_no_weights, check_values, label
+from norton_plugin.errors import MissingExtraError, NortonError
+from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights, unknown_model
+from norton_plugin.zoo.preprocessing import Preprocessing, resolve_input_size
+from norton_plugin.zoo.stored import check_no_weights, check_values, label
 
 try:
     from torchvision import models

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .preprocessing import Preprocessing
+from norton_plugin.zoo.preprocessing import Preprocessing
 
 
 def image_transform(preprocessing: Preprocessing, *, training: bool = False) -> Callable[[Image.Image], Tensor]:

@@ -79,13 +79,13 @@ class Bench:
         return self.work / "steps.json"
 
     def how(self, name: str) -> tuple[Path, dict[str, str]]:
-        """Where one of mmdet's scripts lies, and the environment to run it in."""
+        """Return where one of mmdet's scripts lies, and the environment to run it in."""
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
         return Path(mmdet.__file__).parent / ".mim" / "tools" / name, environment
 
     def script(self, step: str, name: str, arguments: list[str]) -> dict[str, Any]:
-        """Runs one of mmdet's scripts, unless that was done; gives the command as a user types it, and its cost."""
+        """Run one of mmdet's scripts, unless that was done; give the command as a user types it, and its cost."""
         if step in self.commands:
             return self.commands[step]
         tool, environment = self.how(name)
@@ -115,7 +115,7 @@ class Bench:
         return self.commands[step]
 
     def train(self, step: str, config: str, options: list[str]) -> Path:
-        """Trains into the folder ``step``, continuing where a run broke off; gives the last checkpoint."""
+        """Train into the folder ``step``, continuing where a run broke off; give the last checkpoint."""
         folder = _folder(step)
         resume = ["--resume"] if (self.work / folder / "last_checkpoint").exists() else []
         arguments = [config, "--work-dir", folder, *resume, *(["--cfg-options", *options] if options else [])]
@@ -189,7 +189,7 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
 
 
 def exported_agrees(bench: Bench, name: str, seed: int, row: dict[str, Any]) -> dict[str, Any]:
-    """The config that the hook wrote builds the compressed detector without the hook: same figures?"""
+    """Build the compressed detector from the config that the hook wrote, without the hook, and compare the figures."""
     folder = _folder(f"{name} seed {seed}")
     config = f"{folder}/norton_config.py"
     metrics = bench.test(f"{name} exported test", config, Path(f"{folder}/epoch_{EPOCHS}.pth"), [])
@@ -225,7 +225,7 @@ def resumed_agrees(bench: Bench, name: str, seed: int, start: Path) -> dict[str,
 
 
 def main() -> None:
-    """Parses the arguments, runs the scripts, writes the figures."""
+    """Parse the arguments, run the scripts, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/, train.json, val.json, test.json")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs; kept between runs")

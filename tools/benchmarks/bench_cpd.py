@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def resnet50_weights() -> list[Tensor]:
-    """All 3x3 convolution weights of torchvision's ResNet-50, randomly initialised."""
+    """Return all 3x3 convolution weights of torchvision's ResNet-50, randomly initialised."""
     from torchvision.models import resnet50
 
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def resnet50_weights() -> list[Tensor]:
 
 
 def trained_weights(path: Path) -> list[Tensor]:
-    """All 3x3 convolution weights of a safetensors file, but for the stem."""
+    """Return all 3x3 convolution weights of a safetensors file, but for the stem."""
     from safetensors.torch import load_file
 
     items = sorted(load_file(path).items())
@@ -121,7 +121,7 @@ def compare(weights: list[Tensor], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def scaling(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Seconds against N, C and R around 256 filters of 64 x 3 x 3 at the rank asked for."""
+    """Return seconds against N, C and R around 256 filters of 64 x 3 x 3 at the rank asked for."""
     cases = {
         "N": [(n, 64, args.rank) for n in (32, 64, 128, 256, 512, 1024, 2048)],
         "C": [(256, c, args.rank) for c in (8, 32, 64, 128, 256, 512, 1024)],
@@ -209,7 +209,7 @@ def main() -> None:
 
 
 def _public(argument: str) -> str:
-    """An argument as it may be printed in a report: files by name, not by place on this machine."""
+    """Return an argument as it may be printed in a report: files by name, not by place on this machine."""
     return Path(argument).name if argument.startswith("/") or ".." in Path(argument).parts else argument
 
 

@@ -48,12 +48,12 @@ def angle_by_qr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def angle_by_scipy(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest principal angle with small angles in full precision, as ours are."""
+    """Return the largest principal angle with small angles in full precision, as ours are."""
     return float(subspace_angles(a.T, b.T).max())
 
 
 def order_by_scans(distance: np.ndarray) -> list[int]:
-    """The removal rule with a full scan of the remaining matrix at every step."""
+    """Return the removal rule with a full scan of the remaining matrix at every step."""
     table = distance.copy()
     np.fill_diagonal(table, np.inf)
     sums, order = distance.sum(1), []
@@ -137,7 +137,7 @@ def compare(filters: int, channels: int, rank: int, *, rounds: int, sample: int)
 
 
 def ratios_to_loops(medians: dict[str, float]) -> dict[str, float]:
-    """How many times longer each loop takes, the order included on both sides."""
+    """Return how many times longer each loop takes, the order included on both sides."""
     ours = medians["ours: matrix"] + medians["ours: order"]
     return {
         f"{name}, and order": (value + medians["loop: order"]) / ours
@@ -155,7 +155,7 @@ def peak_memory(filters: int, channels: int, rank: int, *, threads: int) -> dict
 
 
 def probe(filters: int, channels: int, rank: int) -> dict[str, float]:
-    """What the fresh process of `peak_memory` runs."""
+    """Return what the fresh process of `peak_memory` runs."""
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
@@ -198,7 +198,7 @@ def scaling(rounds: int) -> dict[str, list[dict[str, float]]]:
 
 
 def plot(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """One panel per size, logarithmic axes."""
+    """Return one panel per size, logarithmic axes."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -239,7 +239,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the comparison, the memory probe and the sweep; prints and writes them."""
+    """Run the comparison, the memory probe and the sweep; print and write them."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     if args.memory_probe:

@@ -15,7 +15,7 @@ from norton_plugin.zoo import ModelSource, load_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that every CIFAR benchmark takes."""
+    """Add the options that every CIFAR benchmark takes."""
     parser.add_argument("--images", type=Path, default=cache_folder() / "cifar10_jpeg", help="folder of train/, test/")
     parser.add_argument("--weights", type=Path, required=True, help="folder of cifar10_resnet{20,56}.safetensors")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for the JSON")
@@ -41,5 +41,5 @@ def batches(data: PackedImages, source: ModelSource, *, size: int = 256) -> list
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return what the figures were measured on."""
     return {"cpu": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}

@@ -64,7 +64,7 @@ def table_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses the arguments, measures, prints and writes ``cifar_ranks.json``."""
+    """Parse the arguments, measure, print and write ``cifar_ranks.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--ranks", type=int, default=8, help="highest rank")

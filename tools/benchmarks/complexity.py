@@ -41,7 +41,7 @@ class ElementwiseCounter(TorchDispatchMode):
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Counts one call."""
+        """Count one call."""
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if "batch_norm" in name:
@@ -61,7 +61,7 @@ def elementwise_operations(model: nn.Module, example: torch.Tensor) -> int:
 
 
 def build(source: str, size: int) -> tuple[nn.Module, torch.Tensor]:
-    """A model with random weights and one image for it; convolutions before a BatchNorm lose their biases."""
+    """Return a model with random weights and one image for it; convolutions before a BatchNorm lose their biases."""
     torch.manual_seed(0)
     model = load_source(source, input_size=size).model.eval()
     if source.startswith("cifar:vgg"):
@@ -113,7 +113,7 @@ def densenet40_keeps() -> dict[str, float]:
 def measure(
     source: str, size: int, rank: int, keeps: dict[str, float], *, exclude: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Compresses and counts."""
+    """Compress and count."""
     model, example = build(source, size)
     recipe = Recipe(
         scope=Scope(exclude=exclude),
@@ -138,7 +138,7 @@ def measure(
 
 
 def main() -> None:
-    """Parses the arguments, measures, prints and writes ``complexity.json``."""
+    """Parse the arguments, measure, print and write ``complexity.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for complexity.json")
     arguments = parser.parse_args()

@@ -47,7 +47,7 @@ _NESTED = ("roi_head", "panoptic_head")
 
 
 def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dict[str, Any]:
-    """Compresses one detector in this process.
+    """Compress one detector in this process.
 
     Args:
         config: Name of mmdet's config.
@@ -103,7 +103,7 @@ def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dic
 
 
 def parts(report: Any) -> dict[str, dict[str, int]]:
-    """What happened to each part of the detector: MACs, layers decomposed, groups of channels pruned."""
+    """Return what happened to each part of the detector: MACs, layers decomposed, groups of channels pruned."""
     found: dict[str, dict[str, int]] = {}
 
     def of(name: str) -> dict[str, int]:
@@ -126,7 +126,7 @@ def _peak() -> float:
 
 
 def in_subprocess(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one model from a fresh process."""
+    """Return the figures of one model from a fresh process."""
     command = [sys.executable, "-W", "ignore", __file__, name, "--worker", "--threads", str(arguments.threads)]
     command += ["--rank", str(arguments.rank), "--keep", str(arguments.keep)]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
@@ -139,7 +139,7 @@ def in_subprocess(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parses the arguments, runs what is missing and writes ``detectors.json``."""
+    """Parse the arguments, run what is missing and write ``detectors.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the table, run again; default: missing")
     parser.add_argument("--rank", type=int, default=3, help="rank, where it saves MACs")

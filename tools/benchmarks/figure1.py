@@ -53,7 +53,7 @@ def load_layers(path: Path, every: int) -> dict[str, Tensor]:
 
 
 def measure(layers: dict[str, Tensor], rank: int) -> list[dict[str, Any]]:
-    """One row per layer and method at the budget of filter-wise rank ``rank``."""
+    """Return one row per layer and method at the budget of filter-wise rank ``rank``."""
     rows = []
     for name, weight in layers.items():
         shape = tuple(weight.shape)

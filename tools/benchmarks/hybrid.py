@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def recipe_for(variant: str, keep: float, last_keep: float) -> Recipe:
-    """The recipe of a variant; ``last_keep`` is the share of the last stage, which fits the MACs to the number."""
+    """Return the recipe of a variant; ``last_keep``, the share of the last stage, fits the MACs to the number."""
     rank = int(variant.rpartition("rank")[2]) if "rank" in variant else None
     inner = {"*.conv1": keep, "layer3.*.conv1": last_keep}
     keeps = {} if variant.startswith("decomposition") else inner
@@ -49,7 +49,7 @@ def recipe_for(variant: str, keep: float, last_keep: float) -> Recipe:
 
 
 def fit(variant: str, model: nn.Module, example: torch.Tensor, target: int) -> tuple[Recipe, dict[str, float]]:
-    """Keeps as many filters as the MACs allow: first the same share everywhere, then more of the last stage."""
+    """Keep as many filters as the MACs allow: first the same share everywhere, then more of the last stage."""
 
     def macs(keep: float, last_keep: float) -> int:
         return compress(model, example, recipe_for(variant, keep, last_keep))[1].macs_after
@@ -80,7 +80,7 @@ def cost(report: CompressionReport | None) -> dict[str, Any]:
 
 
 def add_row(path: Path, variant: str, row: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Adds or replaces one row of the JSON; several processes may do so at once."""
+    """Add or replace one row of the JSON; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -94,7 +94,7 @@ def add_row(path: Path, variant: str, row: dict[str, Any], facts: dict[str, Any]
 
 
 def main() -> None:
-    """Parses the arguments, compresses, fine-tunes, prints and writes."""
+    """Parse the arguments, compress, fine-tune, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument(

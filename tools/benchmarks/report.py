@@ -66,7 +66,7 @@ def hybrid(facts: Facts) -> str:
 
 
 def complexity(facts: Facts) -> str:
-    """The paper's complexity, reproduced."""
+    """Return the paper's complexity, reproduced."""
     points = [
         [
             row["point"],
@@ -168,7 +168,7 @@ def figure1(facts: Facts) -> str:
 
 
 def bccd(facts: Facts) -> str:
-    """The blood cell detector, by mmdet's scripts."""
+    """Return the blood cell detector, by mmdet's scripts."""
     variants, commands = facts["variants"], facts["commands"]
     dense = variants["dense"]
     rows = []
@@ -246,7 +246,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
 
 
 def main() -> None:
-    """Reads what is there and writes the page."""
+    """Read what is there and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of the JSON files")
     folder = parser.parse_args().results

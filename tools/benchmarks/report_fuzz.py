@@ -6,7 +6,7 @@ from report_table import Facts, table
 
 
 def fuzz(facts: Facts) -> str:
-    """What became of hostile and odd input."""
+    """Return what became of hostile and odd input."""
     rows = [
         [
             row["target"],

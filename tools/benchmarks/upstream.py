@@ -46,7 +46,7 @@ class Network(nn.Module):
         self.pattern = pattern
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images (B, 3, H, W) to whatever the pattern yields."""
+        """Map images (B, 3, H, W) to whatever the pattern yields."""
         return self.pattern(self, self.first(x))
 
 
@@ -130,7 +130,7 @@ CASES = (
 
 
 def by_torch_pruning(net: Network, example: Tensor) -> str:
-    """What two channels fewer do to the network in torch-pruning."""
+    """Return what two channels fewer do to the network in torch-pruning."""
     masked = copy.deepcopy(net)
     try:
         graph = tp.DependencyGraph().build_dependency(net, example_inputs=example)
@@ -147,7 +147,7 @@ def by_torch_pruning(net: Network, example: Tensor) -> str:
 
 
 def by_this_project(net: Network, example: Tensor) -> str:
-    """The same here: pruned and verified, or left alone with a reason."""
+    """Return the same here: pruned and verified, or left alone with a reason."""
     try:
         report = prune_(net, example, Pruning(keeps={"first": 0.75}, round_to=1))
     except NortonError as error:
@@ -159,7 +159,7 @@ def by_this_project(net: Network, example: Tensor) -> str:
 
 
 def main() -> None:
-    """Parses the arguments, runs all cases and writes ``upstream.json``."""
+    """Parse the arguments, run all cases and write ``upstream.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for upstream.json")
     arguments = parser.parse_args()

@@ -113,7 +113,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 
 def same_facts(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two models are equal to the bit."""
+    """Tell whether two models are equal to the bit."""
     one, other = first["state"], second["state"]
     return (
         first["modules"] == second["modules"]
@@ -123,7 +123,7 @@ def same_facts(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def same_manifest(manifest: artifact.Manifest, data: dict[str, Any]) -> bool:
-    """Whether all that decides what is loaded, and how its images are normalised, is what was saved."""
+    """Tell whether all that decides what is loaded, and how its images are normalised, is what was saved."""
     texts = [
         json.dumps([getattr(manifest, key) for key in _HASHED], sort_keys=True),
         json.dumps([data[key] for key in _HASHED], sort_keys=True),
@@ -132,7 +132,7 @@ def same_manifest(manifest: artifact.Manifest, data: dict[str, Any]) -> bool:
 
 
 def scratch_copy(known: Known, folder: Path) -> Path:
-    """A folder of its own with both files of an artefact; large ones are links that must be replaced, not written."""
+    """Make a folder with both files of an artefact; large ones are links that must be replaced, not written."""
     directory = Path(tempfile.mkdtemp(prefix="case-", dir=folder))
     for name in (MANIFEST, WEIGHTS):
         os.link(known.directory / name, directory / name)
@@ -151,5 +151,5 @@ def remove(directory: Path) -> None:
 
 
 def fresh(known: Known) -> nn.Module:
-    """A dense model of its own."""
+    """Return a dense model of its own."""
     return copy.deepcopy(known.dense)

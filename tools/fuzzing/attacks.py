@@ -113,7 +113,7 @@ def _calls(bait: Bait) -> Iterator[dict[str, Any]]:
 
 
 def _configs(value: Any) -> list[dict[str, Any]]:
-    """Every object in a config that names a type, outermost first; the config itself where there is none."""
+    """Return every object in a config that names a type, outermost first; the config itself where there is none."""
     found = list(_typed(value))
     return found or [value]
 

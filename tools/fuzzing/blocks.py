@@ -68,7 +68,7 @@ def _input(rng: random.Random, block: CPDBlock) -> Tensor:
 
 
 def _reference(block: CPDBlock, x: Tensor, arguments: tuple[Any, ...] = ()) -> Tensor:
-    """The dense convolution with the rebuilt weight, padded here by the rules that torch and TensorFlow document."""
+    """Run the dense convolution with the rebuilt weight, padded by the rules that torch and TensorFlow document."""
     amounts: list[int] = []
     for axis in (1, 0):
         span = block.dilation[axis] * (block.kernel_size[axis] - 1)
@@ -125,7 +125,7 @@ def _check_select(rng: random.Random, block: CPDBlock) -> None:
 
 
 def _refused_case(rng: random.Random, arguments: dict[str, Any]) -> Result:
-    """A wrong argument: refused, or taken for what it says where it can be."""
+    """Return a wrong argument: refused, or taken for what it says where it can be."""
     kind = rng.choice(("number", "number", "number", "padding", "mode", "form", "groups", "dtype", "device"))
     if kind == "number":
         name = rng.choice(("in_channels", "out_channels", "kernel_size", "rank", "stride", "dilation", "groups"))
@@ -150,7 +150,7 @@ def _refused_case(rng: random.Random, arguments: dict[str, Any]) -> Result:
 
 
 def _taken_as_said(block: CPDBlock, name: str, value: Any) -> bool:
-    """Whether the argument can be meant: no value for what has a default, or the very number."""
+    """Tell whether the argument can be meant: no value for what has a default, or the very number."""
     if name in ("dtype", "device"):
         return False
     return getattr(block, name, None) in (value, (value, value))

@@ -125,7 +125,7 @@ def _apart(rng: random.Random, line: Line) -> Result:
 
 
 def _closed_pipe() -> int:
-    """The writing end of a pipe that nobody reads."""
+    """Return the writing end of a pipe that nobody reads."""
     reading, writing = os.pipe()
     os.close(reading)
     return writing

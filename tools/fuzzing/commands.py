@@ -32,7 +32,7 @@ def run_command(arguments: Sequence[str]) -> Printed:
 
 
 def judge(printed: Printed, *, as_json: bool, codes: Sequence[int] = (0, 1, 2), verbose: bool = False) -> bool:
-    """Whether a command did its work; an error must be one line, and JSON where that was asked for.
+    """Tell whether a command did its work; an error must be one line, and JSON where that was asked for.
 
     Args:
         printed: What it left behind.

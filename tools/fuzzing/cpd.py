@@ -71,7 +71,7 @@ def _weight(rng: random.Random, generator: torch.Generator) -> Tensor:
 
 
 def _scales(rng: random.Random, filters: int, dtype: torch.dtype) -> Tensor:
-    """A power of ten per filter, up to the ends of the dtype, subnormal numbers included."""
+    """Return a power of ten per filter, up to the ends of the dtype, subnormal numbers included."""
     low, high = {torch.float64: (-320, 307), torch.float16: (-7, 4)}.get(dtype, (-42, 37))
     choices = (0, 0, rng.randint(low, high), low, high)
     one = rng.choice(choices)

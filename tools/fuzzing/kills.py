@@ -60,7 +60,7 @@ def prepare(folder: Path) -> State:
 
 
 def _seconds(place: Path, models: Models, slow: bool) -> float:
-    """How long a save takes."""
+    """Return how long a save takes."""
     times = []
     if slow:
         _pause_at_steps()

@@ -32,7 +32,7 @@ class Doubled(dict[str, Any]):
         self._second = (key, value)
 
     def items(self) -> Any:
-        """What the encoder writes."""
+        """Return what the encoder writes."""
         return [*super().items(), self._second]
 
 
@@ -145,7 +145,7 @@ def _has(holder: Any, key: Any) -> bool:
 
 
 def _holder(data: Any, path: Path) -> Any:
-    """What holds the last key of a path; None where that is not there."""
+    """Return what holds the last key of a path; None where that is not there."""
     for key in path[:-1]:
         if not _has(data, key):
             return None

@@ -112,7 +112,7 @@ def _write_weights(state: State, rng: random.Random, known: Known, directory: Pa
 
 
 def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
-    """A manifest that is no ordinary file of text."""
+    """Return a manifest that is no ordinary file of text."""
     kind = rng.choice(("fifo", "folder", "sparse", "latin", "bom", "utf-16", "empty", "null", "list"))
     note(f"{known.name}: the manifest is {kind}")
     text = json.dumps(known.data)
@@ -178,7 +178,7 @@ def _check_loaded(known: Known, model: nn.Module, *, trusted: bool) -> None:
 
 
 def _modules(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """All modules by name, found without the methods of a model that may be broken."""
+    """Return all modules by name, found without the methods of a model that may be broken."""
     yield name, module
     for key, child in vars(module)["_modules"].items():
         if isinstance(child, nn.Module):

@@ -57,7 +57,7 @@ def _bytes(value: bytes) -> bytes:
 
 
 def name_of(module: str, name: str) -> bytes:
-    """The opcode that puts a global on the stack."""
+    """Return the opcode that puts a global on the stack."""
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
@@ -93,49 +93,49 @@ class Program:
 
 
 def called(module: str, name: str, *arguments: Any) -> Program:
-    """A call of a global."""
+    """Return a call of a global."""
     return Program(name_of(module, name) + constant(arguments) + pickle.REDUCE)
 
 
 def built(program: Program, state: Any) -> Program:
-    """An object given a state."""
+    """Return an object given a state."""
     return Program(program.code + constant(state) + pickle.BUILD)
 
 
 def made(module: str, name: str, *arguments: Any) -> Program:
-    """A new object of a class, without its constructor."""
+    """Return a new object of a class, without its constructor."""
     return Program(name_of(module, name) + constant(arguments) + pickle.NEWOBJ)
 
 
 def whole(program: Program) -> bytes:
-    """A pickle of protocol 2, which is what torch writes and reads."""
+    """Return a pickle of protocol 2, which is what torch writes and reads."""
     return pickle.PROTO + b"\x02" + program.code + pickle.STOP
 
 
 def storage(count: int, *, key: str = "0", kind: str = "FloatStorage") -> Program:
-    """A tensor's memory, of ``count`` numbers."""
+    """Return a tensor's memory, of ``count`` numbers."""
     return Program(constant(("storage", name_of("torch", kind), key, "cpu", count)) + pickle.BINPERSID)
 
 
 def tensor(count: int, offset: Any = 0, shape: Any = (2,), strides: Any = (1,)) -> Program:
-    """A tensor over a storage."""
+    """Return a tensor over a storage."""
     return called("torch._utils", "_rebuild_tensor_v2", storage(count), offset, shape, strides, False, Program(b"}"))
 
 
 def history(**state: Any) -> Program:
-    """A ``HistoryBuffer`` of mmengine with a state of choice."""
+    """Return a ``HistoryBuffer`` of mmengine with a state of choice."""
     return built(made(*_MMENGINE[0]), state)
 
 
 def array(data: Any, *, dtype: str = "f8", shape: Any = (1,), package: str = "numpy.core") -> Program:
-    """An array as numpy pickles it."""
+    """Return an array as numpy pickles it."""
     kind = built(called("numpy", "dtype", dtype, False, True), (3, "<", None, None, None, -1, -1, 0))
     empty = called(f"{package}.multiarray", "_reconstruct", name_of("numpy", "ndarray"), (0,), b"b")
     return built(empty, (1, shape, kind, False, data))
 
 
 def attacks(bait: Bait) -> list[tuple[str, Program]]:
-    """What is known to have worked somewhere."""
+    """Return what is known to have worked somewhere."""
     pointer = struct.pack("<Q", 0x4141414141414141)
     objects = called("numpy", "ndarray", (1,), called("numpy", "dtype", "O"), _latin(pointer))
     command = f"touch {bait.ran}"
@@ -173,7 +173,7 @@ def attacks(bait: Bait) -> list[tuple[str, Program]]:
 
 
 def _structures(bait: Bait) -> Iterator[Any]:
-    """What a checkpoint may say of its model; ``norton export-config`` writes it into a config, which is Python."""
+    """Return what a checkpoint says of its model; ``norton export-config`` writes it into a config: Python."""
     path = str(bait.ran).replace("-", "'+chr(45)+'")  # its name is to show when the code runs, not when it is written
     code = f"__import__('pathlib').Path('{path}').touch()"
     yield from ({}, [], "text", 5, {"modules": 5}, {"modules": [5]}, {"version": 1, "source": {}, "modules": []})
@@ -194,7 +194,7 @@ def _message_hub(value: Program) -> Program:
 
 
 def _as_structure(structure: Any) -> Program:
-    """A compressed checkpoint of mmengine with this structure and its hash."""
+    """Return a compressed checkpoint of mmengine with this structure and its hash."""
     norton = {"structure": structure, "structure_hash": digest(structure), "recipe": {}}
     return Program(constant({"state_dict": {"weight": tensor(2)}, "meta": {"norton": norton}}))
 
@@ -204,7 +204,7 @@ def _as_weights(value: Program) -> Program:
 
 
 def random_program(rng: random.Random) -> Program:
-    """A program that is likely to run for a while."""
+    """Return a program that is likely to run for a while."""
     value = _value(rng, 0)
     wrap: Callable[[Program], Program] = rng.choice((_message_hub, _message_hub, _as_weights, lambda program: program))
     return wrap(value)

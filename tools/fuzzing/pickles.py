@@ -51,7 +51,7 @@ def prepare(folder: Path) -> State:
         from norton_plugin.mm import export_config_of_checkpoint as export
 
         def resume(path: Path) -> Any:
-            """What a Runner does with a checkpoint before it touches the model."""
+            """Return what a Runner does with a checkpoint before it touches the model."""
             content = mmengine.runner.checkpoint._load_checkpoint(str(path), map_location="cpu")
             if isinstance(content, dict) and "message_hub" in content:
                 MessageHub.get_instance("fuzz").load_state_dict(content["message_hub"])
@@ -81,7 +81,7 @@ def run(state: State, rng: random.Random, number: int) -> Result:
 
 
 def _file(rng: random.Random, program: bytes) -> bytes:
-    """A checkpoint around a pickle: the zip that torch writes, the older form, or the bare pickle."""
+    """Return a checkpoint around a pickle: the zip that torch writes, the older form, or the bare pickle."""
     kind = rng.choice(("zip", "zip", "zip", "legacy", "bare"))
     if kind == "bare":
         return program
@@ -139,7 +139,7 @@ def _check_export(export: Callable[[Path, Path, Path], Any], config: Path, path:
 
 
 def _parts(value: Any, depth: int) -> list[Any]:
-    """A value and what it holds."""
+    """Return a value and what it holds."""
     if depth > 6:
         return [value]
     inner: list[Any] = []

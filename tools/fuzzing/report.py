@@ -36,7 +36,7 @@ def print_wrong(tallies: Sequence[Tally], *, seed: int, everything: bool) -> Non
 
 
 def as_json(tallies: Sequence[Tally], *, seed: int, seconds: float, hidden: str) -> dict[str, Any]:
-    """What ``--out`` writes.
+    """Return what ``--out`` writes.
 
     Args:
         tallies: Of all targets.

@@ -138,7 +138,7 @@ class _Worker:
         self._process.join()
 
     def _receive(self, connection: Connection, seconds: float) -> object:
-        """What the worker sent, or in words why nothing came."""
+        """Return what the worker sent, or in words why nothing came."""
         try:
             if connection.poll(seconds):
                 return connection.recv()

@@ -66,20 +66,20 @@ def add_own_files(folder: Path) -> None:
 
 
 def lost_files(folder: Path) -> list[str]:
-    """Files of the user that are gone or changed."""
+    """Return files of the user that are gone or changed."""
     paths = {name: folder / ARTEFACT / name for name in _OWN}
     return [name for name, path in paths.items() if not path.is_file() or path.read_text() != _OWN[name]]
 
 
 def listing(folder: Path) -> list[str]:
-    """All paths below a folder but the user's own."""
+    """Return all paths below a folder but the user's own."""
     own = {f"{ARTEFACT}/{part}" for name in _OWN for part in (name, name.partition("/")[0])}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     return sorted(found - own)
 
 
 def which_variant(models: Models, model: nn.Module) -> int | None:
-    """The variant that a loaded model is equal to; None where it is none."""
+    """Return the variant that a loaded model is equal to; None where it is none."""
     state = model.state_dict()
     for index, expected in enumerate(models.states):
         if list(state) == list(expected) and all(torch.equal(state[key], expected[key]) for key in state):

@@ -21,7 +21,7 @@ Covered = dict[str, tuple[str, ...]]
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The text of a manifest, with nesting and digits beyond what ``json`` writes where they are asked for."""
+    """Return the text of a manifest, with nesting and digits beyond what ``json`` writes where they are asked for."""
     return _expanded(json.dumps(data, indent=1)) + "\n"
 
 
@@ -73,7 +73,7 @@ def _part(data: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def sealed(data: Mapping[str, Any], covered: Covered, weights: bytes) -> dict[str, Any]:
-    """The manifest with hashes that fit what it holds now, as far as the keys they cover are still there."""
+    """Return the manifest with hashes that fit what it holds now, as far as the keys they cover are still there."""
     result = dict(data)
     read = json.loads(json.dumps(data))  # of a key that stands there twice, the last one counts
     for _ in covered:  # a hash may cover another one

@@ -124,7 +124,7 @@ def random_plan(rng: random.Random) -> tuple[Plan, tuple[str, int]]:
 
 
 def settled(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """The model in eval mode with random norms: fresh ones are identities and hide mistakes."""
+    """Return the model in eval mode with random norms: fresh ones are identities and hide mistakes."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(generator=generator)  # type: ignore[union-attr]

@@ -80,7 +80,7 @@ def armed(*, processes: bool = False) -> Iterator[list[str]]:
 
 
 def trace(seen: list[str]) -> tuple[str, str] | None:
-    """What was touched, as words for the kind and the detail of a ``Wrong``; None where nothing was."""
+    """Return what was touched, as words for the kind and the detail of a ``Wrong``; None where nothing was."""
     bait = _state["bait"]
     if bait is not None and bait.ran.exists():
         bait.ran.unlink()

@@ -77,12 +77,12 @@ def _fits(tensors: dict[str, Tensor], sound: dict[str, Tensor]) -> bool:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as the format asks for."""
+    """Return tensors that share no memory, as the format asks for."""
     return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _odd_header(rng: random.Random, content: bytes) -> EditedWeights:
-    """A header that promises what the file does not hold; some of its changes do no harm."""
+    """Return a header that promises what the file does not hold; some of its changes do no harm."""
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
     name = rng.choice([key for key in header if key != "__metadata__"])

@@ -15,7 +15,7 @@ from norton_plugin.surgery.structure import apply_structure_
 
 @MODELS.register_module(name="CompressedModel")
 def compressed_model(norton: Mapping[str, Any], **model: Any) -> nn.Module:
-    """Builds a dense model from its usual keys and gives it the structure of its compressed form.
+    """Build a dense model from its usual keys and give it the structure of its compressed form.
 
     The result is of the model's own class, with the names of its modules unchanged; weights come from a checkpoint.
 

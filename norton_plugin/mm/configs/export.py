@@ -20,7 +20,7 @@ _INITIAL = ("init_cfg", "pretrained")
 
 
 def export_config(config: Config | Mapping[str, Any], structure: Structure) -> Config:
-    """The config of a compressed model.
+    """Return the config of a compressed model.
 
     ``model.type`` becomes the builder, which the registry imports by its dotted name; the model's own keys stay
     beside it, as tools read them. Initial weights are dropped everywhere, and so is the hook: both would undo what
@@ -57,7 +57,7 @@ def export_config(config: Config | Mapping[str, Any], structure: Structure) -> C
 
 
 def write_config(config: Config | Mapping[str, Any], structure: Structure, folder: Path) -> Path | None:
-    """Writes ``norton_config.py``; None where the runner was given a model instead of a config of one.
+    """Write ``norton_config.py``; None where the runner was given a model instead of a config of one.
 
     Args:
         config: As for ``export_config``.
@@ -73,7 +73,7 @@ def write_config(config: Config | Mapping[str, Any], structure: Structure, folde
 
 
 def export_config_of_checkpoint(config: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
-    """Writes the config of a compressed checkpoint.
+    """Write the config of a compressed checkpoint.
 
     Args:
         config: File of the dense model's config, as trained.

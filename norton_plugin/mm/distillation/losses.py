@@ -100,7 +100,7 @@ class FeatureDistillation:
         return self
 
     def remove(self) -> None:
-        """Takes the hooks away."""
+        """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
 
@@ -136,7 +136,7 @@ class FeatureDistillation:
 
 @torch.no_grad()
 def features(model: nn.Module, layers: Sequence[str], inputs: Any, data_samples: Any = None) -> list[Tensor]:
-    """All floating-point tensors that the named layers return for a batch, in the order in which they run.
+    """Return all floating-point tensors that the named layers return for a batch, in the order in which they run.
 
     Detectors run their backbone and neck alone where no other layer is named; anything else runs in mode ``tensor``.
 

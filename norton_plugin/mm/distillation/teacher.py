@@ -39,7 +39,7 @@ class DistillSettings:
 
     @classmethod
     def from_option(cls, option: bool | Mapping[str, Any] | None) -> DistillSettings | None:
-        """Reads the option: ``None`` or ``False``, ``True``, or a table of settings.
+        """Read the option: ``None`` or ``False``, ``True``, or a table of settings.
 
         Raises:
             RecipeError: An unknown setting, or a value out of its range.
@@ -64,7 +64,7 @@ class DistillSettings:
         return cls(**{**given, "layers": None if layers is None else tuple(layers)})
 
     def layers_of(self, model: nn.Module) -> tuple[str, ...]:
-        """The layers whose outputs are compared; none where it is a classifier's logits.
+        """Return the layers whose outputs are compared; none where it is a classifier's logits.
 
         Raises:
             RecipeError: A layer that is not there, or none to take by itself.
@@ -99,7 +99,7 @@ class DenseTeacher:
             broadcast(tensor)
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Writes its weights into a folder; what a checkpoint says of them (file name and SHA-256)."""
+        """Write its weights into a folder; what a checkpoint says of them (file name and SHA-256)."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{FILE}.part"
         torch.save({"state_dict": self.model.state_dict()}, part)
@@ -107,7 +107,7 @@ class DenseTeacher:
         return {"file": FILE, "sha256": _digest(folder / FILE)}
 
     def read(self, folders: Iterable[Path], note: Mapping[str, str] | None, *, keep_in: Path | None = None) -> None:
-        """Takes the weights that a checkpoint speaks of.
+        """Take the weights that a checkpoint speaks of.
 
         Args:
             folders: Where they may be.
@@ -141,7 +141,7 @@ class DenseTeacher:
         )
 
     def attach(self, model: nn.Module, settings: DistillSettings) -> FeatureDistillation | None:
-        """Lets the compressed model learn from it.
+        """Let the compressed model learn from it.
 
         Args:
             model: Unwrapped.

@@ -24,7 +24,7 @@ _NORM = nn.modules.batchnorm._BatchNorm
 
 
 def fold_norms_(model: nn.Module) -> int:
-    """Folds BatchNorms into the blocks listed before them among the children of one module, as mmcv does.
+    """Fold BatchNorms into the blocks listed before them among the children of one module, as mmcv does.
 
     A norm scales filter n by g = weight / sqrt(var + eps), hence one of its factors: head n is multiplied by g, and
     the bias becomes (bias - mean) g + shift. In a lowered block it is the last convolution. Blocks with several
@@ -63,7 +63,7 @@ def _norms_of_blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
 
 @contextmanager
 def _hidden_norms(model: nn.Module) -> Iterator[None]:
-    """Keeps the norms of blocks from mmcv's function, which looks for norms among the children of one module."""
+    """Hide the norms of blocks from mmcv's function, which looks for norms among the children of one module."""
     found = list(_norms_of_blocks(model))
     for module, name, _, norm in found:
         module._modules[name] = nn.Sequential(norm)
@@ -90,7 +90,7 @@ def _fold_(block: nn.Module, norm: Any) -> None:
 
 
 def install() -> None:
-    """Puts the step in front of mmcv's function; does nothing without mmcv, or the second time.
+    """Put the step in front of mmcv's function; do nothing without mmcv, or the second time.
 
     Modules that had imported the function by its name get the new one as well.
     """

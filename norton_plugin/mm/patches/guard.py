@@ -35,7 +35,7 @@ _UNSAFE = frozenset("'\"\\{}")
 
 
 def stored(checkpoint: Any) -> dict[str, Any] | None:
-    """What this package wrote into a checkpoint, or None.
+    """Return what this package wrote into a checkpoint, or None.
 
     Args:
         checkpoint: What a file holds that may come from anyone.
@@ -72,7 +72,7 @@ def _check_structure(structure: Any, expected: Any) -> None:
 
 
 def _texts(structure: Any) -> Iterator[str]:
-    """All strings of JSON, keys included."""
+    """Return all strings of JSON, keys included."""
     pending = [structure]
     while pending:
         value = pending.pop()
@@ -85,7 +85,7 @@ def _texts(structure: Any) -> Iterator[str]:
 
 
 def mismatch(model: nn.Module, structure: Structure) -> str | None:
-    """The first difference between a model and the structure it should have, in words; None where there is none.
+    """Return the first difference between a model and the structure it should have, in words; None where there is none.
 
     Args:
         model: Unwrapped.
@@ -111,7 +111,7 @@ def mismatch(model: nn.Module, structure: Structure) -> str | None:
 
 
 def check_settings(entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: float | None, resumed: bool) -> None:
-    """Refuses a checkpoint of a run with other settings.
+    """Refuse a checkpoint of a run with other settings.
 
     Args:
         entry: Of the checkpoint.
@@ -145,7 +145,7 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
 
 
 def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Refuses a compressed checkpoint for a model of another structure.
+    """Refuse a compressed checkpoint for a model of another structure.
 
     Raises:
         ArtifactError: The first difference is named.
@@ -163,7 +163,7 @@ def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def install() -> None:
-    """Puts the check in front of mmengine's function; a second call changes nothing."""
+    """Put the check in front of mmengine's function; a second call changes nothing."""
     original = getattr(mmengine.runner.checkpoint, _FUNCTION)
     if hasattr(original, "__wrapped__"):
         return

@@ -24,7 +24,7 @@ _MARK = "_reads_logs_safely"
 
 
 def install() -> None:
-    """Wraps mmengine's method; a second call changes nothing."""
+    """Wrap mmengine's method; a second call changes nothing."""
     original = CheckpointLoader.load_checkpoint.__func__
     if hasattr(original, _MARK):
         return
@@ -40,7 +40,7 @@ def install() -> None:
 
 
 def restored(content: Any) -> Any:
-    """Puts numpy arrays and ``HistoryBuffer`` objects in the place of what stood for them during the load.
+    """Put numpy arrays and ``HistoryBuffer`` objects in the place of what stood for them during the load.
 
     Args:
         content: Of a file; its dicts and lists are changed in place.
@@ -60,7 +60,7 @@ def restored(content: Any) -> Any:
 
 
 def _restored(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
-    """One value; ``done`` holds values and results by identity: what was shared stays shared, and cycles end."""
+    """Return one value; ``done`` holds values and results by identity: what was shared stays shared, and cycles end."""
     if id(value) in done:
         return done[id(value)][1]
     new = value

@@ -24,7 +24,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
-    """Re-estimates BatchNorm statistics on training images, in place, alike on every rank.
+    """Re-estimate BatchNorm statistics on training images, in place, alike on every rank.
 
     The model runs in its mode ``loss``, so that the heads of a detector see real regions. Norms that come before the
     first changed layer, such as those of frozen stages, keep their statistics: what reaches them is what it was.
@@ -60,7 +60,7 @@ def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
 
 
 def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
-    """Modules that stand before the first changed layer, in the order of ``named_modules``.
+    """Return the modules that stand before the first changed layer, in the order of ``named_modules``.
 
     Args:
         model: The compressed model.
@@ -76,7 +76,7 @@ def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
 
 
 def evaluate(runner: Runner) -> dict[str, float]:
-    """The validation metrics of the model as it is, outside of the run's own validation: no hook hears of it.
+    """Return the validation metrics of the model as it is, outside of the run's own validation: no hook hears of it.
 
     Args:
         runner: Has a validation loop with data and an evaluator.
@@ -102,7 +102,7 @@ def evaluate(runner: Runner) -> dict[str, float]:
 
 
 def _rewind(runner: Runner) -> None:
-    """The images of this epoch in its order, whatever ran before: a resumed run must see the same ones."""
+    """Start with the images of this epoch in its order, whatever ran before: a resumed run must see the same ones."""
     torch.manual_seed(int(runner.seed or 0))
     np.random.seed(int(runner.seed or 0) % 2**32)
     random.seed(int(runner.seed or 0))
@@ -120,7 +120,7 @@ def _batches(runner: Runner, model: BaseModel) -> Iterator[dict[str, Any]]:
 
 
 def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of the same images in an order of its own.
+    """Return a loader of the same images in an order of its own.
 
     Loops that count iterations draw from one endless iterator, which is there already: a sampler such as mmengine's
     ``InfiniteSampler`` has a single order, and would be used up.

@@ -20,7 +20,7 @@ from norton_plugin.recipe import Recipe
 def compressed_copy(
     model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger, outputs: Sequence[str] = ()
 ) -> tuple[nn.Module, CompressionReport, str]:
-    """Compresses a copy; where the whole cannot be traced, less of it is.
+    """Compress a copy; where the whole cannot be traced, less of it is.
 
     Args:
         model: Unwrapped; not changed, nor is any random state.
@@ -48,7 +48,7 @@ def compressed_copy(
 
 
 def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
-    """The trace, with what the named layers return beside what it returns."""
+    """Return the trace, with what the named layers return beside what it returns."""
     if not names:
         return trace
 
@@ -65,7 +65,7 @@ def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
 
 
 def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
-    """The recipe with all layers excluded whose weights need no gradient: nothing could repair them.
+    """Return the recipe with all layers excluded whose weights need no gradient: nothing could repair them.
 
     Args:
         recipe: As asked for.

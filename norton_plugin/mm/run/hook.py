@@ -121,7 +121,7 @@ class NortonHook(Hook):
         self.report: CompressionReport | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Refuses runs in which compression would fail later, or silently do nothing.
+        """Refuse runs in which compression would fail later, or silently do nothing.
 
         Raises:
             RecipeError: See ``preconditions.check_run``.
@@ -129,7 +129,7 @@ class NortonHook(Hook):
         check_run(runner, at_epoch=self.at_epoch)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Gives the model the checkpoint's structure, before its weights arrive.
+        """Give the model the checkpoint's structure, before its weights arrive.
 
         Raises:
             ArtifactError: No structure where one is expected, another model's, or a damaged one.
@@ -158,13 +158,13 @@ class NortonHook(Hook):
         runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])
 
     def before_train(self, runner: Runner) -> None:
-        """Compresses at the start, where no checkpoint brought a structure."""
+        """Compress at the start, where no checkpoint brought a structure."""
         if self.structure is None and self.at_epoch == 0:
             self._compress(runner)
         self._learn_from_teacher(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Compresses after ``at_epoch`` epochs, and seeds the epoch."""
+        """Compress after ``at_epoch`` epochs, and seed the epoch."""
         if self.structure is None and runner.epoch >= self.at_epoch:
             self._compress(runner)
             self._learn_from_teacher(runner)
@@ -172,12 +172,12 @@ class NortonHook(Hook):
             self.seeds.before_train_epoch(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seeds the step."""
+        """Seed the step."""
         if self.seeds is not None:
             self.seeds.before_train_iter(runner, batch_idx, data_batch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Writes structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.
+        """Write structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.
 
         Raises:
             ArtifactError: The model has lost the structure.
@@ -192,7 +192,7 @@ class NortonHook(Hook):
         }
 
     def after_train(self, runner: Runner) -> None:
-        """Checks that the model is still the compressed one, and exports the config.
+        """Check that the model is still the compressed one, and export the config.
 
         Raises:
             ArtifactError: The model has lost the structure.
@@ -206,7 +206,7 @@ class NortonHook(Hook):
                 runner.logger.info("NORTON: %s builds the compressed model without the hook", path)
 
     def _take_dense(self, runner: Runner, *, written_by_us: bool) -> None:
-        """A checkpoint without structure: fine as a start, or before ``at_epoch``; an error otherwise."""
+        """Accept a checkpoint without structure: fine as a start, or before ``at_epoch``; an error otherwise."""
         if self.structure is None and trains(runner) and (not resumes(runner) or written_by_us):
             return
         if resumes(runner):
@@ -284,6 +284,6 @@ class NortonHook(Hook):
 
 
 def _folders(runner: Runner) -> list[Path]:
-    """Where files that a run wrote beside its checkpoints may be."""
+    """Return where files that a run wrote beside its checkpoints may be."""
     given = getattr(runner, "_load_from", None)
     return [*([] if given is None else [Path(given).parent]), Path(runner.work_dir)]

@@ -12,7 +12,7 @@ from norton_plugin.recipe import Recipe, current_names
 
 
 def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> Recipe:
-    """Builds a recipe from the keys of a config.
+    """Build a recipe from the keys of a config.
 
     A key is a section of the recipe (``pruning=dict(keep=0.6)``), a single setting of one (``keep=0.6``), or
     ``scope`` with a list of patterns to include.

@@ -10,7 +10,7 @@ from norton_plugin.mm.runner.migration import check_wrapper, unwrap
 
 
 def check_run(runner: Runner, *, at_epoch: int) -> None:
-    """Refuses a run in which the model cannot be compressed.
+    """Refuse a run in which the model cannot be compressed.
 
     Args:
         runner: Before its loop starts.
@@ -41,12 +41,12 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
 
 
 def trains(runner: Runner) -> bool:
-    """Whether ``train`` was called: only then is the training loop built."""
+    """Tell whether ``train`` was called: only then is the training loop built."""
     return isinstance(getattr(runner, "_train_loop", None), BaseLoop)
 
 
 def resumes(runner: Runner) -> bool:
-    """Whether training goes on from a checkpoint, optimizer and all."""
+    """Tell whether training goes on from a checkpoint, optimizer and all."""
     return trains(runner) and bool(getattr(runner, "_resume", False))
 
 

@@ -17,7 +17,7 @@ REPORT = "norton_report.json"
 def log_report(
     runner: Runner, report: CompressionReport, *, traced: str, metrics: Mapping[str, float] | None = None
 ) -> None:
-    """Logs the table, writes ``norton_report.json`` and adds scalars, on the first rank only.
+    """Log the table, write ``norton_report.json`` and add scalars, on the first rank only.
 
     Args:
         runner: Gives logger, work dir and visualizer.
@@ -51,7 +51,7 @@ def log_report(
 
 
 def layer_lines(report: CompressionReport) -> list[str]:
-    """One line per layer, the skipped ones with their reason."""
+    """Return one line per layer, the skipped ones with their reason."""
     lines = []
     for layer in report.layers:
         rank = f"rank {layer.rank}, NMSE {layer.nmse:.4f}" if layer.nmse is not None else "dense"
@@ -60,7 +60,7 @@ def layer_lines(report: CompressionReport) -> list[str]:
 
 
 def summary_table(report: CompressionReport, *, traced: str) -> list[str]:
-    """The lines of the table: every layer that changed, then the totals."""
+    """Return the lines of the table: every layer that changed, then the totals."""
     changed = [layer for layer in report.layers if layer.macs_after != layer.macs_before or layer.rank is not None]
     width = max([len(layer.name) for layer in changed] + [len("layer")])
     lines = [

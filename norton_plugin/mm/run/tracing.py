@@ -38,7 +38,7 @@ def _run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
 
 
 def example_image(runner: Runner, model: nn.Module, input_size: Sequence[int] | None) -> Tensor:
-    """A random image of the size the model is trained on.
+    """Return a random image of the size the model is trained on.
 
     Args:
         runner: Its training data set tells the size where ``input_size`` does not.

@@ -15,7 +15,7 @@ LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Options that both scripts take, named as in mmdet."""
+    """Add the options that both scripts take, named as in mmdet."""
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints (default: work_dirs/CONFIG)")
     parser.add_argument(
@@ -30,7 +30,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> Config:
-    """The config with the command line's overrides.
+    """Return the config with the command line's overrides.
 
     Raises:
         RecipeError: The file is absent or cannot be read.
@@ -51,12 +51,12 @@ def read_config(arguments: argparse.Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """The runner that a config asks for."""
+    """Return the runner that a config asks for."""
     return RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
 
 
 def train(argv: Sequence[str] | None = None) -> None:
-    """Trains as a config says.
+    """Train as a config says.
 
     Args:
         argv: Arguments of the command line; those of the process by default.
@@ -90,7 +90,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Tests a checkpoint as a config says.
+    """Test a checkpoint as a config says.
 
     Args:
         argv: Arguments of the command line; those of the process by default.

@@ -46,14 +46,14 @@ class Migration:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside distributed wrappers and test-time augmentation."""
+    """Return the model inside distributed wrappers and test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.get_submodule("module")
     return model
 
 
 def check_wrapper(runner: Runner) -> None:
-    """Refuses wrappers that own the parameters.
+    """Refuse wrappers that own the parameters.
 
     Raises:
         RecipeError: FSDP, DeepSpeed, ColossalAI, or one wrapper per sub-module.
@@ -77,7 +77,7 @@ _OFFLINE = (
 
 
 def migrate_(runner: Runner, change: Callable[[nn.Module], None], *, factor_decay: float | None = None) -> Migration:
-    """Changes the runner's model in place, and everything that refers to its parameters with it.
+    """Change the runner's model in place, and everything that refers to its parameters with it.
 
     New parameters take the slots of those they replace, in the same parameter group, so that scaled learning rates,
     multipliers and schedules stay; optimizer state of replaced parameters is dropped. The order of slots depends on
@@ -119,7 +119,7 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None], *, factor_deca
 
 @contextmanager
 def plain_instances(model: nn.Module) -> Iterator[None]:
-    """Takes methods that were replaced on single objects away for a while.
+    """Take methods that were replaced on single objects away for a while.
 
     A copy of a model would otherwise go on calling the original through them.
 
@@ -135,7 +135,7 @@ def plain_instances(model: nn.Module) -> Iterator[None]:
 
 
 def _successors(before: dict[str, tuple[nn.Module, dict[str, nn.Parameter | None]]], model: nn.Module) -> Successors:
-    """What each replaced parameter became: one of the same name, or the factors for a weight."""
+    """Return what each replaced parameter became: one of the same name, or the factors for a weight."""
     after = dict(model.named_modules(remove_duplicate=False))
     found: Successors = {}
     for name, (_, old) in before.items():
@@ -163,7 +163,7 @@ def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
 
 
 def _schedulers(runner: Runner, optimizer: torch.optim.Optimizer) -> list[_ParamScheduler]:
-    """The schedulers that change this optimizer, which they know by itself or by its wrapper."""
+    """Return the schedulers that change this optimizer, which they know by itself or by its wrapper."""
     known = runner.param_schedulers or []
     every = [each for group in known.values() for each in group] if isinstance(known, dict) else list(known)
     return [
@@ -190,14 +190,14 @@ def _move_(optimizer: torch.optim.Optimizer, successors: Successors, model: nn.M
 
 
 def _wrap_again_(runner: Runner, model: nn.Module) -> None:
-    """A reducer holds the old parameters: the wrapper is dropped for good, then made as the config says."""
+    """Drop the wrapper for good, then make it as the config says: its reducer holds the old parameters."""
     runner.model = model
     gc.collect()
     runner.model = runner.wrap_model(copy.deepcopy(runner.cfg.get("model_wrapper_cfg")), model)
 
 
 def average_again_(runner: Runner) -> int:
-    """Starts moving averages anew from the model as it is now; their number."""
+    """Start moving averages anew from the model as it is now; their number."""
     renewed = [hook for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, "ema_model")]
     for hook in renewed:
         hook.before_run(runner)

@@ -41,7 +41,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, factor_decay: flo
 def split_factors_(
     optimizer: torch.optim.Optimizer, schedulers: Iterable[_ParamScheduler], model: nn.Module, *, factor_decay: float
 ) -> int:
-    """Gives the factors of CPD blocks a weight decay of their own, in an optimizer that is there already.
+    """Give the factors of CPD blocks a weight decay of their own, in an optimizer that is there already.
 
     A group that holds factors and other parameters becomes two: the factors' stands right after the one they come
     from, with the same settings, so that learning rates and schedules go on alike.
@@ -88,7 +88,7 @@ def split_factors_(
 
 
 def _values_by_group(scheduler: _ParamScheduler) -> Iterator[tuple[str, list[float]]]:
-    """What is scheduled, and the lists in which a scheduler of mmengine keeps one number for each group."""
+    """Return what is scheduled, and the lists in which a scheduler of mmengine keeps one number for each group."""
     for name in ("base_values", "_last_value", "min_values"):
         numbers = vars(scheduler).get(name)
         if isinstance(numbers, list):

@@ -71,14 +71,14 @@ class SeededBatches:
         return self
 
     def __next__(self) -> Any:
-        """Draws one."""
+        """Draw one."""
         _seed_all(_mix(self.seed, _BATCHES + self.drawn))
         self.drawn += 1
         return next(self.batches)
 
 
 def seed_workers_(loader: DataLoader[Any], seed: int) -> None:
-    """Gives the workers of the next epoch a seed of its own.
+    """Give the workers of the next epoch a seed of its own.
 
     Workers that persist keep a random state no checkpoint knows, so they are started again; mmengine's function that
     seeds them, which uses one seed for all epochs, is given this one.
