@@ -68,14 +68,16 @@ class Output:
 
     def status(self, text: str) -> Any:
         """A context manager that shows what is going on, with ``update``, while it lasts."""
-        # Before rich 14.3 a status leaves an empty line where stderr is no terminal.
-        console = self.err if self.err.is_terminal else Console(quiet=True)
-        return console.status(text)
+        return self._moving().status(text)
 
     def progress(self) -> Progress:
         """Bars on stderr, gone when they are done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        return Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
+        return Progress(*columns, console=self._moving(), transient=True, disable=not self.err.is_terminal)
+
+    def _moving(self) -> Console:
+        """A console for what moves: before 14.3, rich leaves empty lines where stderr is no terminal."""
+        return self.err if self.err.is_terminal else Console(quiet=True)
 
 
 @contextlib.contextmanager
