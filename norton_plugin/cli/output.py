@@ -108,9 +108,7 @@ class Output:
 
     def status(self, text: str) -> Any:
         """Return a context manager that shows what is going on, with ``update``, while it lasts."""
-        # Before rich 14.3 a status leaves an empty line where stderr is no terminal.
-        shown = self.err if self.err.is_terminal else Console(quiet=True)
-        return shown.status(Text(one_line(text)))
+        return self._moving().status(Text(one_line(text)))
 
     def progress(self) -> Progress:
         """Return bars on stderr, gone when they are done."""
@@ -120,7 +118,11 @@ class Output:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        return Progress(*columns, console=self.err, transient=True, disable=not self.err.is_terminal)
+        return Progress(*columns, console=self._moving(), transient=True, disable=not self.err.is_terminal)
+
+    def _moving(self) -> Console:
+        """Return a console for what moves: before 14.3, rich leaves empty lines where stderr is no terminal."""
+        return self.err if self.err.is_terminal else Console(quiet=True)
 
 
 def _finite(data: Any) -> Any:
