@@ -3,8 +3,24 @@
 import json
 
 import pytest
+import torch
 
-from norton_plugin.artifact import read_manifest
+from norton_plugin.artifact import load, read_manifest
+from norton_plugin.zoo import load_source
+
+# What the compressed networks are made with: rank, share of the channels kept.
+RECIPES = {"half": (7, 0.75), "third": (4, 0.75), "seventh": (4, 0.5)}
+
+
+def right_answers(artefact):
+    """How many of the test images a network gets right, counted here."""
+    from norton_plugin.zoo.demo import load_digits
+
+    source, data = load_source("demo:digits"), load_digits()
+    model = load(artefact, source.model).eval()
+    with torch.no_grad():
+        logits = model((data.test_images / 255 - source.mean[0]) / source.std[0])
+    return int((logits.argmax(1) == data.test_labels).sum())
 
 
 @pytest.mark.slow
@@ -17,8 +33,13 @@ def test_quick_demo(norton, tmp_path):
     assert (found["train_images"], found["test_images"], found["quick"]) == (1437, 360, True)
     shares = [each["macs"] / found["dense"]["macs"] for each in found["compressed"]]
     assert shares == pytest.approx([0.5, 0.3, 0.15], abs=0.02)
+    assert found["dense"]["parameters"] == 308_074
     assert found["dense"]["accuracy"] > 80
     assert all(each["accuracy_after"] > 60 for each in found["compressed"])
+    accuracies = [found["dense"]["accuracy"], *(each["accuracy_before"] for each in found["compressed"])]
+    counts = [accuracy * 360 / 100 for accuracy in accuracies]
+    assert counts == pytest.approx([round(count) for count in counts])  # right answers among 360 images
+    assert all(0.05 < each["latency_ratio"] < 100 for each in found["compressed"])
 
     assert (tmp_path / "demo" / "demo.png").read_bytes()[:4] == b"\x89PNG"
     written = json.loads((tmp_path / "demo" / "demo.json").read_text())
@@ -27,3 +48,9 @@ def test_quick_demo(norton, tmp_path):
         assert read_manifest(tmp_path / "demo" / each["name"]).extra["demo"] == each
         inspected = json.loads(norton("inspect", tmp_path / "demo" / each["name"], "--json").out)
         assert (inspected["macs"], inspected["parameters"]) == (each["macs"], each["parameters"])
+        assert right_answers(tmp_path / "demo" / each["name"]) == pytest.approx(each["accuracy_after"] * 360 / 100)
+        rank, keep = RECIPES[each["name"]]
+        assert each["recipe"] == f"rank {rank}, keep {keep}"
+        ranks = {layer["rank"] for layer in inspected["layers"] if layer["kernel"] == [3, 3]}
+        assert ranks - {None} == {rank}
+    assert [each["name"] for each in found["compressed"]] == list(RECIPES)
