@@ -255,3 +255,34 @@ def test_wheel_and_sdist_carry_configs_and_tools(repository: Path, tmp_path: Pat
     assert {"norton_plugin/.mim/tools/constraints.txt", "norton_plugin/.mim/configs/README.md"} <= carried
     assert {"norton_plugin/py.typed", "norton_plugin/__init__.py", "norton_plugin/errors.py"} <= names[0]
     assert {name.split("/")[0] for name in names[0]} == {"norton_plugin"}
+
+
+# Functions that may be longer than 40 lines, with the reason. Docstrings do not count.
+LONG = {
+    "norton_plugin.cli.compress.compress": "one call after the other, each with the options of the command by name",
+    "norton_plugin.cli.finetune.finetune": "one call after the other, each with the options of the command by name",
+    "norton_plugin.mm.classification.finetune.finetune": "two calls with all settings by name",
+}
+
+
+def _bodies(source: str) -> Iterator[tuple[str, int]]:
+    """Names of functions and the lines of their bodies, docstrings left out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body:
+                yield node.name, (node.end_lineno or 0) - body[0].lineno + 1
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*pair, id=pair[0]) for pair in _modules()])
+def test_files_and_functions_are_short(name: str, path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 300
+    long = {f"{name}.{function}": lines for function, lines in _bodies(source) if lines > 40}
+    assert {function: lines for function, lines in long.items() if function not in LONG} == {}
+    assert long.keys() == {function for function in LONG if function.rpartition(".")[0] == name}
+
+
+def test_the_length_of_a_body() -> None:
+    source = 'def f():\n    """Say."""\n    a = 1\n\n    return a\n'
+    assert list(_bodies(source)) == [("f", 3)]

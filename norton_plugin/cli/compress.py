@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -119,23 +119,16 @@ def compress(
     from norton_plugin.insight import layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import compress as run
 
-    changes = {
-        "scope": _given(include=include, exclude=exclude),
-        "decomposition": _given(
-            rank=rank,
-            ranks=_table("--rank-for", rank_for, options.parse_rank),
-            target_nmse=None if target_nmse is None else options.parse_number(target_nmse),
-            seed=seed,
-        ),
-        "pruning": _given(
-            keep=None if keep is None else options.parse_number(keep),
-            keeps=_table("--keep-for", keep_for, options.parse_number),
-            round_to=round_to,
-            criterion=criterion,
-        ),
+    number, rank_table = options.parse_number, _table("--rank-for", rank_for, options.parse_rank)
+    settings = {
+        "scope": {"include": include, "exclude": exclude},
+        "decomposition": {"ranks": rank_table, "target_nmse": _parsed(target_nmse, number), "seed": seed},
+        "pruning": {"keep": _parsed(keep, number), "keeps": _table("--keep-for", keep_for, number)},
     }
+    settings["pruning"] |= {"round_to": round_to, "criterion": criterion}
+    changes = {section: _given(**values) for section, values in settings.items()}
     if rank is not None:
-        changes["decomposition"]["rank"] = options.parse_rank(rank)
+        changes["decomposition"]["rank"] = options.parse_rank(rank)  # "none" leaves all dense, and was given
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
     if not (chosen.decomposition.active or chosen.pruning.active):
         raise RecipeError("there is nothing to do: give --rank, --keep below 1, or a --recipe that sets one of them")
@@ -154,10 +147,8 @@ def compress(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         calibration = None
         if calibration_data is not None:
-            images = open_images(calibration_data, opened.preprocessing)
-            calibration = calibration_batches(
-                images, opened.preprocessing, seed=chosen.decomposition.seed, workers=workers
-            )
+            images, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
+            calibration = calibration_batches(images, opened.preprocessing, seed=shuffling, workers=workers)
         model, report = run(
             opened.model,
             opened.example_inputs,
@@ -167,26 +158,21 @@ def compress(
             on_step=lambda step: status.update(Text(_STEPS.get(step, step))),
         )
         status.update(Text(f"writing {output}"))
-        plain = report.to_dict()
-        extra = {"weights": opened.weights}
-        save_model(output, model, opened, recipe=chosen.to_dict(), report=plain, extra=extra)
+        plain = {"recipe": chosen.to_dict(), "report": report.to_dict()}
+        save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
         write_recipe(output / RECIPE, chosen)
     out.show(layers_table(report), skipped_table(report), totals_table(report))
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
-    out.result(
-        {
-            "artifact": str(output),
-            "recipe": chosen.to_dict(),
-            "source": opened.spec,
-            "weights": opened.weights,
-            "report": plain,
-        }
-    )
+    out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
 
 
 def _given(**settings: Any) -> dict[str, Any]:
     """Return the options that were given."""
     return {name: value for name, value in settings.items() if value not in (None, {}, [])}
+
+
+def _parsed(text: str | None, parse: Callable[[str], Any]) -> Any:
+    return None if text is None else parse(text)
 
 
 def _table(option: str, texts: Iterable[str] | None, parse: Any) -> Mapping[str, Any]:

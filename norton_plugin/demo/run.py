@@ -79,19 +79,11 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
         ArtifactError: The directory cannot be written.
     """
     new_figure()  # a missing extra is told now, not after minutes of training
-    data = load_digits()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(f"cannot write to {directory}: {error}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        source = load_source("demo:digits")
-    digits = _Digits(
-        PackedImages(data.train_images, data.train_labels),
-        PackedImages(data.test_images, data.test_labels),
-        source.preprocessing,
-    )
+    source, digits = _prepare(seed)
     training = _TRAINING.replace(seed=seed, **({"epochs": 2} if quick else {}))
     tuning = _TUNING.replace(seed=seed, **({"epochs": 1} if quick else {}))
     seconds = _train(source.model, digits, training, "training the dense network", on_step)
@@ -120,7 +112,25 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
         quick,
     )
     on_step("writing", None, None)
-    for made, result in zip(candidates, compressed, strict=True):
+    _save(directory, candidates, found, source)
+    _write(directory, found)
+    return found
+
+
+def _prepare(seed: int) -> tuple[ModelSource, _Digits]:
+    """Build the dense network, with weights of this seed, and the data."""
+    data = load_digits()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        source = load_source("demo:digits")
+    train = PackedImages(data.train_images, data.train_labels)
+    test = PackedImages(data.test_images, data.test_labels)
+    return source, _Digits(train, test, source.preprocessing)
+
+
+def _save(directory: Path, candidates: list[_Candidate], found: DemoResult, source: ModelSource) -> None:
+    """Write an artefact of each compressed network."""
+    for made, result in zip(candidates, found.compressed, strict=True):
         save(
             directory / made.name,
             made.model,
@@ -130,8 +140,6 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
             source=source.spec,
             extra={"demo": asdict(result), "preprocessing": asdict(source.preprocessing), "inputs": 1},
         )
-    _write(directory, found)
-    return found
 
 
 def _train(model: nn.Module, digits: _Digits, settings: FinetuneSettings, text: str, on_step: OnStep) -> float:

@@ -91,15 +91,7 @@ def compress(
             images = reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)
         after = count_cost(compressed, run)
 
-    report = CompressionReport.of(
-        model,
-        compressed,
-        before,
-        after,
-        decomposition=decomposition,
-        pruning=pruning,
-        calibration_images=images,
-        seconds=time.perf_counter() - start,
-        structure=diff(dense, geometry(compressed)),
-    )
+    structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
+    facts = {"calibration_images": images, "seconds": seconds, "structure": structure}
+    report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
     return CompressionResult(compressed, report, recipe)

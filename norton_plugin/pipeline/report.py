@@ -103,8 +103,8 @@ class CompressionReport:
         compressed: nn.Module,
         before: ModelCost,
         after: ModelCost,
-        *,
         decomposition: DecompositionReport,
+        pruning: PruningReport,
         **facts: Any,
     ) -> CompressionReport:
         """Add to what the steps reported how the two models compare.
@@ -115,6 +115,7 @@ class CompressionReport:
             before: Cost of the original.
             after: Cost of the compressed model.
             decomposition: Of phase one.
+            pruning: Of phase two.
             **facts: The remaining attributes.
         """
         return cls(
@@ -124,6 +125,7 @@ class CompressionReport:
             parameters_after=after.parameters,
             layers=_layer_reports(model, compressed, before, after, decomposition.layers),
             decomposition=decomposition,
+            pruning=pruning,
             **facts,
         )
 
