@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class ModelCost:
 
 @contextmanager
 def _forms(model: nn.Module, form: Form) -> Iterator[None]:
-    """Counts blocks by their factors, whichever of the equivalent forms is chosen for speed."""
+    """Count blocks by their factors, whichever of the equivalent forms is chosen for speed."""
     blocks = [(m, m.form) for m in model.modules() if isinstance(m, CPDBlock)]
     try:
         for block, _ in blocks:
@@ -55,8 +56,67 @@ def _forms(model: nn.Module, form: Form) -> Iterator[None]:
             block.form = old
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model into evaluation mode, without gradients; flags are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        # The counter hooks the gradients of what modules are given, which fails for a parameter under no_grad.
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+class _Layers:
+    """Watch the modules of a running model: what each of them adds to the counter, and the sizes of its maps."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.macs: Counter[str] = Counter()
+        self.map_sizes: dict[str, tuple[MapSize, MapSize]] = {}
+        self._counter = counter
+        # Of every module now running: the count when it began, and what modules inside it have used.
+        self._running: list[list[int]] = [[0, 0]]
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Hook every module of the model while the context lasts."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # takes no hooks
+                handles.append(module.register_forward_pre_hook(self._before))
+                handles.append(module.register_forward_hook(partial(self._after, name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, module: nn.Module, inputs: Any) -> None:
+        self._running.append([self._counter.get_total_flops(), 0])
+
+    def _after(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        start, inside = self._running.pop()
+        total = self._counter.get_total_flops() - start
+        self._running[-1][1] += total
+        self.macs[name] += (total - inside) // 2
+        first = inputs[0] if inputs else None
+        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == 4:
+            size = (tuple(first.shape[2:]), tuple(output.shape[2:]))
+            if name not in self.map_sizes or size[0] > self.map_sizes[name][0]:
+                self.map_sizes[name] = size  # type: ignore[assignment]
+
+
 def count_cost(model: nn.Module, call: Call) -> ModelCost:
-    """Counts one forward pass in evaluation mode; flags are restored.
+    """Count one forward pass in evaluation mode; flags are restored.
 
     CPDBlocks are counted in their three-convolution form, ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)``.
 
@@ -67,43 +127,10 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
     Raises:
         SurgeryError: The call fails.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    layer_macs: Counter[str] = Counter()
-    map_sizes: dict[str, tuple[MapSize, MapSize]] = {}
     counter = FlopCounterMode(display=False)
-    handles = []
-    # Of every module now running: the count when it began, and what modules inside it have used.
-    running: list[list[int]] = [[0, 0]]
-
-    def before(module: nn.Module, _: Any) -> None:
-        running.append([counter.get_total_flops(), 0])
-
-    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            start, inside = running.pop()
-            total = counter.get_total_flops() - start
-            running[-1][1] += total
-            layer_macs[name] += (total - inside) // 2
-            first = inputs[0] if inputs else None
-            if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == 4:
-                size = (tuple(first.shape[2:]), tuple(output.shape[2:]))
-                if name not in map_sizes or size[0] > map_sizes[name][0]:
-                    map_sizes[name] = size  # type: ignore[assignment]
-
-        return hook
-
+    layers = _Layers(counter)
     try:
-        model.eval()
-        # The counter hooks the gradients of what modules are given, which fails for a parameter under no_grad.
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after(name)))
-        with torch.no_grad(), _forms(model, "separable"), counter:
+        with _evaluating(model), layers.watching(model), _forms(model, "separable"), counter:
             call()
     except Exception as error:
         first_line, _, _ = str(error).partition("\n")
@@ -111,13 +138,6 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
             f"the model does not run on the example inputs ({type(error).__name__}: {first_line}); "
             "give an example of the shape, dtype and device it expects"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
     parameters = sum(p.numel() for p in model.parameters())
-    own_macs = {name: macs for name, macs in layer_macs.items() if macs}
-    return ModelCost(counter.get_total_flops() // 2, parameters, own_macs, map_sizes)
+    own_macs = {name: macs for name, macs in layers.macs.items() if macs}
+    return ModelCost(counter.get_total_flops() // 2, parameters, own_macs, layers.map_sizes)
