@@ -6,6 +6,7 @@ from torch import nn
 
 from norton_plugin.blocks import CPDBlock, break_even_rank, conv_cost, cpd_cost
 from norton_plugin.cost import count_cost
+from norton_plugin.errors import SurgeryError
 
 VGG16 = [(3, 64, 32), (64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), (256, 256, 8), (256, 256, 8)]
 VGG16 += [(256, 512, 4), (512, 512, 4), (512, 512, 4), (512, 512, 2), (512, 512, 2), (512, 512, 2)]
@@ -83,3 +84,35 @@ def test_counter_adds_up_the_calls_of_a_shared_layer_and_sees_functions():
     assert cost.layer_macs["conv"] == 2 * 2 * 16 * 9
     assert cost.macs == 2 * 2 * 16 * 9 + 2 * 16 * 9
     assert cost.map_sizes["conv"] == ((3, 3), (3, 3))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_flags_forms_and_hooks_come_back(fails):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), CPDBlock(4, 4, 3, 1, form="dense")).train()
+    net[1].eval()
+    net[0].weight.requires_grad_(False)
+    seen = []
+
+    def call():
+        seen.append(
+            (net.training, net[2].form, torch.is_grad_enabled(), any(p.requires_grad for p in net.parameters()))
+        )
+        net(torch.zeros(1, 5 if fails else 3, 8, 8))
+
+    if fails:
+        with pytest.raises(SurgeryError, match="does not run on the example inputs"):
+            count_cost(net, call)
+    else:
+        count_cost(net, call)
+    assert seen == [(False, "separable", False, False)]
+    assert [module.training for module in net.modules()] == [True, True, False, True] and net[2].form == "dense"
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["0.weight"]
+    assert torch.is_grad_enabled()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("sizes", [(6, 9), (9, 6)])
+def test_map_sizes_are_those_of_the_largest_call(sizes):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2))
+    found = count_cost(net, lambda: [net(torch.zeros(1, 3, size, size + 1)) for size in sizes])
+    assert found.map_sizes["0"] == ((9, 10), (4, 4))

@@ -84,6 +84,16 @@ def test_every_parameter_of_a_cpd_block_moves(data):
         assert not torch.equal(before[name], model.state_dict()[name])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_loss_is_that_of_the_settings(data, smoothing):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    images = (data.images / 255 - 0.5) / 0.2
+    expected = nn.functional.cross_entropy(model(images), data.labels, label_smoothing=smoothing)
+    options = {"epochs": 1, "lr": 1e-9, "batch_size": 96, "label_smoothing": smoothing}
+    [record] = finetune(model, data, mean=(0.5,), std=(0.2,), **options).history
+    assert record.loss == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_a_model_of_timm_starts_from_the_weights_it_has(data):
     """mmengine's Runner asks models to initialise themselves, and those of timm draw new weights."""
     timm = pytest.importorskip("timm", reason="needs timm: pip install 'norton-plugin[timm]'")

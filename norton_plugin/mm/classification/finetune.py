@@ -92,20 +92,8 @@ def finetune(
     """
     started = time.perf_counter()
     chosen = (settings or FinetuneSettings()).replace(**changes)
-    target = pick_device(device)
-    if resume and work_dir is None:
-        raise RecipeError("resume needs the work_dir of the run to go on from")
-    if chosen.amp and target.type != "cuda":
-        raise RecipeError(f"amp needs a CUDA device, but training is on {target}; leave it out")
-    classifier = make_classifier(
-        model,
-        mean=mean,
-        std=std,
-        crop_padding=chosen.crop_padding,
-        flip=chosen.flip,
-        channels_last=chosen.channels_last,
-    )
-    classifier.label_smoothing = chosen.label_smoothing
+    target = _checked_device(device, chosen, resume=resume, work_dir=work_dir)
+    classifier = _classifier_of(model, chosen, mean=mean, std=std)
     for data in (train, val):
         if data is not None:
             check_data(data, classifier)
@@ -133,12 +121,44 @@ def finetune(
         finally:
             classifier.set_teacher(None)
             model.to(home).eval()
+    return _result(record, seconds=time.perf_counter() - started)
+
+
+def _checked_device(
+    device: str | torch.device | None, settings: FinetuneSettings, *, resume: bool, work_dir: str | Path | None
+) -> torch.device:
+    """Return where to train, or refuse what cannot be done there."""
+    target = pick_device(device)
+    if resume and work_dir is None:
+        raise RecipeError("resume needs the work_dir of the run to go on from")
+    if settings.amp and target.type != "cuda":
+        raise RecipeError(f"amp needs a CUDA device, but training is on {target}; leave it out")
+    return target
+
+
+def _classifier_of(
+    model: nn.Module, settings: FinetuneSettings, *, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> TimmClassifier:
+    """Wrap the model with the augmentation and the loss of the settings."""
+    classifier = make_classifier(
+        model,
+        mean=mean,
+        std=std,
+        crop_padding=settings.crop_padding,
+        flip=settings.flip,
+        channels_last=settings.channels_last,
+    )
+    classifier.label_smoothing = settings.label_smoothing
+    return classifier
+
+
+def _result(record: RecordHook, *, seconds: float) -> FinetuneResult:
     scores = [each.top1 for each in record.records if each.top1 is not None]
     return FinetuneResult(
         history=tuple(record.records),
         best_top1=max(scores, default=None),
         last_top1=scores[-1] if scores else None,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
 
 
