@@ -27,6 +27,7 @@ SAMPLE = Path(__file__).with_name("compare_reports_models.json")
 TIMED = ("seconds", "verify_seconds")
 WORDS = ("reason", "notes", "code", "codes", "text")
 ERRORS = ("error", "largest_error")
+COMMAND = "python tools/compare_reports.py write ...; python tools/compare_reports.py compare before.jsonl after.jsonl"
 # Factors come from the same seeds; the last digits of an NMSE may follow the order of additions.
 TOLERANCE = 1e-6
 
@@ -85,20 +86,28 @@ def _reports(path: Path) -> dict[str, Any]:
     return {row["model"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
-def compare(before: Path, after: Path) -> int:
-    """Print what differs between two files of reports; return how many models do."""
+def compare(before: Path, after: Path) -> dict[str, Any]:
+    """Print what differs between two files of reports.
+
+    Returns:
+        JSON-able: what came of each model that both files hold, and what differs, by model.
+    """
     old, new = _reports(before), _reports(after)
-    changed = 0
+    changed: dict[str, list[str]] = {}
     for model in sorted(old.keys() | new.keys()):
         if model not in old or model not in new:
-            lines = [f"only in {before if model in old else after}"]
+            lines = [f"only in {before.name if model in old else after.name}"]
         else:
             lines = list(differences(old[model], new[model]))
-        changed += bool(lines)
+        if lines:
+            changed[model] = lines
         for line in lines[:10]:
             print(f"{model}: {line}")
-    print(f"{len(old.keys() & new.keys())} models compared, {changed} differ")
-    return changed
+    both = sorted(old.keys() & new.keys())
+    print(f"{len(both)} models compared, {len(changed)} differ")
+    facts = ("status", "failed", "macs_before", "macs_after")
+    models = {model: {fact: new[model][fact] for fact in facts if fact in new[model]} for model in both}
+    return {"models": models, "differ": changed}
 
 
 def main() -> None:
@@ -111,6 +120,8 @@ def main() -> None:
     comparing = commands.add_parser("compare", help="compare two files, field by field")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
+    comparing.add_argument("--commits", nargs=2, metavar=("BEFORE", "AFTER"), help="what the files were made with")
+    comparing.add_argument("--out", type=Path, help="write what came of it as JSON")
     single = commands.add_parser("one", help="print the report of one model")
     single.add_argument("model")
     for command in (writing, single):
@@ -121,7 +132,12 @@ def main() -> None:
     elif arguments.command == "write":
         write(arguments.models or json.loads(SAMPLE.read_text()), arguments.path, arguments.time)
     else:
-        raise SystemExit(compare(arguments.before, arguments.after) > 0)
+        found = compare(arguments.before, arguments.after)
+        if arguments.out:
+            arguments.out.write_text(
+                json.dumps({"command": COMMAND, "commits": arguments.commits, **found}, indent=1) + "\n"
+            )
+        raise SystemExit(bool(found["differ"]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from report_comparison import comparison
 from report_detectors import detectors
 from report_fuzz import fuzz
 from report_table import Facts, table
@@ -241,6 +242,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
     ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
     ("fuzz.json", "Hostile and odd input", fuzz),
+    ("compare_reports.json", "Reports before and after a change of the code", comparison),
     ("figure1.json", "Layer-wise, reshaped and filter-wise decomposition at equal parameters (Figure 1)", figure1),
 ]
 
