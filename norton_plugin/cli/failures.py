@@ -71,21 +71,28 @@ def failure_of(error: BaseException) -> Failure:
     Args:
         error: Whatever a command raised.
     """
-    kind, text = type(error).__name__, one_line(str(error))
+    kind = type(error).__name__
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return interruption(None)
-    if isinstance(error, StdoutError):
-        return Failure(kind, "", _READER_GONE) if error.reader_gone else Failure(kind, text, FAILURE)
-    if isinstance(error, NortonError):
-        return Failure(kind, text, BAD_INPUT)
+    if isinstance(error, StdoutError) and error.reader_gone:
+        return Failure(kind, "", _READER_GONE)
     if isinstance(error, _UsageError):
-        told = one_line(error.format_message())  # type: ignore[attr-defined]
-        return Failure("UsageError", f"{told} (norton --help lists what there is)", BAD_INPUT)
+        message = error.format_message()  # type: ignore[attr-defined]
+        return Failure("UsageError", one_line(f"{message} (norton --help lists what there is)"), BAD_INPUT)
+    code = BAD_INPUT if isinstance(error, NortonError) else FAILURE
+    return Failure(kind, one_line(_told(error)), code)
+
+
+def _told(error: BaseException) -> str:
+    """Return an error in words."""
+    text, kind = str(error).strip(), type(error).__name__
+    if isinstance(error, NortonError | StdoutError):
+        return text
     if isinstance(error, SystemExit):
-        return Failure(kind, f"code of the model or of a library ended the program (exit {text or 0})", FAILURE)
+        return f"code of the model or of a library ended the program (exit {text or 0})"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return Failure(kind, "out of memory; give smaller sizes or fewer workers", FAILURE)
-    return Failure(kind, f"{kind}: {text} (-v shows where)" if text else f"{kind} (-v shows where)", FAILURE)
+        return "out of memory; give smaller sizes or fewer workers"
+    return f"{kind}: {text} (-v shows where)" if text else f"{kind} (-v shows where)"
 
 
 def wants_json(arguments: Sequence[str]) -> bool:

@@ -56,7 +56,8 @@ def _sections(command: Any, context: Any) -> Iterator[tuple[str, list[tuple[str,
         record = parameter.get_help_record(context)
         if record is not None:
             is_argument = parameter.param_type_name == "argument"
-            heading = parameter.rich_help_panel or ("Arguments" if is_argument else "Options")
+            panel = getattr(parameter, "rich_help_panel", None)  # older typers add --help without one
+            heading = panel or ("Arguments" if is_argument else "Options")
             name = parameter.metavar if is_argument else record[0]
             sections.setdefault(heading, []).append((name, record[1]))
     yield from sections.items()

@@ -66,7 +66,7 @@ class Answer:
         (told,) = json.loads(self.out).values()
         assert set(told) == ERROR_KEYS
         assert told["exit_code"] == self.code
-        lines = [line for line in self.err.splitlines() if not line.startswith("warning: ")]
+        lines = [line for line in self.err.splitlines() if line and not line.startswith("warning: ")]
         assert lines == [f"error: {told['message']}"]
         return told
 
