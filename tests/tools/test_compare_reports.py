@@ -73,8 +73,8 @@ def test_files_are_compared_model_by_model(tool, tmp_path, capsys):
     assert len(tool.compare(before, after)["differ"]) == 3
     assert capsys.readouterr().out.splitlines() == [
         "cifar:resnet20: status: full -> none",
-        f"cifar:resnet56: only in {before}",
-        f"demo:digits: only in {after}",
+        f"cifar:resnet56: only in {before.name}",
+        f"demo:digits: only in {after.name}",
         "1 models compared, 3 differ",
     ]
 
