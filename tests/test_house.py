@@ -261,7 +261,6 @@ def test_wheel_and_sdist_carry_configs_and_tools(repository: Path, tmp_path: Pat
 LONG = {
     "norton_plugin.cli.compress.compress": "one call after the other, each with the options of the command by name",
     "norton_plugin.cli.finetune.finetune": "one call after the other, each with the options of the command by name",
-    "norton_plugin.mm.classification.finetune.finetune": "two calls with all settings by name",
 }
 
 
