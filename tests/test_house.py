@@ -273,7 +273,13 @@ def _bodies(source: str) -> Iterator[tuple[str, int]]:
                 yield node.name, (node.end_lineno or 0) - body[0].lineno + 1
 
 
-@pytest.mark.parametrize(("name", "path"), [pytest.param(*pair, id=pair[0]) for pair in _modules()])
+def _tools() -> list[tuple[str, Path]]:
+    """Names and files of the tools; none where the package is installed without its source tree."""
+    root = PACKAGE.parent
+    return [(path.relative_to(root).as_posix(), path) for path in sorted((root / "tools").rglob("*.py"))]
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(*pair, id=pair[0]) for pair in _modules() + _tools()])
 def test_files_and_functions_are_short(name: str, path: Path) -> None:
     source = path.read_text()
     assert len(source.splitlines()) <= 300

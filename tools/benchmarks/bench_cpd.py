@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,51 +70,72 @@ def clock(run: Callable[[], Any], device: str) -> tuple[float, float, Any]:
     return time.perf_counter() - begin, time.process_time() - busy, result
 
 
+@dataclass
+class Turns:
+    """What was measured, a value per turn.
+
+    Attributes:
+        batched: (wall-clock, processor) seconds of the batched decomposition of all filters.
+        looped: The same of the loop, extrapolated from its sample.
+        ours: NMSE of the sampled filters, batched.
+        theirs: NMSE of the sampled filters by the loop.
+    """
+
+    batched: list[tuple[float, float]] = field(default_factory=list)
+    looped: list[tuple[float, float]] = field(default_factory=list)
+    ours: list[Tensor] = field(default_factory=list)
+    theirs: list[Tensor] = field(default_factory=list)
+
+    def ratios(self, which: int) -> list[float]:
+        """Return how many times longer the loop took, per turn, by the clock (0) or in processor seconds (1)."""
+        return [slow[which] / fast[which] for slow, fast in zip(self.looped, self.batched, strict=True)]
+
+
+def take_turn(turns: Turns, weights: list[Tensor], args: argparse.Namespace, generator: torch.Generator) -> list[Any]:
+    """Decompose everything at once, then a sample of every layer width one by one; return the batched results."""
+    batch = [weight.to(args.device) for weight in weights]
+    *spent, results = clock(lambda: decompose_layers(batch, args.rank), args.device)
+    turns.batched.append((spent[0], spent[1]))
+    total = total_cpu = 0.0
+    for width in dict.fromkeys(weight.shape[1] for weight in weights):
+        filters = torch.cat([weight for weight in weights if weight.shape[1] == width])
+        errors = torch.cat([r.nmse for w, r in zip(weights, results, strict=True) if w.shape[1] == width])
+        chosen = torch.randperm(len(filters), generator=generator)[: args.sample]
+        sample = filters[chosen]
+        seconds, busy, found = clock(lambda s=sample: decompose_parafac(s, args.rank, sweeps=args.iterations), "cpu")
+        total += seconds / len(chosen) * len(filters)
+        total_cpu += busy / len(chosen) * len(filters)
+        turns.ours.append(errors.cpu()[chosen])
+        turns.theirs.append(found.nmse)
+    turns.looped.append((total, total_cpu))
+    return results
+
+
 def compare(weights: list[Tensor], args: argparse.Namespace) -> dict[str, Any]:
     """Take turns between the batched decomposition of everything and the loop on a sample."""
-    batch = [weight.to(args.device) for weight in weights]
-    widths: dict[int, list[Tensor]] = {}
-    for weight in weights:
-        widths.setdefault(weight.shape[1], []).append(weight)
-    decompose_layers(batch[:1], args.rank)  # warm-up
-    generator = torch.Generator().manual_seed(0)
-    batched, looped, batched_cpu, looped_cpu, ours, theirs = [], [], [], [], [], []
+    decompose_layers([weights[0].to(args.device)], args.rank)  # warm-up
+    generator, turns = torch.Generator().manual_seed(0), Turns()
     for _ in range(args.repeats):
-        seconds, busy, results = clock(lambda: decompose_layers(batch, args.rank), args.device)
-        batched.append(seconds)
-        batched_cpu.append(busy)
-        total = total_cpu = 0.0
-        for width, members in widths.items():
-            filters = torch.cat(members)
-            errors = torch.cat([r.nmse for w, r in zip(weights, results, strict=True) if w.shape[1] == width])
-            chosen = torch.randperm(len(filters), generator=generator)[: args.sample]
-            sample = filters[chosen]
-            seconds, busy, found = clock(
-                lambda s=sample: decompose_parafac(s, args.rank, sweeps=args.iterations), "cpu"
-            )
-            total += seconds / len(chosen) * len(filters)
-            total_cpu += busy / len(chosen) * len(filters)
-            ours.append(errors.cpu()[chosen])
-            theirs.append(found.nmse)
-        looped.append(total)
-        looped_cpu.append(total_cpu)
-        print(f"  batched {batched[-1]:.2f} s, loop {total:.0f} s (extrapolated), ratio {total / batched[-1]:.0f}")
+        results = take_turn(turns, weights, args, generator)
+        batched, loop = turns.batched[-1][0], turns.looped[-1][0]
+        print(f"  batched {batched:.2f} s, loop {loop:.0f} s (extrapolated), ratio {loop / batched:.0f}")
     everything = torch.cat([result.nmse for result in results])
+    wall, processor = (
+        [statistics.median(each[which] for each in side) for side in (turns.batched, turns.looped)] for which in (0, 1)
+    )
     return {
         "layers": len(weights),
         "filters": sum(len(weight) for weight in weights),
-        "batched_seconds": statistics.median(batched),
-        "loop_seconds_extrapolated": statistics.median(looped),
-        "loop_filters_timed": sum(len(e) for e in theirs),
-        "ratio": statistics.median(slow / fast for slow, fast in zip(looped, batched, strict=True)),
-        "ratio_lowest_turn": min(slow / fast for slow, fast in zip(looped, batched, strict=True)),
-        "batched_processor_seconds": statistics.median(batched_cpu),
-        "loop_processor_seconds_extrapolated": statistics.median(looped_cpu),
-        "ratio_of_processor_seconds": statistics.median(
-            slow / fast for slow, fast in zip(looped_cpu, batched_cpu, strict=True)
-        ),
-        "batched_nmse_on_sample": float(torch.cat(ours).mean()),
-        "loop_nmse_on_sample": float(torch.cat(theirs).mean()),
+        "batched_seconds": wall[0],
+        "loop_seconds_extrapolated": wall[1],
+        "loop_filters_timed": sum(len(e) for e in turns.theirs),
+        "ratio": statistics.median(turns.ratios(0)),
+        "ratio_lowest_turn": min(turns.ratios(0)),
+        "batched_processor_seconds": processor[0],
+        "loop_processor_seconds_extrapolated": processor[1],
+        "ratio_of_processor_seconds": statistics.median(turns.ratios(1)),
+        "batched_nmse_on_sample": float(torch.cat(turns.ours).mean()),
+        "loop_nmse_on_sample": float(torch.cat(turns.theirs).mean()),
         "batched_nmse_all": float(everything.mean()),
         "batched_nmse_worst_filter": float(everything.max()),
         "fallbacks": int(sum(result.fallback.sum() for result in results)),

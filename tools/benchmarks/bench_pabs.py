@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +32,8 @@ from norton_plugin.pabs import largest_angle_matrix, pabs_distance, removal_orde
 
 MEMORY_LIMIT = 4 * 2**30
 TARGET_RATIO = 100
+# A call, and how many times its work the whole would be.
+Candidate = tuple[Callable[[], object], float]
 
 
 def random_factors(filters: int, channels: int, rank: int) -> list[Tensor]:
@@ -81,43 +83,12 @@ def median_seconds(work: Callable[[], object], rounds: int) -> float:
 def compare(filters: int, channels: int, rank: int, *, rounds: int, sample: int) -> dict[str, object]:
     """Medians of ours and of the loops for one layer."""
     factors = random_factors(filters, channels, rank)
-    arrays = [factor.double().numpy() for factor in factors]
-    bases = [np.linalg.qr(matrix.T)[0] for matrix in arrays[0]]
     everything = list(combinations(range(filters), 2))
     chosen = [everything[k] for k in np.random.default_rng(0).choice(len(everything), sample, replace=False)]
     matrix = pabs_distance(factors).matrix
-
-    def loop(angle: Callable[[np.ndarray, np.ndarray], float], used: list[np.ndarray]) -> Callable[[], float]:
-        return lambda: sum(angle(each[i], each[j]) for i, j in chosen for each in used)
-
-    candidates: dict[str, tuple[Callable[[], object], float]] = {
-        "ours: matrix": (lambda: pabs_distance(factors), 1),
-        "ours: order": (lambda: removal_order(matrix), 1),
-        "loop: QR and cosine form, three factors": (loop(angle_by_qr, arrays), len(everything) / sample),
-        "loop: scipy.linalg.subspace_angles, three factors": (
-            loop(angle_by_scipy, arrays),
-            len(everything) / sample,
-        ),
-        "loop: QR and cosine form, head only": (loop(angle_by_qr, arrays[:1]), len(everything) / sample),
-        "loop: scipy.linalg.subspace_angles, head only": (
-            loop(angle_by_scipy, arrays[:1]),
-            len(everything) / sample,
-        ),
-        "loop: bases made once, cosine form, head only": (
-            lambda: [np.arccos(min(1, np.linalg.svd(bases[i].T @ bases[j], compute_uv=False)[-1])) for i, j in chosen],
-            len(everything) / sample,
-        ),
-        "loop: order": (lambda: order_by_scans(matrix.numpy()), 1),
-    }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, (work, factor) in candidates.items():
-            spent, wall = seconds(work)
-            times[name].append((spent * factor, wall * factor))
-    medians = {name: statistics.median(spent for spent, _ in values) for name, values in times.items()}
-    walls = {name: statistics.median(wall for _, wall in values) for name, values in times.items()}
-    ours = medians["ours: matrix"] + medians["ours: order"]
-    worst = max(abs(angle_by_scipy(arrays[0][i], arrays[0][j]) - float(matrix[i, j])) for i, j in chosen[:100])
+    medians, walls = in_turns(candidates(factors, chosen, pairs=len(everything)), rounds)
+    head = factors[0].double().numpy()
+    worst = max(abs(angle_by_scipy(head[i], head[j]) - float(matrix[i, j])) for i, j in chosen[:100])
     return {
         "filters": filters,
         "channels": channels,
@@ -128,12 +99,56 @@ def compare(filters: int, channels: int, rank: int, *, rounds: int, sample: int)
         "rounds": rounds,
         "median_processor_seconds": medians,
         "median_wall_seconds": walls,
-        "ours_total_processor_seconds": ours,
+        "ours_total_processor_seconds": medians["ours: matrix"] + medians["ours: order"],
         "ratios": ratios_to_loops(medians),
         "wall_ratios": ratios_to_loops(walls),
         "largest_difference_from_scipy_radians": worst,
         "same_order_as_the_scans": order_by_scans(matrix.numpy()) == removal_order(matrix).tolist()[:-1],
     }
+
+
+def candidates(factors: list[Tensor], chosen: Sequence[tuple[int, int]], *, pairs: int) -> dict[str, Candidate]:
+    """Return what is timed: ours on all pairs, and loops over the chosen ones.
+
+    Args:
+        factors: Of one layer.
+        chosen: The pairs of filters that the loops see.
+        pairs: How many there are in all.
+
+    Returns:
+        By name: a call, and how many times the work of the call the whole would be.
+    """
+    arrays = [factor.double().numpy() for factor in factors]
+    bases = [np.linalg.qr(matrix.T)[0] for matrix in arrays[0]]
+    matrix, share = pabs_distance(factors).matrix, pairs / len(chosen)
+
+    def loop(angle: Callable[[np.ndarray, np.ndarray], float], used: list[np.ndarray]) -> Callable[[], float]:
+        return lambda: sum(angle(each[i], each[j]) for i, j in chosen for each in used)
+
+    def cosines() -> list[float]:
+        return [np.arccos(min(1, np.linalg.svd(bases[i].T @ bases[j], compute_uv=False)[-1])) for i, j in chosen]
+
+    return {
+        "ours: matrix": (lambda: pabs_distance(factors), 1),
+        "ours: order": (lambda: removal_order(matrix), 1),
+        "loop: QR and cosine form, three factors": (loop(angle_by_qr, arrays), share),
+        "loop: scipy.linalg.subspace_angles, three factors": (loop(angle_by_scipy, arrays), share),
+        "loop: QR and cosine form, head only": (loop(angle_by_qr, arrays[:1]), share),
+        "loop: scipy.linalg.subspace_angles, head only": (loop(angle_by_scipy, arrays[:1]), share),
+        "loop: bases made once, cosine form, head only": (cosines, share),
+        "loop: order": (lambda: order_by_scans(matrix.numpy()), 1),
+    }
+
+
+def in_turns(timed: dict[str, Candidate], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return median processor time and wall time of each candidate, all of them called in turn."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, (work, factor) in timed.items():
+            spent, wall = seconds(work)
+            times[name].append((spent * factor, wall * factor))
+    medians = {name: statistics.median(spent for spent, _ in values) for name, values in times.items()}
+    return medians, {name: statistics.median(wall for _, wall in values) for name, values in times.items()}
 
 
 def ratios_to_loops(medians: dict[str, float]) -> dict[str, float]:

@@ -137,12 +137,8 @@ def measure(
     }
 
 
-def main() -> None:
-    """Parse the arguments, measure, print and write ``complexity.json``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for complexity.json")
-    arguments = parser.parse_args()
-
+def by_rank() -> list[dict[str, Any]]:
+    """Measure VGG-16-BN with all 13 convolutions decomposed, at ranks 1 to 8."""
     table = []
     for rank in range(1, 9):
         row = measure("cifar:vgg16_bn", 32, rank, {})
@@ -154,7 +150,11 @@ def main() -> None:
             f"{row['macs_and_elementwise_down_percent']} % (paper {row['paper_macs_down_percent']}), "
             f"parameters down {row['parameters_down_percent']} % (paper {row['paper_parameters_down_percent']})"
         )
+    return table
 
+
+def pruned_points() -> list[dict[str, Any]]:
+    """Measure the points of the paper that are decomposed and pruned, each beside the paper's figures."""
     points: list[tuple[str, dict[str, float], Callable[[], dict[str, Any]]]] = [
         (
             "VGG-16-BN, R=1, [0.6]*6+[0.8]*7",
@@ -184,12 +184,20 @@ def main() -> None:
             f"(paper {paper['macs']:,}), "
             f"{row['parameters']:,} parameters (paper {paper['parameters']:,})"
         )
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    return results
+
+
+def main() -> None:
+    """Parse the arguments, measure, print and write ``complexity.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for complexity.json")
+    arguments = parser.parse_args()
     content = {
         "command": "python tools/benchmarks/complexity.py --output docs/results",
-        "vgg16_bn_by_rank": table,
-        "pruned_points": results,
+        "vgg16_bn_by_rank": by_rank(),
+        "pruned_points": pruned_points(),
     }
+    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "complexity.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -63,7 +63,6 @@ def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dic
 
     from norton_plugin import NortonError, compress
     from norton_plugin.recipe import Decomposition, Pruning, Recipe
-    from norton_plugin.surgery.report import blocking
     from norton_plugin.zoo import load_source
 
     torch.set_num_threads(threads)
@@ -83,13 +82,19 @@ def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dic
         row["processor_seconds"] = round(time.process_time() - processor, 1)
     except NortonError as error:
         return row | {"status": "none", "reasons": [str(error)[:300]], "peak_gib": _peak()}
+    return row | _figures(report) | {"peak_gib": _peak()}
+
+
+def _figures(report: Any) -> dict[str, Any]:
+    """Return what the report of a compressed detector comes to."""
+    from norton_plugin.surgery.report import blocking
+
     left = blocking(report.pruning.skipped)
     convs = len(report.decomposition.layers) + len(report.decomposition.skipped)
-    return row | {
+    return {
         "status": report.status,
         "seconds": round(report.seconds - report.verify_seconds, 1),
         "verify_seconds": round(report.verify_seconds, 1),
-        "peak_gib": _peak(),
         "macs_before": report.macs_before,
         "macs_after": report.macs_after,
         "parameters_before": report.parameters_before,

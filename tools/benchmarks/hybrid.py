@@ -15,14 +15,14 @@ import argparse
 import fcntl
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cifar_data import add_arguments, batches, load_images, load_resnet, machine
 from torch import nn
 
 from norton_plugin import CompressionReport, compress
-from norton_plugin.mm import evaluate, finetune
+from norton_plugin.mm import PackedImages, evaluate, finetune
 from norton_plugin.recipe import Calibration, Decomposition, Pruning, Recipe
 
 SETTINGS: dict[str, Any] = {
@@ -34,6 +34,16 @@ SETTINGS: dict[str, Any] = {
     "flip": True,
     "seed": 0,
 }
+
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+class Images(NamedTuple):
+    """Training and test images in memory."""
+
+    train: PackedImages
+    test: PackedImages
 
 
 def recipe_for(variant: str, keep: float, last_keep: float) -> Recipe:
@@ -93,6 +103,40 @@ def add_row(path: Path, variant: str, row: dict[str, Any], facts: dict[str, Any]
         file.write(json.dumps(content, indent=1) + "\n")
 
 
+def run_variant(variant: str, images: Images, target: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compress, unless the variant is the dense model, and fine-tune; return the row of the variant.
+
+    Args:
+        variant: ``dense``, or a name of `recipe_for`.
+        images: Training and test images.
+        target: MACs to reach.
+        arguments: Of the command line.
+    """
+    source = load_resnet("resnet20", arguments.weights)
+    model, report, setting = source.model.eval(), None, {}
+    if variant != "dense":
+        recipe, setting = fit(variant, model, EXAMPLE, target)
+        sample = batches(images.train.subset(5000), source)
+        model, report = compress(model, EXAMPLE, recipe, calibration=sample)
+    statistics = {"mean": source.mean, "std": source.std}
+    before = evaluate(model, images.test, **statistics).top1
+    row = {**cost(report), "setting": setting, "top1_before_finetuning": round(before, 2)}
+    print(variant, row, flush=True)
+    result = finetune(
+        model,
+        images.train,
+        images.test,
+        epochs=arguments.epochs,
+        on_epoch=lambda record, total: print(f"  {record}", flush=True),
+        **statistics,
+        **SETTINGS,
+    )
+    row["top1_after_finetuning"] = result.last_top1
+    row["top1_by_epoch"] = [record.top1 for record in result.history]
+    row["finetuning_seconds"] = round(result.seconds, 1)
+    return row
+
+
 def main() -> None:
     """Parse the arguments, compress, fine-tune, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,10 +152,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    source = load_resnet("resnet20", arguments.weights)
-    train, test = load_images(arguments.images, "train"), load_images(arguments.images, "test")
-    example = torch.zeros(1, 3, 32, 32)
-    statistics = {"mean": source.mean, "std": source.std}
+    images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))
     facts = {
         "command": "python tools/benchmarks/hybrid.py --weights WEIGHTS [--rank 1 --variants ...]",
         "data": "CIFAR-10 (JPEG), 50,000 training and 10,000 test images",
@@ -120,29 +161,9 @@ def main() -> None:
         "machine": machine(),
     }
     dense = load_resnet("resnet20", arguments.weights).model.eval()
-    target = compress(dense, example, recipe_for(f"decomposition-rank{arguments.rank}", 1.0, 1.0))[1].macs_after
+    target = compress(dense, EXAMPLE, recipe_for(f"decomposition-rank{arguments.rank}", 1.0, 1.0))[1].macs_after
     for variant in arguments.variants:
-        model = load_resnet("resnet20", arguments.weights).model.eval()
-        report, setting = None, {}
-        if variant != "dense":
-            recipe, setting = fit(variant, model, example, target)
-            sample = batches(train.subset(5000), source)
-            model, report = compress(model, example, recipe, calibration=sample)
-        before = evaluate(model, test, **statistics).top1
-        row = {**cost(report), "setting": setting, "top1_before_finetuning": round(before, 2)}
-        print(variant, row, flush=True)
-        result = finetune(
-            model,
-            train,
-            test,
-            epochs=arguments.epochs,
-            on_epoch=lambda record, total: print(f"  {record}", flush=True),
-            **statistics,
-            **SETTINGS,
-        )
-        row["top1_after_finetuning"] = result.last_top1
-        row["top1_by_epoch"] = [record.top1 for record in result.history]
-        row["finetuning_seconds"] = round(result.seconds, 1)
+        row = run_variant(variant, images, target, arguments)
         budget = "" if variant == "dense" else f" at the MACs of rank {arguments.rank}"
         add_row(arguments.output / "hybrid_resnet20.json", variant + budget, row, facts)
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from report_bccd import bccd
 from report_comparison import comparison
 from report_detectors import detectors
 from report_fuzz import fuzz
@@ -166,70 +167,6 @@ def figure1(facts: Facts) -> str:
         + table(["NMSE at the budget of", *(f"R={b}" for b in budgets)], rows)
         + "\n\n![NMSE at equal parameters](figure1.png)"
     )
-
-
-def bccd(facts: Facts) -> str:
-    """Return the blood cell detector, by mmdet's scripts."""
-    variants, commands = facts["variants"], facts["commands"]
-    dense = variants["dense"]
-    rows = []
-    for name, row in variants.items():
-        settled = row.get("after_surgery")
-        plain = row.get("after_surgery_without_reestimation")
-        runs = row["finetuned"]
-        mean = row["finetuned_mean"]
-        spread = f" ({min(r['map'] for r in runs):.1f}-{max(r['map'] for r in runs):.1f})" if len(runs) > 1 else ""
-        rows.append(
-            [
-                name,
-                f"{100 * row['macs_share']:.1f}" if settled else "100",
-                f"{100 * row['parameters_share']:.1f}" if settled else "100",
-                f"{plain['map']:.1f}" if plain else "-",
-                f"{settled['map']:.1f}" if settled else f"{dense['test']['map']:.1f} (as trained)",
-                f"{mean['map']:.1f}{spread}",
-                f"{mean['map50']:.1f}",
-                " / ".join(f"{mean[f'map_{kind}']:.1f}" for kind in ("RBC", "WBC", "Platelets")),
-                f"{sum(r['processor_seconds'] for r in runs) / len(runs):.0f}",
-            ]
-        )
-    header = [
-        "variant",
-        "MACs %",
-        "parameters %",
-        "mAP after surgery, old BatchNorm statistics",
-        "mAP after surgery",
-        "mAP fine-tuned (range)",
-        "mAP50",
-        "mAP RBC / WBC / platelets",
-        "processor s",
-    ]
-    sizes = next((row for row in variants.values() if "macs_dense" in row), None)
-    size = f", {sizes['macs_dense'] / 1e9:.3f} G MACs, {sizes['parameters_dense']:,} parameters" if sizes else ""
-    steps = ("retinanet_r18-thin_bccd", "dense test", "hybrid, rank 5 seed 0", "hybrid, rank 5 seed 0 test")
-    shown = [commands[step]["command"] for step in steps if step in commands]
-    epochs, seeds = facts["epochs"], len(facts["seeds"]["finetuning"])
-    compressed = {name: row["finetuned_mean"]["map"] for name, row in variants.items() if "after_surgery" in row}
-    best = max(compressed, key=lambda name: compressed[name])
-    text = (
-        f"{facts['data']}. {facts['model']}{size}. {facts['metric']}: {dense['test']['map']:.1f} mAP and "
-        f"{dense['test']['map50']:.1f} mAP50 after {epochs['dense']} epochs. Every variant, the dense one too, is then "
-        f"fine-tuned for {epochs['finetuning']} epochs by the same schedule; means over {seeds} seed(s) of fine-tuning "
-        "after one dense training. Processor seconds are those of one fine-tuning run on "
-        f"{facts['machine']['threads']} thread(s) of a shared machine, surgery included.\n\n"
-        + table(header, rows)
-        + f"\n\nBest at equal MACs here: {best}, {dense['finetuned_mean']['map'] - compressed[best]:.1f} points of mAP "
-        "below the dense model. The network is thin already (24 to 192 channels); most of the loss is in the "
-        "platelets, its smallest objects.\n\nFour of the commands (all are in `bccd.json`); `MMDET` is the folder "
-        "`mmdet/.mim`:\n\n```\n" + "\n".join(shown) + "\n```"
-    )
-    if facts.get("exported_config", {}).get("same_as_with_hook"):
-        text += "\n\nThe exported `norton_config.py`, without the hook, tests to the same figures."
-    if facts.get("resumed", {}).get("largest_difference_of_weights") == 0:
-        text += (
-            f" A run killed (`kill -9`) in the middle of epoch {facts['resumed']['killed_in_epoch']} and resumed ends "
-            "in the same weights, difference 0.0."
-        )
-    return text
 
 
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [

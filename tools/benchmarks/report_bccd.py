@@ -1,0 +1,93 @@
+"""The section of the results page on the blood cell detector."""
+
+from __future__ import annotations
+
+from report_table import Facts, table
+
+_HEADER = [
+    "variant",
+    "MACs %",
+    "parameters %",
+    "mAP after surgery, old BatchNorm statistics",
+    "mAP after surgery",
+    "mAP fine-tuned (range)",
+    "mAP50",
+    "mAP RBC / WBC / platelets",
+    "processor s",
+]
+_COMMANDS = ("retinanet_r18-thin_bccd", "dense test", "hybrid, rank 5 seed 0", "hybrid, rank 5 seed 0 test")
+
+
+def bccd(facts: Facts) -> str:
+    """Return the section: the blood cell detector, by mmdet's scripts."""
+    variants = facts["variants"]
+    dense = variants["dense"]
+    rows = [_row(name, row, dense) for name, row in variants.items()]
+    return f"{_setting(facts)}\n\n{table(_HEADER, rows)}\n\n{_outcome(variants)}\n\n{_commands(facts)}{_proofs(facts)}"
+
+
+def _row(name: str, row: Facts, dense: Facts) -> list[object]:
+    settled = row.get("after_surgery")
+    plain = row.get("after_surgery_without_reestimation")
+    runs = row["finetuned"]
+    mean = row["finetuned_mean"]
+    spread = f" ({min(r['map'] for r in runs):.1f}-{max(r['map'] for r in runs):.1f})" if len(runs) > 1 else ""
+    return [
+        name,
+        f"{100 * row['macs_share']:.1f}" if settled else "100",
+        f"{100 * row['parameters_share']:.1f}" if settled else "100",
+        f"{plain['map']:.1f}" if plain else "-",
+        f"{settled['map']:.1f}" if settled else f"{dense['test']['map']:.1f} (as trained)",
+        f"{mean['map']:.1f}{spread}",
+        f"{mean['map50']:.1f}",
+        " / ".join(f"{mean[f'map_{kind}']:.1f}" for kind in ("RBC", "WBC", "Platelets")),
+        f"{sum(r['processor_seconds'] for r in runs) / len(runs):.0f}",
+    ]
+
+
+def _setting(facts: Facts) -> str:
+    """Say what was trained, how long, and what is measured."""
+    variants, epochs = facts["variants"], facts["epochs"]
+    dense, seeds = variants["dense"], len(facts["seeds"]["finetuning"])
+    sizes = next((row for row in variants.values() if "macs_dense" in row), None)
+    size = f", {sizes['macs_dense'] / 1e9:.3f} G MACs, {sizes['parameters_dense']:,} parameters" if sizes else ""
+    return (
+        f"{facts['data']}. {facts['model']}{size}. {facts['metric']}: {dense['test']['map']:.1f} mAP and "
+        f"{dense['test']['map50']:.1f} mAP50 after {epochs['dense']} epochs. Every variant, the dense one too, is then "
+        f"fine-tuned for {epochs['finetuning']} epochs by the same schedule; means over {seeds} seed(s) of fine-tuning "
+        "after one dense training. Processor seconds are those of one fine-tuning run on "
+        f"{facts['machine']['threads']} thread(s) of a shared machine, surgery included."
+    )
+
+
+def _outcome(variants: dict[str, Facts]) -> str:
+    """Name the best compressed detector beside the dense one."""
+    compressed = {name: row["finetuned_mean"]["map"] for name, row in variants.items() if "after_surgery" in row}
+    best = max(compressed, key=lambda name: compressed[name])
+    loss = variants["dense"]["finetuned_mean"]["map"] - compressed[best]
+    return (
+        f"Best at equal MACs here: {best}, {loss:.1f} points of mAP "
+        "below the dense model. The network is thin already (24 to 192 channels); most of the loss is in the "
+        "platelets, its smallest objects."
+    )
+
+
+def _commands(facts: Facts) -> str:
+    shown = [facts["commands"][step]["command"] for step in _COMMANDS if step in facts["commands"]]
+    return (
+        "Four of the commands (all are in `bccd.json`); `MMDET` is the folder "
+        "`mmdet/.mim`:\n\n```\n" + "\n".join(shown) + "\n```"
+    )
+
+
+def _proofs(facts: Facts) -> str:
+    """Say what the exported config and a resumed run were compared with."""
+    text = ""
+    if facts.get("exported_config", {}).get("same_as_with_hook"):
+        text += "\n\nThe exported `norton_config.py`, without the hook, tests to the same figures."
+    if facts.get("resumed", {}).get("largest_difference_of_weights") == 0:
+        text += (
+            f" A run killed (`kill -9`) in the middle of epoch {facts['resumed']['killed_in_epoch']} and resumed ends "
+            "in the same weights, difference 0.0."
+        )
+    return text
