@@ -45,7 +45,9 @@ def test_a_source_takes_the_place_of_the_dense_model(tmp_path):
     result.save(tmp_path / "whole", source=source)
     result.save(tmp_path / "spec", source=source.spec)
     for name in ("whole", "spec"):
+        before = torch.get_rng_state()
         loaded = norton_plugin.load(tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), before)
         assert not loaded.training
         assert same_outputs(loaded, result.model, source.example_inputs[0])
     extra = json.loads((tmp_path / "whole" / "norton.json").read_text())["extra"]

@@ -33,6 +33,7 @@ from norton_plugin.artifact.weights import (
     state_tensors,
 )
 from norton_plugin.errors import ArtifactError
+from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.surgery.structure_entries import read_entries, tensor_shapes
 from norton_plugin.zoo import rebuild
@@ -93,7 +94,8 @@ def load(directory: str | Path, model: nn.Module | None = None, *, trust_code: b
             or no model where the artefact has no source.
         SourceError: The source cannot be built here, or is code that is not trusted.
     """
-    with open_artifact(directory) as stored:
+    # Constructors draw the weights that are replaced at once: the caller's random numbers are not used up for them.
+    with preserved_random_state(), open_artifact(directory) as stored:
         if model is None:
             source = stored.manifest.source
             if not source:
