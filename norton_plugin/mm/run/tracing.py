@@ -80,7 +80,7 @@ def _sample_shape(runner: Runner) -> tuple[int, int, int]:
         except Exception as error:
             raise RecipeError(
                 f"the first training image cannot be read ({type(error).__name__}: {error}); "
-                "mend the data, or give NortonHook input_size=(height, width)"
+                "fix the data, or give NortonHook input_size=(height, width)"
             ) from error
     image = sample.get("inputs") if isinstance(sample, Mapping) else None
     image = image[0] if isinstance(image, list | tuple) and image else image
