@@ -193,7 +193,7 @@ class CPDBlock(nn.Module):
         setattr(self, name, new)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolves (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
+        """Convolve (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
         left, right, top, bottom = sides(
             self.padding,
             size=(x.shape[-2], x.shape[-1]),

@@ -9,7 +9,7 @@ from norton_plugin.blocks.padding import pad, sides
 
 
 def convolve(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolves with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
+    """Convolve with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
     margins = sides(
         block.padding,
         size=(int(x.shape[-2]), int(x.shape[-1])),

@@ -90,7 +90,7 @@ def depthwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tenso
 
 
 def dense(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
-    """Return one convolution with the rebuilt weight: dear in MACs, cheap in activation memory (for training)."""
+    """Run one convolution with the rebuilt weight: dear in MACs, cheap in activation memory (for training)."""
     weight = torch.einsum("nrc,nrhw->nchw", factors.head, _spatial_kernels(factors))
     return F.conv2d(x, weight, factors.bias, *geometry)
 

@@ -47,7 +47,7 @@ class ChannelGraph:
         graph.prune("stem", [0, 3])
 
     Args:
-        model: Run once, in evaluation mode; its flags are restored.
+        model: Run once or twice, in evaluation mode; its flags are restored.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         time_limit: Seconds that the trace may take.

@@ -107,7 +107,7 @@ def register_rule(*names: str, **declaration: Any) -> Callable[[AnyRule], AnyRul
 
         @register_rule("mylib::hard_gate")
         def hard_gate(trace, call):
-            return trace.labels_of(call.args[0])
+            return ChannelLabels(trace.labels_of(call.args[0]).maps)
 
     Args:
         names: Of the operations, see ``operation_name``.

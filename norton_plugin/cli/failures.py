@@ -78,7 +78,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(kind, "", _READER_GONE)
     if isinstance(error, _UsageError):
         message = error.format_message()  # type: ignore[attr-defined]
-        return Failure("UsageError", one_line(f"{message} (norton --help lists what there is)"), BAD_INPUT)
+        command = getattr(getattr(error, "ctx", None), "command_path", None) or "norton"
+        return Failure("UsageError", one_line(f"{message} ({command} --help lists what there is)"), BAD_INPUT)
     code = BAD_INPUT if isinstance(error, NortonError) else FAILURE
     return Failure(kind, one_line(_told(error)), code)
 

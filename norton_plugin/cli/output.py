@@ -178,7 +178,7 @@ def _logging(output: Output) -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Set torch's CPU threads and puts them back."""
+    """Set torch's CPU threads, and put them back."""
     import torch
 
     before = torch.get_num_threads()

@@ -46,7 +46,7 @@ class _State:
         return _State(*(x.index_select(-1, index) for x in vars(self).values()))
 
     def advance(self, gram: Tensor, *, ridge: float) -> None:
-        """Return one extrapolated sweep; where the fit fell, return to the last plain iterate and cut the step."""
+        """Make one extrapolated sweep, in place; where the fit fell, go back to the last plain iterate."""
         vertical, horizontal, explained = sweep(gram, self.vertical, self.horizontal, ridge=ridge)
         better = explained >= self.explained
         self.step = torch.where(better, (self.step * _GROW).clamp_max_(_STEP_MAX), self.step * _CUT)

@@ -23,8 +23,11 @@ _SKIPPED_COLUMNS = (Column("phase"), Column("code"), Column("reason"), Column("l
 
 
 def totals_table(report: CompressionReport) -> FittedTable:
-    """MACs and parameters of the whole model, before, after and down by."""
-    table = FittedTable("Totals", [Column(""), *(Column(h, number=True) for h in ("before", "after", "change"))])
+    """Tell MACs and parameters of the whole model, before and after, and how far pruning came."""
+    table = FittedTable(
+        f"Totals (pruning: {report.status})",
+        [Column(""), *(Column(h, number=True) for h in ("before", "after", "change"))],
+    )
     for name, before, after in (
         ("MACs", report.macs_before, report.macs_after),
         ("parameters", report.parameters_before, report.parameters_after),

@@ -45,10 +45,11 @@ class Reason(Enum):
     ALL_KEPT = _left("all-kept", "all its channels are asked to be kept",
         advice="lower pruning.keep, or its entry in pruning.keeps, if it is to be pruned",
         example="any layer whose entry in pruning.keeps is 1")
-    ROUNDED = _left("rounded", "{size} channels at keep {keep:g} round to {size} (round_to)",
-        advice="lower pruning.round_to or pruning.keep; a group this small saves little",
+    ROUNDED = _left("rounded", "{size} channels at keep {keep:g} come to {size} in multiples of {round_to} (round_to)",
+        advice="lower pruning.round_to or pruning.keep; no count is rounded to over 10 points below keep",
         example="a convolution of 8 channels with keep=0.7 and round_to=8")
-    ROUNDED_ANYWAY = _left("rounded-anyway", "{other}; and {size} channels at keep {keep:g} round to {size} (round_to)",
+    ROUNDED_ANYWAY = _left("rounded-anyway",
+        "{other}; and {size} channels at keep {keep:g} come to {size} in multiples of {round_to}",
         advice="nothing to do: the channels would stay even without the first reason",
         example="rpn.head.cls_logits of torchvision:fasterrcnn_mobilenet_v3_large_320_fpn")
     IGNORED = _left("ignored", "{layer} is ignored",
@@ -121,13 +122,13 @@ class Reason(Enum):
         advice="give an example on which it computes something, such as an image in which objects are found",
         example="the mask head of torchvision:maskrcnn_resnet50_fpn on an image without objects")
     NO_RULE = _Entry("no-rule", "no rule follows channels through {operation}",
-        advice="report the operation; or replace it in the model by others that are followed",
+        advice="say what it does to channels (channels.register_rule), report it, or use operations that are followed",
         example="cummax in mmdet:cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py")
     RULE_DECLINED = _Entry("rule-declined", "the rule for {operation} does not cover this use of it",
         advice="report the operation with its arguments; or write the step in another way",
         example="index_put in torchvision:maskrcnn_resnet50_fpn")
     RULE_FAILED = _Entry("rule-failed", "the rule for {operation} failed ({error}: {message})",
-        advice="this is a mistake in norton_plugin, not in the model: report it with the traceback of its debug log",
+        advice="a mistake in norton_plugin or in a rule that you registered: report it with the debug log's traceback",
         example="none is known; a registered rule that raises an exception")
     UNSEEN_CODE = _Entry("unseen-code", "{module} computes in code that cannot be followed",
         advice="compute with torch operations instead of NumPy, Python numbers or scripted code",
@@ -225,7 +226,7 @@ class Reason(Enum):
         example="a convolution that only runs inside its model")
     DECOMPOSED = _left("decomposed", "decomposed already",
         advice="nothing to do", example="any CPDBlock that norton inspect lists")
-    LINEAR = _left("linear", "Linear: it is pruned only",
+    LINEAR = _left("linear", "a Linear layer is pruned only",
         advice="nothing to do: it is pruned", example="fc of timm:resnet18 in norton inspect")
     # fmt: on
 

@@ -52,7 +52,7 @@ def plan_groups(
         group, keep = candidate.group, shares.get(candidate.group.root, candidate.keep)
         count = _count(group, keep, pruning)
         if count == group.size:
-            skipped.append(Skipped(group.root, _rounds(group, keep)))
+            skipped.append(Skipped(group.root, _rounds(group, keep, pruning)))
             continue
         parts = group.channel_groups
         gone = candidate.scores.argsort()[: (group.size - count) // parts].tolist()
@@ -87,13 +87,15 @@ def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, f
     if pruning.global_ranking or _count(group, keep, pruning) < group.size:
         return cause
     if cause is None:
-        return _rounds(group, keep)
+        return _rounds(group, keep, pruning)
+    if not cause.blocks:
+        return cause
     # Even without the first reason, no channel could be removed.
-    return Reason.ROUNDED_ANYWAY.because(other=cause, size=group.size, keep=keep) if cause.blocks else cause
+    return Reason.ROUNDED_ANYWAY.because(other=cause, size=group.size, keep=keep, round_to=pruning.round_to)
 
 
-def _rounds(group: ChannelGroup, keep: float) -> Cause:
-    return Reason.ROUNDED.because(size=group.size, keep=keep)
+def _rounds(group: ChannelGroup, keep: float, pruning: Pruning) -> Cause:
+    return Reason.ROUNDED.because(size=group.size, keep=keep, round_to=pruning.round_to)
 
 
 def _scored(group: ChannelGroup, keep: float, pruning: Pruning, criterion: GroupCriterion | None) -> _Candidate | Cause:

@@ -135,7 +135,7 @@ class Surgeon:
         return error
 
     def _compare(self, plans: Sequence[Plan], dtype: torch.dtype | None) -> float | Cause:
-        """Return the same in one precision, whatever the error."""
+        """Return the error of the pruned model against the masked one in one precision, or why it fails."""
         found = Snapshot(self.model.modules(), self.graph.bookkeeping())
         try:
             self._cut_(plans)

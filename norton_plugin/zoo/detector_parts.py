@@ -117,7 +117,7 @@ def _run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
 
 
 def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
-    """Return one head on constant pooled features: no gradient leads from its input to the pyramid."""
+    """Run one head on constant pooled features: no gradient leads from its input to the pyramid."""
     roi_head: Any = model.roi_head
     head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
     pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
@@ -130,7 +130,7 @@ def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: 
 
 
 def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
-    """Return the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
+    """Run the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
     roi_head: Any = model.roi_head
     pooled, feature, predictions = _pooled(model, _extractors(roi_head, "mask")[-1], MASKS, pyramid), None, []
     for head in roi_head.mask_head:

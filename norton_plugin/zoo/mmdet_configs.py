@@ -96,7 +96,7 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(config: Any) -> Any:
-    """Return the inverse of :func:`to_json`."""
+    """Undo :func:`to_json`."""
     if isinstance(config, Mapping):
         if set(config) == {_TUPLE}:
             return tuple(from_json(value) for value in config[_TUPLE])

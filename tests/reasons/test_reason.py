@@ -45,8 +45,8 @@ def test_every_reason_says_what_it_has_to(reason):
 def test_details_part_causes():
     one, other = (Reason.NO_RULE.because(operation=name) for name in ("sort", "topk"))
     assert one != other and one.text == "no rule follows channels through sort"
-    nested = Reason.ROUNDED_ANYWAY.because(other=one, size=4, keep=0.7)
-    assert nested.text == "no rule follows channels through sort; and 4 channels at keep 0.7 round to 4 (round_to)"
+    nested = Reason.ROUNDED_ANYWAY.because(other=one, size=4, keep=0.7, round_to=8)
+    assert nested.text == "no rule follows channels through sort; and 4 channels at keep 0.7 come to 4 in multiples of 8"
     assert one.blocks and not nested.blocks
 
 

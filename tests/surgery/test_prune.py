@@ -202,7 +202,7 @@ def test_global_ranking_spends_the_share_over_the_model(residual, image):
     ("pruning", "error", "message"),
     [
         (Pruning(keep=0.5, keeps={"layer9": 0.5}), RecipeError, "pruning.keeps pattern 'layer9'"),
-        (Pruning(keep=0.99), SurgeryError, "round to 16"),
+        (Pruning(keep=0.99), SurgeryError, "come to 16 in multiples of 8"),
     ],
 )
 def test_bad_requests_change_nothing(residual, image, pruning, error, message):

@@ -55,7 +55,7 @@ def angle_by_scipy(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def order_by_scans(distance: np.ndarray) -> list[int]:
-    """Return the removal rule with a full scan of the remaining matrix at every step."""
+    """Order filters by the removal rule, with a full scan of the remaining matrix at every step."""
     table = distance.copy()
     np.fill_diagonal(table, np.inf)
     sums, order = distance.sum(1), []
@@ -170,7 +170,7 @@ def peak_memory(filters: int, channels: int, rank: int, *, threads: int) -> dict
 
 
 def probe(filters: int, channels: int, rank: int) -> dict[str, float]:
-    """Return what the fresh process of `peak_memory` runs."""
+    """Measure in the fresh process of `peak_memory`."""
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kibibytes on Linux
@@ -213,7 +213,7 @@ def scaling(rounds: int) -> dict[str, list[dict[str, float]]]:
 
 
 def plot(rows: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Return one panel per size, logarithmic axes."""
+    """Draw one panel per size, logarithmic axes."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 

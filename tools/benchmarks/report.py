@@ -68,7 +68,7 @@ def hybrid(facts: Facts) -> str:
 
 
 def complexity(facts: Facts) -> str:
-    """Return the paper's complexity, reproduced."""
+    """Return the section on the paper's complexity."""
     points = [
         [
             row["point"],

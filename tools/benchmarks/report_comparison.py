@@ -8,7 +8,7 @@ from report_table import Facts, table
 
 
 def comparison(facts: Facts) -> str:
-    """Return what became of the models of the sample before and after a change of the code."""
+    """Return the section on reports before and after a change of the code."""
     kinds: dict[str, list[Facts]] = {}
     for model, outcome in facts["models"].items():
         kinds.setdefault(model.partition(":")[0], []).append(outcome)

@@ -6,7 +6,7 @@ from report_table import Facts, table
 
 
 def fuzz(facts: Facts) -> str:
-    """Return what became of hostile and odd input."""
+    """Return the section on hostile and odd input."""
     rows = [
         [
             row["target"],

@@ -147,7 +147,7 @@ def by_torch_pruning(net: Network, example: Tensor) -> str:
 
 
 def by_this_project(net: Network, example: Tensor) -> str:
-    """Return the same here: pruned and verified, or left alone with a reason."""
+    """Return what this project does with it: pruned and verified, or left with a reason."""
     try:
         report = prune_(net, example, Pruning(keeps={"first": 0.75}, round_to=1))
     except NortonError as error:

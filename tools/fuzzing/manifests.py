@@ -112,7 +112,7 @@ def _write_weights(state: State, rng: random.Random, known: Known, directory: Pa
 
 
 def _write_odd_file(rng: random.Random, known: Known, path: Path) -> None:
-    """Return a manifest that is no ordinary file of text."""
+    """Write a manifest that is no ordinary file of text."""
     kind = rng.choice(("fifo", "folder", "sparse", "latin", "bom", "utf-16", "empty", "null", "list"))
     note(f"{known.name}: the manifest is {kind}")
     text = json.dumps(known.data)

@@ -51,7 +51,7 @@ def prepare(folder: Path) -> State:
         from norton_plugin.mm import export_config_of_checkpoint as export
 
         def resume(path: Path) -> Any:
-            """Return what a Runner does with a checkpoint before it touches the model."""
+            """Do what a Runner does with a checkpoint before it touches the model."""
             content = mmengine.runner.checkpoint._load_checkpoint(str(path), map_location="cpu")
             if isinstance(content, dict) and "message_hub" in content:
                 MessageHub.get_instance("fuzz").load_state_dict(content["message_hub"])
