@@ -77,7 +77,7 @@ def decompose_filters(
             growing without bound against each other, as best approximations of rank > 1 may not exist. On trained
             3x3 filters at R = 4, 1e-6 raises the NMSE by 0.02 % of itself over 1e-10, and rounding the factors to
             bfloat16 then adds 0.2 % instead of 77 %.
-        seed: Of the random starts. Equal seeds give equal factors, whatever ``chunk_bytes`` is.
+        seed: Of the random starts. Equal seeds and ``chunk_bytes`` give equal factors.
         chunk_bytes: Bound on working memory, in bytes. A single filter is processed even if it needs more.
 
     Returns:

@@ -55,7 +55,8 @@ def _freeze(value: Any) -> Any:
 
 def _thaw(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return tuple(_thaw(v) for v in value["tuple"])
+        items = value.get("tuple")
+        return tuple(_thaw(v) for v in items) if len(value) == 1 and isinstance(items, list) else value
     return [_thaw(v) for v in value] if isinstance(value, list) else value
 
 

@@ -46,7 +46,9 @@ def test_details_part_causes():
     one, other = (Reason.NO_RULE.because(operation=name) for name in ("sort", "topk"))
     assert one != other and one.text == "no rule follows channels through sort"
     nested = Reason.ROUNDED_ANYWAY.because(other=one, size=4, keep=0.7, round_to=8)
-    assert nested.text == "no rule follows channels through sort; and 4 channels at keep 0.7 come to 4 in multiples of 8"
+    assert (
+        nested.text == "no rule follows channels through sort; and 4 channels at keep 0.7 come to 4 in multiples of 8"
+    )
     assert one.blocks and not nested.blocks
 
 

@@ -1,9 +1,11 @@
 """A signal ends a command in order: children ended, temporary folders gone, one line, one exit code."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,9 @@ from norton_plugin.cli import signals
 @contextmanager
 def _running(folder, environment, *arguments):
     """A command in a session of its own, with a folder of its own for whatever is temporary."""
-    scratch = folder / "scratch"
-    scratch.mkdir()
+    # Sockets of processes that load images lie in it, and their paths may have no more than 107 characters.
+    scratch = Path(tempfile.mkdtemp(prefix="norton-", dir="/tmp"))
+    (folder / "scratch").symlink_to(scratch)
     places = {"TMPDIR": scratch, "XDG_CACHE_HOME": folder / "cache", "TORCHINDUCTOR_CACHE_DIR": folder / "inductor"}
     environment = {**environment, **{key: str(place) for key, place in places.items()}}
     command = [sys.executable, "-m", "norton_plugin", *map(str, arguments)]
@@ -41,6 +44,7 @@ def _running(folder, environment, *arguments):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_clean(answer_of, folder, process, number):
