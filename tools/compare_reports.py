@@ -121,6 +121,7 @@ def main() -> None:
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
     comparing.add_argument("--commits", nargs=2, metavar=("BEFORE", "AFTER"), help="what the files were made with")
+    comparing.add_argument("--note", default="", help="why something differs, for the page of results")
     comparing.add_argument("--out", type=Path, help="write what came of it as JSON")
     single = commands.add_parser("one", help="print the report of one model")
     single.add_argument("model")
@@ -135,7 +136,10 @@ def main() -> None:
         found = compare(arguments.before, arguments.after)
         if arguments.out:
             arguments.out.write_text(
-                json.dumps({"command": COMMAND, "commits": arguments.commits, **found}, indent=1) + "\n"
+                json.dumps(
+                    {"command": COMMAND, "commits": arguments.commits, "note": arguments.note, **found}, indent=1
+                )
+                + "\n"
             )
         raise SystemExit(bool(found["differ"]))
 

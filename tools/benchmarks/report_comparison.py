@@ -21,6 +21,6 @@ def comparison(facts: Facts) -> str:
         f"{len(facts['models'])} models of the three lists, compressed by the code of commit {before} and by that of "
         f"{after}, where the rooms of the package were laid out anew: {len(facts['differ'])} differ in status, MACs, "
         "parameters, any layer, decomposed layer or pruned group, what was left, or the structure. Errors of the "
-        "verification agree to a factor of ten; times and the wording of reasons are not compared.\n\n"
+        f"verification agree to a factor of ten; times and the wording of reasons are not compared. {facts['note']}\n\n"
         + table(["ecosystem", "models", "status"], rows)
     )
