@@ -32,7 +32,7 @@ def test_break_even_and_reasons(layers):
     assert (wide["kernel"], wide["in_channels"], wide["out_channels"]) == ([3, 3], 128, 128)
     assert not by_name["layer2.downsample.0"]["eligible"]
     assert by_name["layer2.downsample.0"]["code"] == "kernel-1x1"
-    assert by_name["fc"]["reason"] == "Linear: it is pruned only"
+    assert by_name["fc"]["reason"] == "a Linear layer is pruned only"
     assert by_name["fc"]["break_even"] is None
 
 
