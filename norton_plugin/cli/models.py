@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from norton_plugin.cli.stored_inputs import stored_inputs
 from norton_plugin.errors import ArtifactError, SourceError
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.structure import diff, geometry
-from norton_plugin.zoo import Preprocessing, forward_of, load_source, rebuild
+from norton_plugin.zoo import Preprocessing, forward_of, input_facts, load_source, rebuild
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def save_model(
         extra: As of ``artifact.save``; what is needed to open the artefact again is added.
     """
     structure = diff(geometry(rebuild(opened.spec, trust_code=True)), geometry(model))
-    facts = {"preprocessing": asdict(opened.preprocessing), "inputs": len(opened.example_inputs)}
+    facts = input_facts(opened.preprocessing, len(opened.example_inputs))
     return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.artifact import save
 from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
 from norton_plugin.deploy import compare_latency, lower_, select_forms_
 from norton_plugin.errors import ArtifactError
 from norton_plugin.insight import TradeOffPoint, plot_trade_off
 from norton_plugin.insight.plots import new_figure
 from norton_plugin.mm import FinetuneSettings, PackedImages, evaluate, finetune
-from norton_plugin.pipeline import CompressionReport, compress
+from norton_plugin.pipeline import CompressionResult, compress
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 from norton_plugin.zoo import ModelSource, Preprocessing, load_source
 from norton_plugin.zoo.demo import load_digits
@@ -40,9 +39,7 @@ class _Candidate:
     """A compressed network on its way."""
 
     name: str
-    recipe: Recipe
-    model: nn.Module
-    report: CompressionReport
+    compressed: CompressionResult
     before: float
     after: float
     seconds: float
@@ -93,7 +90,7 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
     for name, (rank, keep) in RECIPES.items():
         recipe = Recipe(decomposition=Decomposition(rank=rank, seed=seed), pruning=Pruning(keep=keep))
         made = _compress(name, source, recipe, digits, tuning, on_step)
-        share = 100 * made.report.macs_after / made.report.macs_before
+        share = 100 * made.compressed.report.macs_after / made.compressed.report.macs_before
         on_note(
             f"{name}: {share:.1f} % of the MACs, {made.before:.2f} % before and {made.after:.2f} % after fine-tuning"
         )
@@ -101,7 +98,7 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
     on_step("measuring latency", None, None)
     ratios = _latency_ratios(source.model, candidates, digits.normalised(_LATENCY_BATCH, seed=seed))
     compressed = tuple(_result(made, ratio) for made, ratio in zip(candidates, ratios, strict=True))
-    report = candidates[0].report
+    report = candidates[0].compressed.report
     found = DemoResult(
         DenseResult(accuracy, report.macs_before, report.parameters_before, seconds),
         compressed,
@@ -131,15 +128,7 @@ def _prepare(seed: int) -> tuple[ModelSource, _Digits]:
 def _save(directory: Path, candidates: list[_Candidate], found: DemoResult, source: ModelSource) -> None:
     """Write an artefact of each compressed network."""
     for made, result in zip(candidates, found.compressed, strict=True):
-        save(
-            directory / made.name,
-            made.model,
-            made.report.structure,
-            recipe=made.recipe.to_dict(),
-            report=made.report.to_dict(),
-            source=source.spec,
-            extra={"demo": asdict(result), "preprocessing": asdict(source.preprocessing), "inputs": 1},
-        )
+        made.compressed.save(directory / made.name, source=source, extra={"demo": asdict(result)})
 
 
 def _train(model: nn.Module, digits: _Digits, settings: FinetuneSettings, text: str, on_step: OnStep) -> float:
@@ -162,17 +151,18 @@ def _compress(
     start = time.perf_counter()
     on_step(f"compressing to {name}", None, None)
     images = digits.normalised(len(digits.train), seed=recipe.decomposition.seed)
-    model, report = compress(
+    compressed = compress(
         source.model, source.example_inputs, recipe, calibration=[(batch,) for batch in images.split(128)]
     )
-    before = digits.accuracy(model)
-    _train(model, digits, tuning, f"fine-tuning {name}", on_step)
-    return _Candidate(name, recipe, model, report, before, digits.accuracy(model), time.perf_counter() - start)
+    before = digits.accuracy(compressed.model)
+    _train(compressed.model, digits, tuning, f"fine-tuning {name}", on_step)
+    after = digits.accuracy(compressed.model)
+    return _Candidate(name, compressed, before, after, time.perf_counter() - start)
 
 
 def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tensor) -> tuple[float, ...]:
     """Measure the dense network's latency over each lowered candidate's, all timed in turn on the same images."""
-    lowered = [copy.deepcopy(made.model) for made in candidates]
+    lowered = [copy.deepcopy(made.compressed.model) for made in candidates]
     for model in lowered:
         select_forms_(model, images)
         lower_(model)
@@ -191,11 +181,11 @@ def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tens
 def _result(made: _Candidate, ratio: float) -> CompressedResult:
     return CompressedResult(
         name=made.name,
-        recipe=f"rank {made.recipe.decomposition.rank}, keep {made.recipe.pruning.keep:g}",
+        recipe=f"rank {made.compressed.recipe.decomposition.rank}, keep {made.compressed.recipe.pruning.keep:g}",
         accuracy_before=made.before,
         accuracy_after=made.after,
-        macs=made.report.macs_after,
-        parameters=made.report.parameters_after,
+        macs=made.compressed.report.macs_after,
+        parameters=made.compressed.report.parameters_after,
         latency_ratio=ratio,
         seconds=made.seconds,
     )

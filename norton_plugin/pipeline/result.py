@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from norton_plugin.artifact import save
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.recipe import Recipe
-from norton_plugin.zoo import ModelSource
+from norton_plugin.zoo import ModelSource, input_facts
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class CompressionResult:
         spec: Mapping[str, Any] | None
         if isinstance(source, ModelSource):
             spec = source.spec
-            facts |= {"preprocessing": asdict(source.preprocessing), "inputs": len(source.example_inputs)}
+            facts |= input_facts(source.preprocessing, len(source.example_inputs))
         else:
             spec = source
         return save(

@@ -1,7 +1,8 @@
 """What a model expects of its input images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from norton_plugin.errors import SourceError
 
@@ -26,6 +27,16 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
     crop_pct: float = 0.875
+
+
+def input_facts(preprocessing: Preprocessing, inputs: int) -> dict[str, Any]:
+    """Describe what a model takes, JSON-able: what an artefact keeps of it under ``extra``.
+
+    Args:
+        preprocessing: Size and normalisation of its images.
+        inputs: Number of input tensors.
+    """
+    return {"preprocessing": asdict(preprocessing), "inputs": inputs}
 
 
 def resolve_input_size(asked: int | Sequence[int] | None, default: Sequence[int]) -> tuple[int, ...]:
