@@ -85,7 +85,33 @@ def check_channels(in_channels: int, out_channels: int, groups: int) -> None:
         raise SurgeryError(f"groups {groups} must divide in_channels {in_channels} and out_channels {out_channels}")
 
 
-def check_size(*, filters: int, channels: int, kernel_size: tuple[int, int], rank: int) -> None:
+def check_clusters(clusters: Any, size: Any, *, filters: int, groups: int) -> tuple[int, int]:
+    """Check how many clusters the filters of a block fall into, and how many places each has.
+
+    Args:
+        clusters: K, or None for filters that share nothing.
+        size: S, or None for N / K, rounded up.
+        filters: N.
+        groups: Groups of the convolution.
+
+    Returns:
+        K and S; N and 1 without clusters.
+
+    Raises:
+        SurgeryError: Not as many filters as clusters, clusters that cross the borders of groups, or too few places.
+    """
+    if clusters is None:
+        if size is not None:
+            raise SurgeryError(f"cluster_size {reprlib.repr(size)} is given without clusters; give both or none")
+        return filters, 1
+    count = whole_number(clusters, "clusters", high=filters)
+    if count % groups:
+        raise SurgeryError(f"clusters {count} must be a multiple of groups {groups}: no cluster lies in two groups")
+    least = -(-filters // count)
+    return count, least if size is None else whole_number(size, "cluster_size", low=least, high=filters)
+
+
+def check_size(*, filters: int, channels: int, kernel_size: tuple[int, int], rank: int, clusters: int) -> None:
     """Refuse a block that would take gigabytes, as factors or as the dense weight.
 
     Args:
@@ -93,12 +119,14 @@ def check_size(*, filters: int, channels: int, kernel_size: tuple[int, int], ran
         channels: C, channels that one filter sees.
         kernel_size: (Kh, Kw).
         rank: R.
+        clusters: K.
 
     Raises:
         SurgeryError: More than ``MAX_NUMBERS`` numbers.
     """
     height, width = kernel_size
-    numbers = filters * max(rank * (channels + height + width), channels * height * width)
+    mixed = 0 if clusters == filters else filters
+    numbers = max(rank * (clusters * (channels + height + width) + mixed), filters * channels * height * width)
     if numbers > MAX_NUMBERS:
         raise SurgeryError(
             f"a block of {filters} filters of shape {(channels, height, width)} and rank {rank} takes {numbers} "

@@ -1,4 +1,4 @@
-"""The layer that takes a convolution's place: it owns the factors of every filter."""
+"""The layer that takes a convolution's place: it owns the factors of its filters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import (
     check_channels,
+    check_clusters,
     check_flag,
     check_placement,
     check_size,
@@ -17,16 +18,20 @@ from norton_plugin.blocks.arguments import (
     pair,
     whole_number,
 )
+from norton_plugin.blocks.clusters import even_clusters, slots_of, wrong_slots
 from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
-from norton_plugin.cpd import CPDFactors
+from norton_plugin.blocks.selection import select_
+from norton_plugin.cpd import CoupledFactors, CPDFactors
 from norton_plugin.errors import SurgeryError
-
-AXES = ("filters", "channels")
 
 
 class CPDBlock(nn.Module):
-    """A 2-D convolution whose filters are sums of R outer products (NORTON, section III-B).
+    """A 2-D convolution whose filters are sums of outer products (NORTON, section III-B).
+
+    Without ``clusters`` every filter has R components of its own, as in the paper. With them, the filters of a cluster
+    share R components, which each filter mixes in its own way; one cluster is the layer-wise CP decomposition
+    (docs/method.md, section 6).
 
     The whole contract of ``nn.Conv2d`` is kept: geometry, padding mode, groups, bias, device, dtype. ``weight`` gives
     the rebuilt dense weight for code that reads it. Pruning is an index select on one axis of the factors.
@@ -35,7 +40,10 @@ class CPDBlock(nn.Module):
         in_channels: Channels of the input.
         out_channels: N, number of filters.
         kernel_size: (Kh, Kw) or one number for both.
-        rank: R, components per filter, at least 1.
+        rank: R, components per filter, or per cluster; at least 1.
+        clusters: K, clusters of filters that share components, a multiple of ``groups``; None for filters that share
+            nothing (K = N).
+        cluster_size: S, places in each cluster; N / K, rounded up, by default.
         stride: Pixels, one or (vertical, horizontal).
         padding: Pixels, ``"same"``, ``"valid"`` or ``"dynamic_same"`` (see ``blocks.padding``).
         dilation: Pixels, one or (vertical, horizontal).
@@ -53,7 +61,10 @@ class CPDBlock(nn.Module):
 
     Shape:
         Input (B, in_channels, H, W), output (B, out_channels, Ho, Wo) as of ``nn.Conv2d``.
-        Parameters ``head`` (N, R, C), ``vertical`` (N, R, Kh), ``horizontal`` (N, R, Kw), ``bias`` (N,) or None.
+        Parameters ``head`` (K, R, C), ``vertical`` (K, R, Kh), ``horizontal`` (K, R, Kw), ``mix`` (N, R), ``bias``
+        (N,) or None. ``mix`` is None without ``clusters``; with them, ``vertical`` and ``horizontal`` are None for a
+        1x1 kernel. Buffer ``slot`` (N,), int64: the place of each filter among K * S (``blocks.clusters``); None
+        without ``clusters`` and for one cluster.
     """
 
     # Read by code that expects a convolution; a block is never transposed.
@@ -63,9 +74,11 @@ class CPDBlock(nn.Module):
     is_init = True
 
     head: nn.Parameter
-    vertical: nn.Parameter
-    horizontal: nn.Parameter
+    vertical: nn.Parameter | None
+    horizontal: nn.Parameter | None
+    mix: nn.Parameter | None
     bias: nn.Parameter | None
+    slot: Tensor | None
 
     def __init__(
         self,
@@ -74,6 +87,8 @@ class CPDBlock(nn.Module):
         kernel_size: int | Sequence[int],
         rank: int,
         *,
+        clusters: int | None = None,
+        cluster_size: int | None = None,
         stride: int | Sequence[int] = 1,
         padding: PaddingRule | int | str = 0,
         dilation: int | Sequence[int] = 1,
@@ -102,13 +117,26 @@ class CPDBlock(nn.Module):
         check_flag(bias, "bias")
         check_channels(self.in_channels, self.out_channels, self.groups)
         n, r, c = self.out_channels, self.rank, self.in_channels // self.groups
-        check_size(filters=n, channels=c, kernel_size=self.kernel_size, rank=r)
+        self.clusters, self.cluster_size = check_clusters(clusters, cluster_size, filters=n, groups=self.groups)
+        check_size(filters=n, channels=c, kernel_size=self.kernel_size, rank=r, clusters=self.clusters)
         check_placement(device, dtype)
-        kh, kw = self.kernel_size
-        for name, length in (("head", c), ("vertical", kh), ("horizontal", kw)):
-            self.register_parameter(name, nn.Parameter(torch.empty(n, r, length, device=device, dtype=dtype)))
-        self.register_parameter("bias", nn.Parameter(torch.empty(n, device=device, dtype=dtype)) if bias else None)
+        self._register(shared=clusters is not None, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
+
+    def _register(
+        self, *, shared: bool, bias: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        n, k, r = self.out_channels, self.clusters, self.rank
+        shapes: dict[str, tuple[int, ...] | None] = {"head": (k, r, self.in_channels // self.groups)}
+        pointwise = shared and self.kernel_size == (1, 1)
+        for name, length in zip(("vertical", "horizontal"), self.kernel_size, strict=True):
+            shapes[name] = None if pointwise else (k, r, length)
+        shapes |= {"mix": (n, r) if shared else None, "bias": (n,) if bias else None}
+        for name, shape in shapes.items():
+            value = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, value)
+        slot = slots_of(even_clusters(n, k), k, size=self.cluster_size)[0].to(device) if shared and k > 1 else None
+        self.register_buffer("slot", slot)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form"):
@@ -119,9 +147,11 @@ class CPDBlock(nn.Module):
         """Draw factors whose product has the variance of ``nn.Conv2d``'s default initialisation."""
         kh, kw = self.kernel_size
         fan_in = self.head.shape[2] * kh * kw
-        # A product of three independent factors, summed over R: variance R * s^6 = 1 / (3 fan_in).
-        scale = (3.0 * fan_in * self.rank) ** (-1.0 / 6.0)
-        for factor in (self.head, self.vertical, self.horizontal):
+        names = ("head", "vertical", "horizontal", "mix")
+        factors = [factor for factor in (getattr(self, name) for name in names) if factor is not None]
+        # A product of f independent factors, summed over R: variance R * s^(2 f) = 1 / (3 fan_in).
+        scale = (3.0 * fan_in * self.rank) ** (-0.5 / len(factors))
+        for factor in factors:
             nn.init.normal_(factor, std=scale)
         if self.bias is not None:
             bound = fan_in**-0.5
@@ -131,66 +161,89 @@ class CPDBlock(nn.Module):
         """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""
 
     @property
-    def factors(self) -> CPDFactors:
-        """The factors (N, R, C), (N, R, Kh), (N, R, Kw), attached to the graph."""
-        return CPDFactors(self.head, self.vertical, self.horizontal)
+    def components(self) -> int:
+        """M = K * R, components of all clusters (or of all filters) together."""
+        return self.clusters * self.rank
+
+    @property
+    def cluster(self) -> Tensor:
+        """The cluster of every filter, (N,) int64."""
+        if self.mix is None:
+            return torch.arange(self.out_channels, device=self.head.device)
+        if self.slot is None:
+            return torch.zeros(self.out_channels, dtype=torch.long, device=self.head.device)
+        return self.slot // self.cluster_size
+
+    @property
+    def factors(self) -> CPDFactors | CoupledFactors:
+        """The factors, attached to the graph; those of a 1x1 kernel that are None are ones."""
+        ones = self.head.new_ones(self.clusters, self.rank, 1)
+        vertical = ones if self.vertical is None else self.vertical
+        horizontal = ones if self.horizontal is None else self.horizontal
+        if self.mix is None:
+            return CPDFactors(self.head, vertical, horizontal)
+        return CoupledFactors(self.head, vertical, horizontal, self.mix, self.cluster)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight (N, C, Kh, Kw) rebuilt from the factors; assign to the factors, not to it."""
-        return torch.einsum("nrc,nrh,nrw->nchw", self.head, self.vertical, self.horizontal)
+        if self.mix is None:
+            return torch.einsum("nrc,nrh,nrw->nchw", self.head, self.vertical, self.horizontal)
+        return self.block_factors().weight()
 
-    def set_factors(self, factors: CPDFactors, bias: Tensor | None = None) -> None:
+    def block_factors(self) -> BlockFactors:
+        """Return parameters and places as the forms take them."""
+        return BlockFactors(
+            self.head, self.vertical, self.horizontal, self.bias, self.mix, self.slot, self.cluster_size
+        )
+
+    def set_factors(self, factors: CPDFactors | CoupledFactors, bias: Tensor | None = None) -> None:
         """Copy factors (and the bias, if given) into the parameters, cast to their dtype and device.
 
+        Args:
+            factors: ``CPDFactors`` for a block without clusters, ``CoupledFactors`` for one with them.
+            bias: (N,) or None.
+
         Raises:
-            SurgeryError: A shape differs from the block's.
+            SurgeryError: A shape differs from the block's, or a cluster has more filters than places.
         """
-        pairs = [("head", factors.head), ("vertical", factors.vertical), ("horizontal", factors.horizontal)]
+        values: dict[str, Tensor | None] = dict(factors._asdict())
+        cluster = values.pop("cluster", None)
+        if self.vertical is None and values["vertical"].shape[-1] == 1:  # type: ignore[union-attr]
+            spatial = values.pop("vertical") * values.pop("horizontal")  # type: ignore[operator]
+            values["head"] = values["head"] * spatial  # type: ignore[operator]
         if bias is not None:
-            pairs.append(("bias", bias))
-        for name, value in pairs:
-            own = getattr(self, name)
-            if own is None or own.shape != value.shape:
+            values["bias"] = bias
+        for name in ("mix", *values):
+            own, value = getattr(self, name), values.get(name)
+            if (None if own is None else own.shape) != (None if value is None else value.shape):
                 raise SurgeryError(
-                    f"{name} has shape {tuple(value.shape)}, the block expects "
+                    f"{name} has shape {None if value is None else tuple(value.shape)}, the block expects "
                     f"{None if own is None else tuple(own.shape)}"
                 )
+        if self.slot is not None and cluster is not None:
+            slot, size = slots_of(cluster.to(self.slot.device), self.clusters, size=self.cluster_size)
+            if size > self.cluster_size:
+                raise SurgeryError(f"a cluster has {size} filters, the block has places for {self.cluster_size}")
+            self.slot = slot
         with torch.no_grad():
-            for name, value in pairs:
+            for name, value in values.items():
                 getattr(self, name).copy_(value)
 
     def select_(self, keep: Tensor | Sequence[int], axis: str) -> None:
-        """Keep some filters or input channels, in place; parameters become new objects.
+        """Keep some filters, input channels or components, in place; parameters become new objects.
+
+        Components that no filter uses any more go with the filters.
 
         Args:
-            keep: Indices to keep, ascending. For ``"channels"`` of a grouped block: indices within one group's C.
-            axis: ``"filters"`` or ``"channels"``.
+            keep: Indices to keep, ascending. For ``"channels"`` of a grouped block: indices within one group's C. For
+                ``"components"``: component r of cluster (or filter) k is k * R + r, and as many stay in each.
+            axis: ``"filters"``, ``"channels"`` or ``"components"``.
 
         Raises:
-            SurgeryError: An unknown axis, no index, or one out of range.
+            SurgeryError: An unknown axis, no index, one out of range, or unequal numbers of components.
         """
-        if axis not in AXES:
-            raise SurgeryError(f"axis {axis!r} is unknown; expected one of {AXES}")
-        index = torch.as_tensor(keep, dtype=torch.long, device=self.head.device)
-        size = self.head.shape[0 if axis == "filters" else 2]
-        if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= size:
-            raise SurgeryError(f"indices {index.tolist()} do not select from {size} {axis}")
-        if axis == "channels":
-            self._select_parameter("head", index, 2)
-            self.in_channels = index.numel() * self.groups
-            return
-        for name in ("head", "vertical", "horizontal", "bias"):
-            if getattr(self, name) is not None:
-                self._select_parameter(name, index, 0)
-        self.out_channels = index.numel()
-
-    def _select_parameter(self, name: str, index: Tensor, dim: int) -> None:
-        old = getattr(self, name)
-        new = nn.Parameter(old.detach().index_select(dim, index), requires_grad=old.requires_grad)
-        if old.grad is not None:
-            new.grad = old.grad.index_select(dim, index)
-        setattr(self, name, new)
+        select_(self, keep, axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
@@ -208,12 +261,25 @@ class CPDBlock(nn.Module):
             x = pad(x, (left, right, top, bottom), self.padding_mode)
         geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
         form = self.training_form if self.training else self.form
-        factors = BlockFactors(self.head, self.vertical, self.horizontal, self.bias)
-        return FORM_FUNCTIONS[form](x, factors, geometry)
+        return FORM_FUNCTIONS[form](x, self.block_factors(), geometry)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load as usual; refuse places of filters that no block can have, before anything is loaded."""
+        given = state_dict.get(f"{prefix}slot")
+        if self.slot is not None and given is not None:
+            problem = wrong_slots(
+                given, filters=self.out_channels, clusters=self.clusters, size=self.cluster_size, groups=self.groups
+            )
+            if problem:
+                args[-1].append(f"{prefix}slot {problem}")  # torch's list of error messages
+                return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
         """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"]
+        if self.mix is not None:
+            parts.append(f"clusters={self.clusters}")
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         if self.bias is None:

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from norton_plugin.blocks.cpd_block import CPDBlock
 from norton_plugin.blocks.dense import convolve
+from norton_plugin.blocks.selection import compact_
 from norton_plugin.channels.layers import (
     CurrentSizes,
+    Cuts,
     DenseEquivalent,
     LayerType,
     refresh_grouped_,
@@ -23,9 +25,18 @@ def _dense_forward(block: CPDBlock, weight: Tensor, x: Tensor) -> Tensor:
     return convolve(block, x, weight, block.bias)
 
 
+def _cuts(block: CPDBlock) -> Cuts:
+    """Return what goes with a filter: its mix and its place, or its own components."""
+    if block.mix is None:
+        return {0: [("head", 0), ("vertical", 0), ("horizontal", 0)], 1: [("head", 2)]}
+    rows = [("mix", 0)] if block.slot is None else [("mix", 0), ("slot", 0)]
+    return {0: rows, 1: [("head", 2)]}
+
+
 def _refresh_(block: CPDBlock, sizes: CurrentSizes) -> None:
-    block.out_channels = block.head.shape[0]
+    groups = block.groups
     refresh_grouped_(block, sizes, block.head.shape[2])
+    compact_(block, groups=groups)
 
 
 CPD_LAYER = register_layer(
@@ -35,7 +46,8 @@ CPD_LAYER = register_layer(
         dense=DenseEquivalent(
             weight=_dense_weight,
             forward=_dense_forward,
-            cuts={0: [("head", 0), ("vertical", 0), ("horizontal", 0)], 1: [("head", 2)]},
+            cuts=_cuts,
+            tensors=("vertical", "horizontal"),
         ),
         refresh=_refresh_,
     )

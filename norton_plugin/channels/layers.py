@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from norton_plugin.channels.trace import Trace
 
 
+Cuts = Mapping[int, Sequence[tuple[str, int]]]
+
+
 @dataclass(frozen=True)
 class DenseEquivalent:
     """How a layer whose weight is computed from several tensors runs as an ordinary layer with one dense weight.
@@ -26,18 +29,23 @@ class DenseEquivalent:
         forward: ``(module, weight, *args, **kwargs) -> output``: the module's forward pass with that weight, by
             operations that the graph knows, such as ``torch.nn.functional.conv2d``.
         cuts: Dimension of the dense weight -> the (tensor name, axis) pairs of the module that lose positions when
-            the dense weight does. The weight has to be linear in the first tensor of dimension 0, which is multiplied
-            where rows are rescaled.
+            the dense weight does; or a function from the module to that, where modules of the type differ. The weight
+            has to be linear in the first tensor of dimension 0, which is multiplied where rows are rescaled.
+        tensors: Further tensors of the module that the weight is computed from.
     """
 
     weight: Callable[[Any], Tensor]
     forward: Callable[..., Any]
-    cuts: Mapping[int, Sequence[tuple[str, int]]]
+    cuts: Cuts | Callable[[Any], Cuts]
+    tensors: tuple[str, ...] = ()
 
-    @property
-    def tensors(self) -> frozenset[str]:
-        """Tensors of the module that are no channels on their own: the dense weight stands for them."""
-        return frozenset(name for pairs in self.cuts.values() for name, _ in pairs)
+    def cuts_of(self, module: nn.Module) -> Cuts:
+        """Return which tensors of this module lose positions with the dense weight, by its dimensions."""
+        return self.cuts(module) if callable(self.cuts) else self.cuts
+
+    def tensors_of(self, module: nn.Module) -> frozenset[str]:
+        """Return the tensors of a module that are no channels on their own: the dense weight stands for them."""
+        return frozenset(name for pairs in self.cuts_of(module).values() for name, _ in pairs).union(self.tensors)
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,10 @@ class AxisTable:
     def _add_dense(self, module: nn.Module, name: str, dense: DenseEquivalent) -> None:
         """Label the dense weight of a layer whose own tensors are no channels by themselves."""
         weight = dense.weight(module).detach()
-        dims = [d for d in dense.cuts if weight.shape[d] > 1]
+        cuts = dense.cuts_of(module)
+        dims = [d for d in cuts if weight.shape[d] > 1]
         for axis in self._add(module, name, "weight", weight, sorted(dims)):
-            axis.sites = [CutSite(module, tensor, cut) for tensor, cut in dense.cuts[axis.dim]]
+            axis.sites = [CutSite(module, tensor, cut) for tensor, cut in cuts[axis.dim]]
         self.dense_weights[module] = weight
 
     def axis_of(self, labels: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ class AxisTable:
 def _tensors(module: nn.Module, layer: LayerType | None) -> Iterator[tuple[str, Tensor]]:
     if isinstance(module, torch.jit.ScriptModule):
         return
-    covered = layer.dense.tensors if layer is not None and layer.dense is not None else frozenset()
+    covered = layer.dense.tensors_of(module) if layer is not None and layer.dense is not None else frozenset()
     for tensors in (module._parameters, module._buffers):
         for name, tensor in tensors.items():
             if name not in covered and tensor is not None and tensor.is_floating_point():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock, Form
+from norton_plugin.blocks.forms import BlockFactors
 from norton_plugin.blocks.padding import PaddingRule, pad, sides
 from norton_plugin.errors import SurgeryError
 
@@ -46,6 +47,24 @@ class Pad2d(nn.Module):
             dilation=self.dilation,
         )
         return pad(x, amounts, self.padding_mode)
+
+
+class SelectChannels(nn.Module):
+    """Picks channels of a map in a given order: the last layer of a lowered block whose filters are not in order.
+
+    Args:
+        index: (N,) int64, channels of the input.
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, N, H, W)."""
+        return x.index_select(-3, self.index)
 
 
 def flushed(weight: Tensor) -> Tensor:
@@ -90,35 +109,65 @@ def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
         An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` where one is needed; same training flag.
     """
     form = form or block.form
-    head, vertical, horizontal = (factor.detach() for factor in block.factors)
-    bias = None if block.bias is None else block.bias.detach()
-    n, r, c = head.shape
-    (sh, sw), (dh, dw) = block.stride, block.dilation
     layers: list[nn.Module] = []
-    ph, pw = 0, 0
+    padding = (0, 0)
     if isinstance(block.padding, tuple) and block.padding_mode == "zeros":
-        ph, pw = block.padding
+        padding = block.padding
     else:
         layers.append(Pad2d(block.padding, block.padding_mode, block.kernel_size, block.stride, block.dilation))
-    whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}
-    if form == "dense":
-        layers.append(_conv(block.weight.detach(), bias, groups=block.groups, **whole))
-    else:
-        layers.append(_conv(head.reshape(n * r, c, 1, 1), None, groups=block.groups))
-        kernels = vertical.unsqueeze(-1) * horizontal.unsqueeze(-2)
-        if form == "separable":
-            rows = {"stride": (sh, 1), "padding": (ph, 0), "dilation": (dh, 1)}
-            columns = {"stride": (1, sw), "padding": (0, pw), "dilation": (1, dw)}
-            layers.append(_conv(vertical.reshape(n * r, 1, -1, 1), None, groups=n * r, **rows))
-            layers.append(_conv(horizontal.unsqueeze(-2), bias, groups=n, **columns))
-        elif form == "grouped":
-            layers.append(_conv(kernels, bias, groups=n, **whole))
-        else:
-            layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=n * r, **whole))
-            layers.append(_conv(torch.ones_like(head[:, :, :1]).unsqueeze(-1), bias, groups=n))
+    with torch.no_grad():
+        layers += _convolutions(block, form, padding)
     lowered = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
     lowered.from_block = True  # type: ignore[assignment]  # mm/fuse.py folds the norm that follows into the last
     return lowered.train(block.training)
+
+
+def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, int]) -> list[nn.Module]:
+    factors = block.block_factors()
+    bias, kernels = factors.bias, factors.spatial_kernels()
+    k, r, c = factors.head.shape
+    (sh, sw), (ph, pw), (dh, dw) = block.stride, padding, block.dilation
+    whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}
+    if form == "dense":
+        return [_conv(factors.weight(), bias, groups=block.groups, **whole)]
+    pointwise = factors.head.reshape(k * r, c, 1, 1)
+    if kernels is None or factors.vertical is None or factors.horizontal is None:
+        return [_conv(pointwise, None, groups=block.groups, **whole), *_mix(factors)]
+    layers: list[nn.Module] = [_conv(pointwise, None, groups=block.groups)]
+    if form == "grouped":
+        if factors.mix is None:
+            return [*layers, _conv(kernels, bias, groups=k, **whole)]
+        mixed = (factors.placed(factors.mix).view(k, -1, r, 1, 1) * kernels[:, None]).flatten(0, 1)
+        bias = None if bias is None else factors.placed(bias)
+        return [*layers, _conv(mixed, bias, groups=k, **whole), *_order(factors)]
+    if form == "depthwise":
+        layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=k * r, **whole))
+        return [*layers, *_mix(factors)]
+    rows = {"stride": (sh, 1), "padding": (ph, 0), "dilation": (dh, 1)}
+    columns = {"stride": (1, sw), "padding": (0, pw), "dilation": (1, dw)}
+    layers.append(_conv(factors.vertical.reshape(k * r, 1, -1, 1), None, groups=k * r, **rows))
+    if factors.mix is None:
+        return [*layers, _conv(factors.horizontal.unsqueeze(-2), bias, groups=k, **columns)]
+    layers.append(_conv(factors.horizontal.reshape(k * r, 1, 1, -1), None, groups=k * r, **columns))
+    return [*layers, *_mix(factors)]
+
+
+def _mix(factors: BlockFactors) -> list[nn.Module]:
+    """Return the 1x1 convolution from components to filters."""
+    k, r, _ = factors.head.shape
+    if factors.mix is None:
+        return [_conv(torch.ones_like(factors.head[:, :, :1]).unsqueeze(-1), factors.bias, groups=k)]
+    bias = None if factors.bias is None else factors.placed(factors.bias)
+    return [_conv(factors.placed(factors.mix).view(-1, r, 1, 1), bias, groups=k), *_order(factors)]
+
+
+def _order(factors: BlockFactors) -> list[nn.Module]:
+    """Return what brings filters from their places into their order, where they are not."""
+    slot = factors.slot
+    places = factors.head.shape[0] * factors.cluster_size
+    if slot is None or (len(slot) == places and torch.equal(slot, torch.arange(places).to(slot))):
+        return []
+    return [SelectChannels(slot)]
 
 
 def lower_(model: nn.Module) -> int:

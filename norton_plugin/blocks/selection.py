@@ -1,0 +1,118 @@
+"""Take filters, input channels or components out of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks.clusters import clusters_to_keep, slots_of
+from norton_plugin.errors import SurgeryError
+
+if TYPE_CHECKING:
+    from norton_plugin.blocks.cpd_block import CPDBlock
+
+AXES = ("filters", "channels", "components")
+_COMPONENTS = ("head", "vertical", "horizontal")
+
+
+def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
+    """Keep some positions along one axis of a block, in place; see ``CPDBlock.select_``."""
+    if axis not in AXES:
+        raise SurgeryError(f"axis {axis!r} is unknown; expected one of {AXES}")
+    index = torch.as_tensor(keep, dtype=torch.long, device=block.head.device)
+    sizes = {"filters": block.out_channels, "channels": block.head.shape[2], "components": block.components}
+    size = sizes[axis]
+    if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= size:
+        raise SurgeryError(f"indices {index.tolist()} do not select from {size} {axis}")
+    if axis == "components":
+        _keep_components_(block, index)
+    elif axis == "channels":
+        _select_parameter_(block, "head", index, 2)
+        block.in_channels = index.numel() * block.groups
+    else:
+        for name in ("mix", "bias") if block.mix is not None else (*_COMPONENTS, "bias"):
+            _select_parameter_(block, name, index, 0)
+        if block.slot is not None:
+            block.slot = block.slot.index_select(0, index)
+        compact_(block, groups=block.groups)
+
+
+def compact_(block: CPDBlock, *, groups: int) -> None:
+    """Follow a cut of filters: renew the sizes, and drop clusters and components that no filter uses any more.
+
+    Args:
+        block: Its parameters and places were cut already, its sizes were not. What it computes stays as it is.
+        groups: Groups of the convolution before the cut.
+    """
+    if block.mix is None:
+        block.out_channels = block.clusters = block.head.shape[0]
+        return
+    block.out_channels = block.mix.shape[0]
+    if block.slot is not None:
+        cluster = block.cluster
+        kept = clusters_to_keep(cluster, block.clusters, groups)
+        index = torch.tensor(kept, device=cluster.device)
+        if len(kept) < block.clusters:
+            for name in _COMPONENTS:
+                _select_parameter_(block, name, index, 0)
+        block.clusters = len(kept)
+        block.slot, block.cluster_size = slots_of(torch.searchsorted(index, cluster), block.clusters)
+        if block.clusters == 1:
+            block.slot = None
+    if block.clusters == 1:
+        block.cluster_size = block.out_channels
+    _drop_unused_(block)
+
+
+def _drop_unused_(block: CPDBlock) -> None:
+    """Drop components with which no filter of the cluster is mixed, as many as every cluster can spare."""
+    assert block.mix is not None
+    used = torch.zeros(block.clusters, block.rank, dtype=torch.long, device=block.mix.device)
+    used = used.index_add_(0, block.cluster, (block.mix.detach() != 0).long()) > 0
+    needed = max(1, int(used.sum(1).max()))
+    if needed < block.rank:
+        order = (~used).long().argsort(dim=1, stable=True)[:, :needed].sort(dim=1).values
+        _keep_components_(block, (order + block.rank * torch.arange(block.clusters).to(order)[:, None]).flatten())
+
+
+def _keep_components_(block: CPDBlock, index: Tensor) -> None:
+    """Keep components k * R + r; every cluster keeps as many."""
+    counts = torch.bincount(index // block.rank, minlength=block.clusters)
+    if len(index.unique()) < len(index) or int(counts.min()) != int(counts.max()):
+        raise SurgeryError(
+            f"{counts.tolist()} components would stay in the {block.clusters} clusters; every one has to keep as many"
+        )
+    places = (index % block.rank).view(block.clusters, -1)
+    for name in _COMPONENTS:
+        _gather_parameter_(block, name, places.unsqueeze(2))
+    if block.mix is not None:
+        _gather_parameter_(block, "mix", places[block.cluster])
+    block.rank = places.shape[1]
+
+
+def _gather_parameter_(block: CPDBlock, name: str, index: Tensor) -> None:
+    """Keep components of one parameter: the positions along dimension 1, of each row its own."""
+    old = getattr(block, name)
+    if old is None:
+        return
+
+    def gathered(tensor: Tensor) -> Tensor:
+        return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
+
+    _renew_(block, name, gathered(old.detach()), None if old.grad is None else gathered(old.grad))
+
+
+def _select_parameter_(block: CPDBlock, name: str, index: Tensor, dim: int) -> None:
+    old = getattr(block, name)
+    if old is not None:
+        grad = None if old.grad is None else old.grad.index_select(dim, index)
+        _renew_(block, name, old.detach().index_select(dim, index), grad)
+
+
+def _renew_(block: CPDBlock, name: str, value: Tensor, grad: Tensor | None) -> None:
+    new = nn.Parameter(value, requires_grad=getattr(block, name).requires_grad)
+    new.grad = grad
+    setattr(block, name, new)
