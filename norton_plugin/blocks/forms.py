@@ -9,7 +9,7 @@ convolutions add themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class BlockFactors(NamedTuple):
         basis = (
             self.head.view(k, r, c, 1, 1) if kernels is None else self.head.view(k, r, c, 1, 1) * kernels[:, :, None]
         )
-        mix = self.placed(self.mix).view(k, -1, r)  # type: ignore[arg-type]
+        mix = self.placed(cast("Tensor", self.mix)).view(k, -1, r)
         weight = (mix @ basis.flatten(2)).view(-1, *basis.shape[2:])
         return weight if self.slot is None else weight.index_select(0, self.slot)
 
@@ -87,8 +87,7 @@ def _pointwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tens
 
 def _mixed(x: Tensor, factors: BlockFactors) -> Tensor:
     """Map components (B, K * R, Ho, Wo) to filters (B, N, Ho, Wo), and add the bias."""
-    assert factors.mix is not None
-    weight = factors.placed(factors.mix)[:, :, None, None]
+    weight = factors.placed(cast("Tensor", factors.mix))[:, :, None, None]
     bias = None if factors.bias is None else factors.placed(factors.bias)
     x = F.conv2d(x, weight, bias, groups=factors.head.shape[0])
     return x if factors.slot is None else x.index_select(-3, factors.slot)  # an input without a batch axis is legal

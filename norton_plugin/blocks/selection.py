@@ -64,14 +64,13 @@ def compact_(block: CPDBlock, *, groups: int) -> None:
             block.slot = None
     if block.clusters == 1:
         block.cluster_size = block.out_channels
-    _drop_unused_(block)
+    _drop_unused_(block, block.mix.detach())
 
 
-def _drop_unused_(block: CPDBlock) -> None:
+def _drop_unused_(block: CPDBlock, mix: Tensor) -> None:
     """Drop components with which no filter of the cluster is mixed, as many as every cluster can spare."""
-    assert block.mix is not None
-    used = torch.zeros(block.clusters, block.rank, dtype=torch.long, device=block.mix.device)
-    used = used.index_add_(0, block.cluster, (block.mix.detach() != 0).long()) > 0
+    used = torch.zeros(block.clusters, block.rank, dtype=torch.long, device=mix.device)
+    used = used.index_add_(0, block.cluster, (mix != 0).long()) > 0
     needed = max(1, int(used.sum(1).max()))
     if needed < block.rank:
         order = (~used).long().argsort(dim=1, stable=True)[:, :needed].sort(dim=1).values
