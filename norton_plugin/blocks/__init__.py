@@ -1,8 +1,21 @@
-"""CPDBlock, the layer that owns the factors of its filters, its equivalent forms and its cost."""
+"""CPDBlock and CPDLinear, the layers that own factors, their equivalent forms and their cost."""
 
-from norton_plugin.blocks.cost import ConvCost, break_even_rank, conv_cost, cpd_cost
+from norton_plugin.blocks.cost import ConvCost, break_even_rank, conv_cost, coupled_cost, cpd_cost
 from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.forms import FORMS, Form
-from norton_plugin.blocks.registration import CPD_LAYER
+from norton_plugin.blocks.registration import CPD_LAYER, CPD_LINEAR_LAYER
 
-__all__ = ["CPD_LAYER", "FORMS", "CPDBlock", "ConvCost", "Form", "break_even_rank", "conv_cost", "cpd_cost"]
+__all__ = [
+    "CPD_LAYER",
+    "CPD_LINEAR_LAYER",
+    "FORMS",
+    "CPDBlock",
+    "CPDLinear",
+    "ConvCost",
+    "Form",
+    "break_even_rank",
+    "conv_cost",
+    "coupled_cost",
+    "cpd_cost",
+]

@@ -93,3 +93,40 @@ def break_even_rank(
     dense = conv_cost(1, channels, kernel_size, output_size=output_size).macs
     per_rank = cpd_cost(1, channels, kernel_size, 1, input_size=input_size, output_size=output_size).macs
     return max(0, math.ceil(dense / per_rank) - 1)
+
+
+def coupled_cost(
+    filters: int,
+    channels: int,
+    kernel_size: tuple[int, int],
+    components: int,
+    *,
+    clusters: int = 1,
+    input_size: tuple[int, int] = (1, 1),
+    output_size: tuple[int, int] = (1, 1),
+) -> ConvCost:
+    """Return the cost of filters that share components: pointwise, two depthwise steps, and the mix.
+
+    ``M (C Hi Wi + Kh Ho Wi + Kw Ho Wo) + N M / K Ho Wo`` MACs: the mix runs after the stride. A 1x1 kernel has no
+    depthwise steps, and all of it runs after the stride. Where clusters are of unequal size the smaller ones count
+    as large as the largest.
+
+    Args:
+        filters: N.
+        channels: C, the channels that one filter sees.
+        kernel_size: (Kh, Kw).
+        components: M, of all clusters.
+        clusters: K.
+        input_size: (Hi, Wi).
+        output_size: (Ho, Wo).
+
+    Returns:
+        MACs, and ``M (C + Kh + Kw) + N M / K`` parameters.
+    """
+    (kh, kw), (hi, wi), (ho, wo) = kernel_size, input_size, output_size
+    rank, places = components // clusters, clusters * -(-filters // clusters)
+    mixed = places * rank * ho * wo
+    if kernel_size == (1, 1):
+        return ConvCost(components * channels * ho * wo + mixed, components * channels + filters * rank)
+    macs = components * (channels * hi * wi + kh * ho * wi + kw * ho * wo) + mixed
+    return ConvCost(macs, components * (channels + kh + kw) + filters * rank)

@@ -1,10 +1,12 @@
-"""What the channel graph has to know of a CPDBlock: it runs as the dense convolution that it equals."""
+"""What the channel graph has to know of blocks: they run as the dense layers that they equal."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.blocks.selection import compact_
 from norton_plugin.channels.layers import (
@@ -19,6 +21,18 @@ from norton_plugin.channels.layers import (
 
 def _dense_weight(block: CPDBlock) -> Tensor:
     return block.weight
+
+
+def _linear_weight(layer: CPDLinear) -> Tensor:
+    return layer.weight
+
+
+def _linear_forward(layer: CPDLinear, weight: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x, weight, layer.bias)
+
+
+def _refresh_linear_(layer: CPDLinear, sizes: CurrentSizes) -> None:
+    layer.in_features, layer.out_features = layer.head.shape[1], layer.mix.shape[0]
 
 
 def _dense_forward(block: CPDBlock, weight: Tensor, x: Tensor) -> Tensor:
@@ -50,5 +64,14 @@ CPD_LAYER = register_layer(
             tensors=("vertical", "horizontal"),
         ),
         refresh=_refresh_,
+    )
+)
+
+CPD_LINEAR_LAYER = register_layer(
+    LayerType(
+        CPDLinear,
+        produces=True,
+        dense=DenseEquivalent(weight=_linear_weight, forward=_linear_forward, cuts={0: [("mix", 0)], 1: [("head", 1)]}),
+        refresh=_refresh_linear_,
     )
 )

@@ -13,7 +13,8 @@ from norton_plugin.artifact import MANIFEST, Manifest, check_replaceable, open_a
 from norton_plugin.cli.stored_inputs import stored_inputs
 from norton_plugin.errors import ArtifactError, SourceError
 from norton_plugin.modules.running import ForwardFunction
-from norton_plugin.surgery.structure import diff, geometry
+from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.structure import diff
 from norton_plugin.zoo import Preprocessing, forward_of, input_facts, load_source, rebuild
 
 

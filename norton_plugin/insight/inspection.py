@@ -14,7 +14,7 @@ from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.pipeline import check_model
 from norton_plugin.reasons import Reason
 from norton_plugin.recipe import Decomposition, Scope
-from norton_plugin.surgery.decompose import plan_decomposition
+from norton_plugin.surgery.targets import plan_decomposition
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.decompose import decompose_
+from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecompositionReport, PruningReport
-from norton_plugin.surgery.structure import diff, geometry
+from norton_plugin.surgery.structure import diff
 
 
 def compress(

@@ -192,8 +192,9 @@ class Reason(Enum):
     NO_RANK = _left("no-rank", "no rank is asked for it",
         advice="set decomposition.rank, or an entry in decomposition.ranks, if it is to be decomposed",
         example="any layer whose entry in decomposition.ranks is null")
-    KERNEL_1X1 = _left("kernel-1x1", "1x1 kernel: a decomposition saves nothing, it is pruned only",
-        advice="nothing to do: it is pruned", example="layer2.0.downsample.0 of timm:resnet34")
+    KERNEL_1X1 = _left("kernel-1x1", "1x1 kernel: components of single filters save nothing, it is pruned only",
+        advice="nothing to do: it is pruned; level 'layer' with a share or components decomposes it",
+        example="layer2.0.downsample.0 of timm:resnet34")
     ONE_INPUT_CHANNEL = _left("one-input-channel",
         "one input channel per filter (depthwise, or a grey image): a decomposition saves nothing",
         advice="nothing to do: it is pruned with the layer before it",
@@ -202,6 +203,26 @@ class Reason(Enum):
         "rank {rank} needs more MACs than the dense convolution (break-even rank {limit})",
         advice="lower the rank, or set decomposition.allow_more_macs to decompose all the same",
         example="conv1 of timm:resnet18 at rank 20 (a stem of three channels)")
+    RANK_TOO_LOW = _left("rank-too-low",
+        "rank {rank} leaves fewer MACs than one component of each cluster needs",
+        advice="raise the rank, or ask for fewer clusters",
+        example="a layer of 8 filters of 3 channels at rank 1 and level layer")
+    SHARE_TOO_SMALL = _left("share-too-small",
+        "one component (of each filter or cluster) takes {least:.3f} of the dense layer's MACs, the share is {share:g}",
+        advice="raise decomposition.share, or choose the level 'layer', whose components are the cheapest",
+        example="conv1 of timm:resnet18 at level filter and share 0.2")
+    TOO_MANY_COMPONENTS = _left("too-many-components",
+        "{components} components need more MACs than the dense layer (at most {limit} save some)",
+        advice="lower the components, or set decomposition.allow_more_macs to decompose all the same",
+        example="layer1.0.conv1 of timm:resnet18 at 300 components")
+    TOO_FEW_COMPONENTS = _left("too-few-components",
+        "{components} components are fewer than its {clusters} clusters, each of which needs one",
+        advice="raise the components, or ask for fewer clusters",
+        example="any convolution in 32 groups at 16 components")
+    TOO_MANY_CLUSTERS = _left("too-many-clusters",
+        "{clusters} clusters are asked for, and it has {filters} filters",
+        advice="lower decomposition.clusters, or give this layer a number of its own in decomposition.layers",
+        example="any layer of 8 filters at 16 clusters")
     NMSE_TOO_HIGH = _left("nmse-too-high",
         "NMSE {nmse:.3f} at its highest useful rank {rank} is above the target {target:g}",
         advice="raise decomposition.target_nmse, or give the layer a rank of its own",
@@ -227,7 +248,7 @@ class Reason(Enum):
     DECOMPOSED = _left("decomposed", "decomposed already",
         advice="nothing to do", example="any CPDBlock that norton inspect lists")
     LINEAR = _left("linear", "a Linear layer is pruned only",
-        advice="nothing to do: it is pruned", example="fc of timm:resnet18 in norton inspect")
+        advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it", example="fc of timm:resnet18 in norton inspect")
     # fmt: on
 
     def __repr__(self) -> str:

@@ -43,6 +43,19 @@ class ConvContract:
         return self.weight.shape[2], self.weight.shape[3]
 
 
+@dataclass(frozen=True)
+class LinearContract:
+    """Everything a replacement of a Linear layer has to keep.
+
+    Attributes:
+        weight: (N, C, 1, 1), detached: the weight of the 1x1 convolution that the layer equals.
+        bias: (N,) or None, detached.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 def _standardised(conv: nn.Conv2d) -> Tensor:
     """Return the weight of timm's StdConv2d and ScaledStdConv2d: zero mean and unit variance per filter.
 
@@ -109,6 +122,24 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
         groups=module.groups,
         padding_mode=module.padding_mode,
     )
+
+
+# A subclass may be read by other code than its own forward, as nn.MultiheadAttention reads its out_proj.
+_PLAIN_LINEAR = {"torch.nn.modules.linear.Linear", "mmcv.cnn.bricks.wrappers.Linear"}
+
+
+def read_linear(module: nn.Linear) -> LinearContract | Cause:
+    """Read a Linear layer, or say why it is not one this package can replace."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        return Reason.HAS_HOOKS.because()
+    if f"{type(module).__module__}.{type(module).__qualname__}" not in _PLAIN_LINEAR:
+        return Reason.OWN_FORWARD.because(module=type(module).__name__)
+    if nn.utils.parametrize.is_parametrized(module):
+        return Reason.PARAMETRIZED.because()
+    if module.weight.is_meta:
+        return Reason.ON_META.because()
+    bias = None if module.bias is None else module.bias.detach()
+    return LinearContract(module.weight.detach()[:, :, None, None], bias)
 
 
 def check_finite(name: str, weight: Tensor) -> None:

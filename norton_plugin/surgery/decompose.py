@@ -1,100 +1,149 @@
-"""Phase one on a model: every convolution worth it becomes a CPDBlock."""
+"""Phase one on a model: every layer worth it becomes a block of factors."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, break_even_rank
-from norton_plugin.cpd import CPDResult, decompose_layers
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE
-from norton_plugin.modules.swap import names_by_identity, swap_, take_over_flags_
-from norton_plugin.patterns import lookup
+from norton_plugin.modules.swap import swap_, take_over_flags_
 from norton_plugin.reasons import Cause, Reason
-from norton_plugin.recipe import Decomposition, Rank, Scope
-from norton_plugin.surgery.contract import ConvContract, check_finite, read_contract
+from norton_plugin.recipe import Decomposition, LayerRequest, Level, Scope
+from norton_plugin.surgery.contract import ConvContract, LinearContract, check_finite, read_contract
 from norton_plugin.surgery.equality import replacement_error
-from norton_plugin.surgery.names import check_ranks, check_scope
+from norton_plugin.surgery.factorise import Factorised, factorise
+from norton_plugin.surgery.layouts import Layout, layouts_for
+from norton_plugin.surgery.names import check_scope
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
+from norton_plugin.surgery.targets import MapSizes, Target, plan_decomposition, shape_of
 
 logger = logging.getLogger(__name__)
 
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-MapSizes = Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
 
-
-@dataclass(frozen=True)
-class _Target:
-    """A convolution to be decomposed, the highest rank it may get, and the size of its input map where known."""
-
-    module: nn.Module
-    names: tuple[str, ...]
-    contract: ConvContract
-    rank: Rank
-    limit: int
-    map_size: tuple[int, int] | None
-
-
-def block_from_contract(contract: ConvContract, rank: int, *, like: nn.Module | None = None) -> CPDBlock:
-    """Return an uninitialised CPDBlock with the geometry, device and dtype of a convolution; draw no random number.
+def block_from_contract(
+    contract: ConvContract | LinearContract,
+    layout: Layout,
+    *,
+    cluster_size: int | None = None,
+    like: nn.Module | None = None,
+) -> CPDBlock | CPDLinear:
+    """Return an uninitialised block with the geometry, device and dtype of a layer; draw no random number.
 
     Args:
-        contract: As read by ``read_contract``.
-        rank: R.
+        contract: As read by ``read_contract`` or ``read_linear``.
+        layout: Level, clusters and rank.
+        cluster_size: Places in each cluster, where there are several.
         like: The module whose training flag and ``requires_grad`` are taken over.
     """
     weight = contract.weight
-    block = nn.utils.skip_init(
-        CPDBlock,
-        contract.in_channels,
-        weight.shape[0],
-        contract.kernel_size,
-        rank,
-        stride=contract.stride,
-        padding=contract.padding,
-        dilation=contract.dilation,
-        groups=contract.groups,
-        bias=contract.bias is not None,
-        padding_mode=contract.padding_mode,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
+    kind = {"bias": contract.bias is not None, "device": weight.device, "dtype": weight.dtype}
+    block: CPDBlock | CPDLinear
+    if isinstance(contract, LinearContract):
+        block = nn.utils.skip_init(CPDLinear, weight.shape[1], weight.shape[0], layout.rank, **kind)
+    else:
+        block = nn.utils.skip_init(
+            CPDBlock,
+            contract.in_channels,
+            weight.shape[0],
+            contract.kernel_size,
+            layout.rank,
+            clusters=layout.clusters,
+            cluster_size=cluster_size,
+            stride=contract.stride,
+            padding=contract.padding,
+            dilation=contract.dilation,
+            groups=contract.groups,
+            padding_mode=contract.padding_mode,
+            **kind,
+        )
     if like is not None:
         take_over_flags_(block, like)
     return block
 
 
-def from_conv(conv: nn.Module, rank: int, *, seed: int = 0, restarts: int = 3, sweeps: int = 300) -> CPDBlock:
-    """Decompose one convolution.
+def block_from_factors(target: Target, found: Factorised) -> CPDBlock | CPDLinear:
+    """Return the block of a layer with its factors."""
+    factors, contract = found.factors, target.contract
+    size = None
+    if found.layout.clusters is not None and found.layout.clusters > 1:
+        size = int(factors.cluster.bincount().max())  # type: ignore[union-attr]
+    block = block_from_contract(contract, found.layout, cluster_size=size, like=target.module)
+    if isinstance(block, CPDLinear):
+        block.set_factors(factors.head[0], factors.mix, contract.bias)  # type: ignore[union-attr]
+    else:
+        block.set_factors(factors, contract.bias)
+    return block
+
+
+def from_conv(
+    conv: nn.Module,
+    rank: int | None = None,
+    *,
+    level: Level = "filter",
+    components: int | None = None,
+    share: float | None = None,
+    clusters: int | None = None,
+    seed: int = 0,
+    restarts: int = 3,
+    sweeps: int = 300,
+) -> CPDBlock:
+    """Decompose one convolution, even where that needs more MACs.
 
     Args:
         conv: A 2-D convolution with kernel, stride, dilation, groups and padding of any kind.
-        rank: R, from 1 to Kh * Kw.
+        rank: R per filter, from 1 to Kh * Kw; at the other levels, as many components as cost no more.
+        level: Which filters share components; see ``recipe.Decomposition``.
+        components: M, in place of ``rank``.
+        share: MACs as a share of the convolution's, in place of ``rank``.
+        clusters: For the level ``"cluster"``.
         seed: Of the random starts.
-        restarts: Starts per filter.
+        restarts: Starts per filter or cluster.
         sweeps: Most ALS sweeps.
 
     Returns:
         The block, with the convolution's device, dtype, training flag and ``requires_grad``.
 
     Raises:
-        SurgeryError: The module is not a convolution that can be replaced exactly.
+        RecipeError: Settings that contradict each other, or none of rank, components and share.
+        SurgeryError: The module is not a convolution that can be replaced exactly, or has no such block.
         DecompositionError: The rank or the weight cannot be used.
     """
     contract = read_contract(conv)
     if isinstance(contract, Cause):
         raise SurgeryError(f"cannot decompose: {contract}")
-    check_finite(type(conv).__name__, contract.weight)
-    [result] = decompose_layers([contract.weight], rank, seed=seed, restarts=restarts, sweeps=sweeps)
-    block = block_from_contract(contract, rank, like=conv)
-    block.set_factors(result.factors, contract.bias)
+    options = Decomposition(
+        level=level,
+        rank=rank,
+        components=components,
+        share=share,
+        clusters=clusters,
+        allow_more_macs=True,
+        seed=seed,
+        restarts=restarts,
+        sweeps=sweeps,
+    )
+    name = type(conv).__name__
+    check_finite(name, contract.weight)
+    request, shape = options.request(name), shape_of(contract)
+    layouts = _fixed_layouts(request, contract, name)
+    [(target, found)], _ = factorise([Target(conv, (name,), contract, request, shape, layouts, None)], options)
+    block = block_from_factors(target, found)
+    if isinstance(block, CPDLinear):
+        raise SurgeryError(f"{name} is a Linear layer, not a convolution")
     return block
+
+
+def _fixed_layouts(request: LayerRequest, contract: ConvContract, name: str) -> tuple[Layout, ...]:
+    if request.level == "filter" and isinstance(request.rank, int):
+        return (Layout("filter", None, request.rank),)  # the decomposition itself says what is wrong with a rank
+    layouts = layouts_for(shape_of(contract), request, name=name, more_macs=True)
+    if isinstance(layouts, Cause):
+        raise SurgeryError(f"cannot decompose: {layouts}")
+    return layouts
 
 
 def decompose_(
@@ -106,17 +155,16 @@ def decompose_(
     verify: bool = True,
     require: bool = True,
 ) -> DecompositionReport:
-    """Replace convolutions by CPDBlocks, in place.
+    """Replace convolutions by CPDBlocks, and Linear layers by CPDLinear where that is asked for, in place.
 
-    Every block is compared with the convolution it replaces, given the weight rebuilt from the factors; a layer that
+    Every block is compared with the layer it replaces, given the weight rebuilt from the factors; a layer that
     differs stays as it was and is listed.
 
     Args:
         model: Changed in place, or not at all where an error is raised.
-        decomposition: Ranks and how to reach them.
+        decomposition: Levels and sizes, and how to reach them.
         scope: Which layers; all by default.
-        map_sizes: Input and output map (H, W) per layer name, for the exact break-even rank; without it the stride
-            is used.
+        map_sizes: Input and output map (H, W) per layer name, for exact MACs; without it the stride is used.
         verify: Make that comparison: one pass of each layer over a map of at most about 16 pixels a side.
         require: Raise where not one layer can be decomposed; otherwise the report is merely empty.
 
@@ -124,20 +172,20 @@ def decompose_(
         What was decomposed, and every other convolution with the reason.
 
     Raises:
-        RecipeError: A pattern matches nothing.
+        RecipeError: A pattern matches nothing, or settings contradict each other or a layer.
         DecompositionError: A weight holds NaN or infinity.
         SurgeryError: Not one layer can be decomposed, and ``require`` is set.
     """
     scope = scope or Scope()
     check_scope(model, scope)
     targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
-    results = _results(targets, decomposition, skipped)
+    results, missed = factorise(targets, decomposition)
+    skipped += missed
     replacements: dict[nn.Module, nn.Module] = {}
     layers = []
     seconds = 0.0
-    for target, rank, result in results:
-        block = block_from_contract(target.contract, rank, like=target.module)
-        block.set_factors(result.factors, target.contract.bias)
+    for target, found in results:
+        block = block_from_factors(target, found)
         start = time.perf_counter()
         error = _error(target, block) if verify else None
         seconds += time.perf_counter() - start
@@ -145,25 +193,33 @@ def decompose_(
             skipped.append(Skipped(target.names[0], error))
             continue
         replacements[target.module] = block
-        layers.append(
-            DecomposedLayer(
-                target.names,
-                rank,
-                float(result.nmse.mean()),
-                float(result.nmse.max()),
-                int(result.fallback.sum()),
-                error,
-            )
-        )
+        layers.append(_record(target, found, error))
     if require and not layers:
         raise SurgeryError(f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}")
     swap_(model, replacements)
-    logger.info("decomposed %d convolutions, left %d", len(layers), len(skipped))
+    logger.info("decomposed %d layers, left %d", len(layers), len(skipped))
     return DecompositionReport(tuple(layers), tuple(skipped), verify, seconds)
 
 
-def _error(target: _Target, block: CPDBlock) -> float | Cause:
-    """Return the block's error against the convolution with the rebuilt weight, or why it must not take its place."""
+def _record(target: Target, found: Factorised, error: float | None) -> DecomposedLayer:
+    layout = found.layout
+    return DecomposedLayer(
+        target.names,
+        layout.rank,
+        float(found.nmse.mean()),
+        float(found.nmse.max()),
+        found.fallback,
+        error,
+        level=layout.level,
+        clusters=layout.clusters,
+        components=layout.components,
+        nmse_layer=found.layer_nmse,
+        largest_component=found.largest_component,
+    )
+
+
+def _error(target: Target, block: CPDBlock | CPDLinear) -> float | Cause:
+    """Return the block's error against the layer with the rebuilt weight, or why it must not take its place."""
     try:
         error = replacement_error(target.module, block, target.contract.weight, map_size=target.map_size)
     except Exception as problem:
@@ -171,97 +227,3 @@ def _error(target: _Target, block: CPDBlock) -> float | Cause:
     if error > TOLERANCE:
         return Reason.BLOCK_DIFFERS.because(error=error, limit=TOLERANCE)
     return error
-
-
-def plan_decomposition(
-    model: nn.Module, decomposition: Decomposition, *, scope: Scope, map_sizes: MapSizes
-) -> tuple[list[_Target], list[Skipped]]:
-    """Sort the model's convolutions into those to decompose and those to leave, with reasons."""
-    check_ranks(model, decomposition)
-    convolutions = {m: n for m, n in names_by_identity(model).items() if isinstance(m, _CONVOLUTIONS)}
-    targets: list[_Target] = []
-    skipped: list[Skipped] = []
-    for module, names in convolutions.items():
-        outcome = _consider(module, names, decomposition, scope, map_sizes)
-        if isinstance(outcome, _Target):
-            targets.append(outcome)
-        else:
-            skipped.append(Skipped(names[0], outcome))
-    return targets, skipped
-
-
-def _consider(
-    module: nn.Module,
-    names: tuple[str, ...],
-    decomposition: Decomposition,
-    scope: Scope,
-    map_sizes: MapSizes,
-) -> _Target | Cause:
-    if not scope.admits(*names):
-        return Reason.OUTSIDE_SCOPE.because()
-    rank: Rank = lookup(decomposition.ranks, names[0], decomposition.rank)
-    if rank is None:
-        return Reason.NO_RANK.because()
-    contract = read_contract(module)
-    if isinstance(contract, Cause):
-        return contract
-    filters, channels, *_ = contract.weight.shape
-    if contract.kernel_size == (1, 1):
-        return Reason.KERNEL_1X1.because()
-    if channels == 1:
-        return Reason.ONE_INPUT_CHANNEL.because()
-    sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
-    useful = contract.kernel_size[0] * contract.kernel_size[1]
-    limit = break_even_rank(
-        channels,
-        contract.kernel_size,
-        stride=contract.stride,
-        input_size=sizes[0],
-        output_size=sizes[1],
-    )
-    if decomposition.allow_more_macs:
-        limit = useful
-    limit = min(limit, useful)
-    wanted = 1 if rank == "auto" else rank
-    if isinstance(wanted, int) and wanted > limit and not decomposition.allow_more_macs:
-        return Reason.RANK_TOO_HIGH.because(rank=wanted, limit=limit)
-    check_finite(names[0], contract.weight)
-    return _Target(module, names, contract, rank if rank == "auto" else min(int(rank), useful), limit, sizes[0])
-
-
-def _results(
-    targets: list[_Target], decomposition: Decomposition, skipped: list[Skipped]
-) -> list[tuple[_Target, int, CPDResult]]:
-    """Decompose all fixed ranks in one batch, then raise the automatic ones step by step."""
-
-    def run(chosen: list[_Target], ranks: list[int]) -> list[CPDResult]:
-        return decompose_layers(
-            [target.contract.weight for target in chosen],
-            ranks,
-            restarts=decomposition.restarts,
-            sweeps=decomposition.sweeps,
-            tolerance=decomposition.tolerance,
-            seed=decomposition.seed,
-        )
-
-    done: dict[int, tuple[int, CPDResult]] = {}
-    fixed = [t for t in targets if t.rank != "auto"]
-    with torch.no_grad():
-        for target, result in zip(fixed, run(fixed, [int(t.rank or 0) for t in fixed]) if fixed else [], strict=True):
-            done[id(target)] = (int(target.rank or 0), result)
-        open_targets = [t for t in targets if t.rank == "auto"]
-        rank = 1
-        while open_targets:
-            remaining = []
-            for target, result in zip(open_targets, run(open_targets, [rank] * len(open_targets)), strict=True):
-                if float(result.nmse.mean()) <= decomposition.target_nmse:
-                    done[id(target)] = (rank, result)
-                elif rank < target.limit:
-                    remaining.append(target)
-                else:
-                    cause = Reason.NMSE_TOO_HIGH.because(
-                        nmse=float(result.nmse.mean()), rank=rank, target=decomposition.target_nmse
-                    )
-                    skipped.append(Skipped(target.names[0], cause))
-            open_targets, rank = remaining, rank + 1
-    return [(target, *done[id(target)]) for target in targets if id(target) in done]

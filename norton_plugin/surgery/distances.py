@@ -39,14 +39,15 @@ def filter_rows(module: nn.Module) -> Tensor:
 def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> PairwiseDistance:
     """Return the distances between all filters of one layer: (N, N).
 
-    Under PABS a CPDBlock is compared factor by factor; any other layer's filters are single vectors, a case of rank
-    one. The other criteria compare whole filters.
+    Under PABS a CPDBlock whose filters have components of their own is compared factor by factor. Filters that share
+    components have their subspaces in common: what tells them apart is the angle between the rebuilt filters. Any
+    other layer's filters are single vectors as well, a case of rank one. The other criteria compare whole filters.
     """
     if criterion == "vbd":
         return vbd_distance(filter_rows(module))
     if criterion == "csa":
         return csa_distance(filter_rows(module))
-    if isinstance(module, CPDBlock):
+    if isinstance(module, CPDBlock) and module.mix is None:
         return pabs_distance([factor.detach() for factor in module.factors])
     return vector_distance(filter_rows(module))
 

@@ -1,13 +1,14 @@
-"""Whether a CPDBlock computes what the convolution it replaces would compute with the rebuilt weight."""
+"""Whether a block computes what the layer it replaces would compute with the rebuilt weight."""
 
 from __future__ import annotations
 
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.modules.running import TOLERANCE, relative_error, traceable
 
@@ -16,7 +17,7 @@ _SIDE = 16
 
 
 def replacement_error(
-    conv: nn.Module, block: CPDBlock, weight: Tensor, *, map_size: tuple[int, int] | None = None
+    conv: nn.Module, block: CPDBlock | CPDLinear, weight: Tensor, *, map_size: tuple[int, int] | None = None
 ) -> float:
     """Compare a block with the convolution itself, on random numbers.
 
@@ -26,13 +27,14 @@ def replacement_error(
     Args:
         conv: The module to be replaced.
         block: Its replacement.
-        weight: W as read from the module, (N, C, Kh, Kw).
+        weight: W as read from the module, (N, C, Kh, Kw), of a Linear layer (N, C, 1, 1).
         map_size: (H, W) of the layer's input; large ones are cut down.
 
     Returns:
         Largest difference, relative to the largest expected value; infinity where shapes differ.
     """
-    size = _cut_down(block, map_size)
+    size = _cut_down(block, map_size) if isinstance(block, CPDBlock) else ()
+    weight = weight.view_as(block.weight)
     if weight.dtype == torch.float32:
         error = _compared(conv, block, weight, size)
         if error <= TOLERANCE / 10 or error == float("inf"):
@@ -41,10 +43,13 @@ def replacement_error(
     return _compared(copy.deepcopy(conv).double(), copy.deepcopy(block).double(), weight.double(), size)
 
 
-def _compared(conv: nn.Module, block: CPDBlock, weight: Tensor, size: tuple[int, int]) -> float:
-    x = torch.randn(1, block.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(weight)
+def _compared(conv: nn.Module, block: CPDBlock | CPDLinear, weight: Tensor, size: tuple[int, ...]) -> float:
+    width = block.in_channels if isinstance(block, CPDBlock) else block.in_features
+    x = torch.randn(1, width, *size, generator=torch.Generator().manual_seed(0)).to(weight)
     with traceable(block):
-        dense, change = conv(x), convolve(block, x, block.weight - weight, None)
+        difference = block.weight - weight
+        change = convolve(block, x, difference, None) if isinstance(block, CPDBlock) else F.linear(x, difference)
+        dense = conv(x)
         return float("inf") if dense.shape != change.shape else relative_error([block(x)], [dense + change])
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Decomposition, Pruning, Scope
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, CPDBlock)
+_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, CPDBlock, CPDLinear)
 
 
 def check_scope(model: nn.Module, scope: Scope) -> None:
@@ -22,12 +22,14 @@ def check_scope(model: nn.Module, scope: Scope) -> None:
 
 
 def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
-    """Refuse a rank for a pattern that names no convolution.
+    """Refuse a rank or other settings for a pattern that names no layer that is ever decomposed.
 
     Raises:
         RecipeError: The pattern is quoted.
     """
-    require_matches(decomposition.ranks, _names(model, _CONVOLUTIONS), what="decomposition.ranks")
+    kinds = (*_CONVOLUTIONS, nn.Linear) if decomposition.linear else _CONVOLUTIONS
+    require_matches(decomposition.ranks, _names(model, kinds), what="decomposition.ranks")
+    require_matches(decomposition.layers, _names(model, kinds), what="decomposition.layers")
 
 
 def check_keeps(model: nn.Module, pruning: Pruning) -> None:

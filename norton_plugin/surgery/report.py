@@ -41,16 +41,22 @@ class Skipped:
 
 @dataclass(frozen=True)
 class DecomposedLayer:
-    """One convolution that became a CPDBlock.
+    """One layer that became a CPDBlock or a CPDLinear.
 
     Attributes:
         names: Every dotted name of the module (more than one where it is shared).
-        rank: R.
+        rank: R, components per filter, or per cluster where filters share them.
         nmse_mean: Mean over the filters of ||W - W^||^2 / ||W||^2, in [0, 1].
         nmse_worst: The worst filter's.
         fallback_filters: Filters whose ALS did not converge and that keep a truncated HOSVD.
-        error: Relative difference of its outputs from those of the convolution with the rebuilt weight, None where
-            it was not checked.
+        error: Relative difference of its outputs from those of the layer with the rebuilt weight, None where it was
+            not checked.
+        level: Which filters share components: "filter" (none), "cluster" or "layer".
+        clusters: K, None where filters share nothing.
+        components: M, all components of the layer, None where filters share nothing.
+        nmse_layer: ||W - W^||^2 / ||W||^2 of the whole layer, in [0, 1].
+        largest_component: Norm of the largest component over that of the weight of its cluster; far above 1 where
+            components cancel each other. None where filters share nothing.
     """
 
     names: tuple[str, ...]
@@ -59,6 +65,11 @@ class DecomposedLayer:
     nmse_worst: float
     fallback_filters: int
     error: float | None = None
+    level: str = "filter"
+    clusters: int | None = None
+    components: int | None = None
+    nmse_layer: float | None = None
+    largest_component: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 An entry names a module (all its dotted names) and one of
     ``block``   the arguments of the CPDBlock that took its place
+    ``linear``  the arguments of the CPDLinear that took its place
     ``resize``  new shapes of its own parameters and buffers
 and in both cases the plain attributes that changed with them (``out_channels``, ``num_features``, ``num_heads`` ...).
 Nothing in it is executable.
@@ -17,99 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import ArtifactError
-from norton_plugin.modules.swap import names_by_identity, renew_references_, swap_, take_over_flags_
+from norton_plugin.modules.swap import renew_references_, swap_, take_over_flags_
+from norton_plugin.surgery.geometry import Geometry, geometry, kept_out, kind_of_block, own_tensors, thaw
 from norton_plugin.surgery.structure_entries import (
     VERSION,
     BlockEntry,
     Entry,
+    LinearEntry,
     ResizeEntry,
     check_version,
     damaged,
     read_entries,
     shortened,
 )
-from norton_plugin.surgery.structure_fit import check_block, check_resize, may_become
+from norton_plugin.surgery.structure_fit import check_block, check_linear, check_resize, may_become
 
-Geometry = dict[str, dict[str, Any]]
 Structure = dict[str, Any]
-_PLAIN = (bool, int, float, str, type(None))
-_IGNORED = {"training", "_is_full_backward_hook", "_version", "is_init", "_is_init"}
 # Attributes that decide what a layer computes but no shape of its tensors: two networks may differ in these alone.
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "eps", "num_groups")
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_plain(v) for v in value)
-    return isinstance(value, _PLAIN)
-
-
-def _freeze(value: Any) -> Any:
-    """Mark tuples, which JSON does not have, so that they come back as tuples."""
-    if isinstance(value, tuple):
-        return {"tuple": [_freeze(v) for v in value]}
-    return [_freeze(v) for v in value] if isinstance(value, list) else value
-
-
-def _thaw(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        items = value.get("tuple")
-        return tuple(_thaw(v) for v in items) if len(value) == 1 and isinstance(items, list) else value
-    return [_thaw(v) for v in value] if isinstance(value, list) else value
-
-
-def _block_arguments(block: CPDBlock) -> dict[str, Any]:
-    return {
-        "in_channels": block.in_channels,
-        "out_channels": block.out_channels,
-        "kernel_size": list(block.kernel_size),
-        "rank": block.rank,
-        "stride": list(block.stride),
-        "padding": list(block.padding) if isinstance(block.padding, tuple) else block.padding,
-        "dilation": list(block.dilation),
-        "groups": block.groups,
-        "bias": block.bias is not None,
-        "padding_mode": block.padding_mode,
-        "form": block.form,
-        "training_form": block.training_form,
-    }
-
-
-def geometry(model: nn.Module) -> Geometry:
-    """Return shapes and plain attributes of every module, by its first dotted name.
-
-    Args:
-        model: Any model; a CPDBlock is described by its arguments.
-    """
-    described: Geometry = {}
-    for module, names in names_by_identity(model).items():
-        entry: dict[str, Any] = {"names": list(names)}
-        if isinstance(module, CPDBlock):
-            entry["block"] = _block_arguments(module)
-        else:
-            shapes = {n: list(t.shape) for n, t in _own_tensors(module).items()}
-            plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _IGNORED}
-            kept_out = {n: list(t.shape) for n, t in _kept_out(module).items()}
-            entry |= {"shapes": shapes, "attributes": {k: _freeze(v) for k, v in plain.items()}, "kept_out": kept_out}
-        described[names[0]] = entry
-    return described
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and those buffers that belong to the state dict.
-
-    The other buffers may appear and disappear as the model runs.
-    """
-    buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
-    return {name: tensor for name, tensor in {**module._parameters, **buffers}.items() if tensor is not None}
-
-
-def _kept_out(module: nn.Module) -> dict[str, Tensor]:
-    """Return buffers that do not belong to the state dict."""
-    names = module._non_persistent_buffers_set
-    return {name: tensor for name, tensor in module._buffers.items() if name in names and tensor is not None}
 
 
 def diff(dense: Geometry, compressed: Geometry) -> Structure:
@@ -129,11 +57,12 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
             raise ArtifactError(f"the compressed model has a module {name!r} which the original does not have")
         if entry == old:
             continue
-        if "block" in entry:
-            entries.append({"names": entry["names"], "block": entry["block"]})
+        kind = kind_of_block(entry)
+        if kind is not None:
+            entries.append({"names": entry["names"], kind: entry[kind]})
             continue
-        if "block" in old:
-            raise ArtifactError(f"{name!r} is a CPDBlock in the original and none in the compressed model")
+        if kind_of_block(old) is not None:
+            raise ArtifactError(f"{name!r} is decomposed in the original and not in the compressed model")
         # A buffer that was cut belongs to the state dict from then on: only there it is known which values stayed.
         shapes = {**old["kept_out"], **old["shapes"]}
         changes = {
@@ -153,7 +82,7 @@ def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
 def _renewed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes that count fewer channels than before; what else changed was left behind by a run."""
     changes = _changes(new, old)
-    return {k: v for k, v in changes.items() if not k.startswith("_") and may_become(_thaw(old[k]), _thaw(v))}
+    return {k: v for k, v in changes.items() if not k.startswith("_") and may_become(thaw(old[k]), thaw(v))}
 
 
 def _fingerprint(dense: Geometry) -> dict[str, Any]:
@@ -161,8 +90,9 @@ def _fingerprint(dense: Geometry) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name, entry in dense.items():
         prefix = f"{name}." if name else ""
-        if "block" in entry:
-            facts[f"{prefix}<block>"] = {k: v for k, v in entry["block"].items() if k not in ("form", "training_form")}
+        kind = kind_of_block(entry)
+        if kind is not None:
+            facts[f"{prefix}<block>"] = {k: v for k, v in entry[kind].items() if k not in ("form", "training_form")}
             continue
         for tensor, shape in entry["shapes"].items():
             facts[prefix + tensor] = shape
@@ -209,7 +139,7 @@ def _shown(facts: Mapping[str, Any], name: str) -> str:
         return "absent"
     value = facts[name]
     marked = isinstance(value, Mapping) and set(value) == {"tuple"} and isinstance(value["tuple"], list)
-    return shortened(_thaw(value) if marked else value)
+    return shortened(thaw(value) if marked else value)
 
 
 def apply_structure_(model: nn.Module, structure: Structure) -> None:
@@ -231,10 +161,12 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
     for entry, module in places:
         if isinstance(entry, BlockEntry):
             check_block(entry, module)
+        elif isinstance(entry, LinearEntry):
+            check_linear(entry, module)
         else:
-            check_resize(entry, module, {**_kept_out(module), **_own_tensors(module)})
+            check_resize(entry, module, {**kept_out(module), **own_tensors(module)})
     try:
-        blocks = {m: _build_block(entry, m) for entry, m in places if isinstance(entry, BlockEntry)}
+        blocks = {m: _build_block(entry, m) for entry, m in places if not isinstance(entry, ResizeEntry)}
         resized = [(m, _resized(m, e.shapes), e.attributes) for e, m in places if isinstance(e, ResizeEntry)]
         swap_(model, dict(blocks))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration, MemoryError) as error:
@@ -266,16 +198,17 @@ def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:
     return list(found)
 
 
-def _build_block(entry: BlockEntry, old: nn.Module) -> CPDBlock:
+def _build_block(entry: BlockEntry | LinearEntry, old: nn.Module) -> CPDBlock | CPDLinear:
     reference = next(old.parameters())
-    block = CPDBlock(**entry.arguments, device=reference.device, dtype=reference.dtype)
+    kind = CPDBlock if isinstance(entry, BlockEntry) else CPDLinear
+    block: CPDBlock | CPDLinear = kind(**entry.arguments, device=reference.device, dtype=reference.dtype)
     take_over_flags_(block, old)
     return block
 
 
 def _resized(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Return new tensors of these shapes, of the kind that the module has now."""
-    own = {**_kept_out(module), **_own_tensors(module)}
+    own = {**kept_out(module), **own_tensors(module)}
     tensors: dict[str, Tensor] = {}
     for name, shape in shapes.items():
         old = own[name]

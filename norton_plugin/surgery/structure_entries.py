@@ -37,15 +37,43 @@ class BlockEntry:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the block's parameters."""
+        """Shapes of the block's parameters and buffers."""
         found = self.arguments
         filters, rank, (kh, kw) = found["out_channels"], found["rank"], found["kernel_size"]
+        clusters = found.get("clusters")
         shapes: dict[str, tuple[int, ...]] = {
-            "head": (filters, rank, found["in_channels"] // found["groups"]),
-            "vertical": (filters, rank, kh),
-            "horizontal": (filters, rank, kw),
+            "head": (clusters or filters, rank, found["in_channels"] // found["groups"])
         }
+        if clusters is None or (kh, kw) != (1, 1):
+            shapes |= {"vertical": (clusters or filters, rank, kh), "horizontal": (clusters or filters, rank, kw)}
+        if clusters is not None:
+            shapes["mix"] = (filters, rank)
+            shapes |= {"slot": (filters,)} if clusters > 1 else {}
         return {**shapes, "bias": (filters,)} if found["bias"] else shapes
+
+
+@dataclass(frozen=True)
+class LinearEntry:
+    """A Linear layer that a CPDLinear takes the place of.
+
+    Attributes:
+        names: All dotted names of the module.
+        arguments: Of the layer's constructor.
+    """
+
+    names: tuple[str, ...]
+    arguments: dict[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the layer's parameters."""
+        found = self.arguments
+        features, components = found["out_features"], found["components"]
+        shapes: dict[str, tuple[int, ...]] = {
+            "head": (components, found["in_features"]),
+            "mix": (features, components),
+        }
+        return {**shapes, "bias": (features,)} if found["bias"] else shapes
 
 
 @dataclass(frozen=True)
@@ -63,7 +91,7 @@ class ResizeEntry:
     attributes: dict[str, Attribute]
 
 
-Entry = BlockEntry | ResizeEntry
+Entry = BlockEntry | LinearEntry | ResizeEntry
 
 
 def damaged(what: str, found: Any, expected: str) -> ArtifactError:
@@ -141,6 +169,9 @@ def _entry(where: str, plain: Any) -> Entry:
     where = f"{names[0]!r}" if names[0] else "the model"
     if set(entry) == {"names", "block"}:
         return BlockEntry(tuple(names), _block_arguments(where, _dict(f"'block' of {where}", entry["block"])))
+    if set(entry) == {"names", "linear"}:
+        plain = _dict(f"'linear' of {where}", entry["linear"])
+        return LinearEntry(tuple(names), _checked_arguments(f"'linear' of {where}", plain, _LINEAR_ARGUMENTS))
     if set(entry) == {"names", "resize", "attributes"}:
         shapes = _dict(f"'resize' of {where}", entry["resize"])
         attributes = _dict(f"'attributes' of {where}", entry["attributes"])
@@ -149,7 +180,7 @@ def _entry(where: str, plain: Any) -> Entry:
             {name: _shape(f"the shape of {name!r} in {where}", shape) for name, shape in shapes.items()},
             {name: _attribute(f"the attribute {name!r} of {where}", value) for name, value in attributes.items()},
         )
-    raise damaged(f"the entry of {where}", sorted(entry), "names with block, or names with resize and attributes")
+    raise damaged(f"the entry of {where}", sorted(entry), "names with block, linear, or resize and attributes")
 
 
 def _dict(what: str, value: Any) -> dict[str, Any]:
@@ -215,13 +246,36 @@ _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _block_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
-    if set(plain) != set(_ARGUMENTS):
-        raise damaged(f"'block' of {where}", sorted(plain), f"the arguments {', '.join(_ARGUMENTS)}")
-    for name, (fits, expected) in _ARGUMENTS.items():
+# Those that only a block whose filters share components has.
+_SHARED_ARGUMENTS = {**_ARGUMENTS, **dict.fromkeys(("clusters", "cluster_size"), (_number, "a positive integer"))}
+_LINEAR_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("in_features", "out_features", "components"), (_number, "a positive integer")),
+    "bias": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def _checked_arguments(
+    what: str, plain: dict[str, Any], arguments: Mapping[str, tuple[Callable[[Any], bool], str]]
+) -> dict[str, Any]:
+    if set(plain) != set(arguments):
+        raise damaged(what, sorted(plain), f"the arguments {', '.join(arguments)}")
+    for name, (fits, expected) in arguments.items():
         if not fits(plain[name]):
-            raise damaged(f"{name} of the block {where}", plain[name], expected)
-    channels, filters, groups = plain["in_channels"], plain["out_channels"], plain["groups"]
+            raise damaged(f"{name} of {what}", plain[name], expected)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+
+def _block_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
+    arguments = _SHARED_ARGUMENTS if "clusters" in plain else _ARGUMENTS
+    found = _checked_arguments(f"'block' of {where}", plain, arguments)
+    channels, filters, groups = found["in_channels"], found["out_channels"], found["groups"]
     if channels % groups or filters % groups:
         raise damaged(f"groups of the block {where}", groups, f"a divisor of {channels} and {filters} channels")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    clusters, size = found.get("clusters", groups), found.get("cluster_size", filters)
+    if clusters % groups or not clusters <= filters <= clusters * size or size > filters:
+        raise damaged(
+            f"clusters and cluster_size of the block {where}",
+            [clusters, size],
+            f"a multiple of {groups} groups, and places for {filters} filters",
+        )
+    return found

@@ -12,9 +12,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.blocks.padding import normalise_padding
-from norton_plugin.surgery.structure_entries import LARGEST, BlockEntry, ResizeEntry, damaged, is_whole, shortened
+from norton_plugin.cpd import full_components
+from norton_plugin.surgery.structure_entries import (
+    LARGEST,
+    BlockEntry,
+    LinearEntry,
+    ResizeEntry,
+    damaged,
+    is_whole,
+    shortened,
+)
 
 
 def may_become(old: Any, new: Any) -> bool:
@@ -45,8 +54,8 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         ArtifactError: A tensor is absent or would grow, or an attribute is absent, private or of another type.
     """
     where = entry.names[0] or "the model"
-    if isinstance(module, CPDBlock):
-        raise damaged(f"the entry of {where}", "new sizes for a CPDBlock", "the arguments of one")
+    if isinstance(module, CPDBlock | CPDLinear):
+        raise damaged(f"the entry of {where}", f"new sizes for a {type(module).__name__}", "the arguments of one")
     for name, shape in entry.shapes.items():
         if name not in own:
             raise damaged(f"a tensor of {where}", name, f"one of {sorted(own)}")
@@ -86,8 +95,11 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
     for name, value in fixed.items():
         if entry.arguments[name] != value:
             raise damaged(f"{name} of the block {where}", entry.arguments[name], f"{value!r}, as of its convolution")
+    per_filter = module.in_channels // module.groups
     # Filters of Kh x Kw pixels are exact at rank Kh * Kw, whatever the number of channels.
-    highest = max(kernel[0] * kernel[1], module.rank if isinstance(module, CPDBlock) else 1)
+    shared = entry.arguments.get("clusters") is not None
+    highest = full_components(module.out_channels, per_filter, kernel) if shared else kernel[0] * kernel[1]
+    highest = max(highest, module.rank if isinstance(module, CPDBlock) else 1)
     most = {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
@@ -100,6 +112,31 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
     padding = entry.arguments["padding"]
     if not isinstance(padding, str) and padding != normalise_padding(module.padding, module.padding_mode):  # type: ignore[arg-type]
         raise damaged(f"padding of the block {where}", padding, f"{module.padding!r}, as of its convolution")
+
+
+def check_linear(entry: LinearEntry, module: nn.Module) -> None:
+    """Check that a CPDLinear can take a module's place: a Linear layer of no fewer features.
+
+    Args:
+        entry: What is to stand there.
+        module: What stands there now.
+
+    Raises:
+        ArtifactError: It is no Linear layer, or an argument contradicts it.
+    """
+    where = entry.names[0] or "the model"
+    if not isinstance(module, nn.Linear | CPDLinear):
+        raise damaged(f"{where} in the model", type(module).__name__, "a Linear layer, which a CPDLinear replaces")
+    if entry.arguments["bias"] != (module.bias is not None):
+        raise damaged(f"bias of the layer {where}", entry.arguments["bias"], "as of its Linear layer")
+    most = {
+        "in_features": module.in_features,
+        "out_features": module.out_features,
+        "components": min(module.in_features, module.out_features),
+    }
+    for name, limit in most.items():
+        if entry.arguments[name] > limit:
+            raise damaged(f"{name} of the layer {where}", entry.arguments[name], f"at most {limit}")
 
 
 def _pair(value: Any) -> tuple[Any, ...]:

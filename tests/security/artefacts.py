@@ -18,7 +18,8 @@ import norton_plugin.artifact
 from norton_plugin.artifact import MANIFEST, WEIGHTS, open_artifact, save
 from norton_plugin.artifact.manifest import manifest_hash
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.surgery.structure import diff, geometry, structure_hash
+from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.structure import diff, structure_hash
 
 # Those that change anything on the disk.
 WRITERS = {

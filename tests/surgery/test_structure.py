@@ -11,7 +11,8 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.recipe import Decomposition, Pruning
 from norton_plugin.surgery import apply_structure_, decompose_, prune_, structure_hash
-from norton_plugin.surgery.structure import diff, geometry
+from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.structure import diff
 
 
 class Scaled(nn.Module):

@@ -22,7 +22,8 @@ from torch import nn
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm.runner.migration import unwrap
 from norton_plugin.recipe import Recipe
-from norton_plugin.surgery.structure import Structure, geometry, structure_hash
+from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.structure import Structure, structure_hash
 
 KEY = "norton"
 _FUNCTION = "_load_checkpoint_to_model"

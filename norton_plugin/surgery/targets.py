@@ -1,0 +1,143 @@
+"""Which layers of a model are decomposed and what may become of each; the others with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from norton_plugin.modules.swap import names_by_identity
+from norton_plugin.reasons import Cause, Reason
+from norton_plugin.recipe import Decomposition, LayerRequest, Scope
+from norton_plugin.surgery.contract import (
+    ConvContract,
+    LinearContract,
+    check_finite,
+    read_contract,
+    read_linear,
+)
+from norton_plugin.surgery.layouts import LayerShape, Layout, layouts_for
+from norton_plugin.surgery.names import check_ranks
+from norton_plugin.surgery.report import Skipped
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+MapSizes = Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer to be decomposed.
+
+    Attributes:
+        module: The layer.
+        names: All its dotted names.
+        contract: What a replacement has to keep.
+        request: What is asked of it.
+        shape: What decides its cost.
+        layouts: What it may become; for rank "auto" at rank 1.
+        map_size: (H, W) of its input where known.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    contract: ConvContract | LinearContract
+    request: LayerRequest
+    shape: LayerShape
+    layouts: tuple[Layout, ...]
+    map_size: tuple[int, int] | None
+
+    def at_rank(self, rank: int, *, more_macs: bool) -> tuple[Layout, ...]:
+        """Return what it may become at a rank; nothing where the rank is too high."""
+        found = layouts_for(self.shape, replace(self.request, rank=rank), name=self.names[0], more_macs=more_macs)
+        return () if isinstance(found, Cause) else found
+
+
+def plan_decomposition(
+    model: nn.Module, decomposition: Decomposition, *, scope: Scope, map_sizes: MapSizes
+) -> tuple[list[Target], list[Skipped]]:
+    """Sort the model's layers into those to decompose and those to leave, with reasons.
+
+    Args:
+        model: Not changed.
+        decomposition: What is asked for.
+        scope: Which layers.
+        map_sizes: Input and output map (H, W) per layer name.
+
+    Returns:
+        The targets in the model's order; all other convolutions, and Linear layers where they were asked for.
+
+    Raises:
+        RecipeError: A pattern matches nothing, or settings contradict each other or a layer.
+        DecompositionError: A weight holds NaN or infinity.
+    """
+    check_ranks(model, decomposition)
+    kinds = (*_CONVOLUTIONS, nn.Linear) if decomposition.linear else _CONVOLUTIONS
+    layers = {m: n for m, n in names_by_identity(model).items() if isinstance(m, kinds)}
+    targets: list[Target] = []
+    skipped: list[Skipped] = []
+    for module, names in layers.items():
+        outcome = _consider(module, names, decomposition, scope, map_sizes)
+        if isinstance(outcome, Target):
+            targets.append(outcome)
+        else:
+            skipped.append(Skipped(names[0], outcome))
+    return targets, skipped
+
+
+def _consider(
+    module: nn.Module,
+    names: tuple[str, ...],
+    decomposition: Decomposition,
+    scope: Scope,
+    map_sizes: MapSizes,
+) -> Target | Cause:
+    if not scope.admits(*names):
+        return Reason.OUTSIDE_SCOPE.because()
+    request = decomposition.request(names[0])
+    if not request.active:
+        return Reason.NO_RANK.because()
+    linear = isinstance(module, nn.Linear)
+    contract = read_linear(module) if isinstance(module, nn.Linear) else read_contract(module)
+    if isinstance(contract, Cause):
+        return contract
+    sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
+    shape = shape_of(contract, sizes)
+    if shape.pointwise and (request.level == "filter" or request.rank is not None or (linear and shape.groups > 1)):
+        return (Reason.LINEAR if linear else Reason.KERNEL_1X1).because()
+    if shape.channels == 1:
+        return Reason.ONE_INPUT_CHANNEL.because()
+    automatic = request.rank == "auto"
+    layouts = layouts_for(
+        shape,
+        replace(request, rank=1) if automatic else request,
+        name=names[0],
+        more_macs=decomposition.allow_more_macs,
+    )
+    if isinstance(layouts, Cause):
+        return layouts
+    if linear:
+        layouts = tuple(layout for layout in layouts if layout.clusters == 1)
+        if not layouts:
+            return Reason.LINEAR.because()
+    check_finite(names[0], contract.weight)
+    return Target(module, names, contract, request, shape, layouts, sizes[0])
+
+
+def shape_of(
+    contract: ConvContract | LinearContract,
+    sizes: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None),
+) -> LayerShape:
+    """Return what decides the cost of a layer.
+
+    Args:
+        contract: Of the layer.
+        sizes: (Hi, Wi) and (Ho, Wo); where one is None, the stride tells their ratio.
+    """
+    filters, channels, height, width = contract.weight.shape
+    if isinstance(contract, LinearContract):
+        return LayerShape(filters, channels, (height, width))
+    before, after = sizes
+    if before is None or after is None:
+        before, after = contract.stride, (1, 1)
+    return LayerShape(filters, channels, (height, width), contract.groups, before, after)
