@@ -52,7 +52,7 @@ OWNERS = {
     "mmdet": ("zoo",),
     "mmengine": ("mm", "zoo"),
     "tensorly": (),
-    "scipy": (),
+    "scipy": ("pabs",),
 }
 
 

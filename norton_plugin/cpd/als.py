@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.options import ALSOptions
 from norton_plugin.cpd.scaling import unit_scale
 from norton_plugin.cpd.solve import solve
 from norton_plugin.cpd.starts import random_starts, structured_start
@@ -29,25 +30,6 @@ class CPDResult:
     nmse: Tensor
     sweeps: int
     fallback: Tensor
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The settings shared by all layers of one call."""
-
-    restarts: int
-    sweeps: int
-    tolerance: float
-    ridge: float
-    seed: int
-    chunk_bytes: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("restarts", 1), ("sweeps", 1), ("tolerance", 0.0), ("chunk_bytes", 1)):
-            if not getattr(self, name) >= least:
-                raise DecompositionError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if not 0 < self.ridge < 1:
-            raise DecompositionError(f"ridge is {self.ridge}; it must lie between 0 and 1, 1e-6 is a good value.")
 
 
 def decompose_filters(
@@ -129,7 +111,7 @@ def decompose_layers(
     Raises:
         DecompositionError: As in `decompose_filters`, or the number of ranks is not the number of weights.
     """
-    options = _Options(restarts, sweeps, tolerance, ridge, seed, chunk_bytes)
+    options = ALSOptions(restarts, sweeps, tolerance, ridge, seed, chunk_bytes)
     ranks = list(rank) if isinstance(rank, Sequence) else [rank] * len(weights)
     if len(ranks) != len(weights):
         raise DecompositionError(
@@ -189,7 +171,7 @@ def _exact(weights: Sequence[Tensor]) -> list[CPDResult]:
     return results
 
 
-def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CPDResult]:
+def _iterate(weights: Sequence[Tensor], rank: int, options: ALSOptions) -> list[CPDResult]:
     """Decompose layers of equal kernel shape by ALS, chunk by chunk."""
     height, width = weights[0].shape[2:]
     starts = [
@@ -206,7 +188,7 @@ def _iterate(weights: Sequence[Tensor], rank: int, options: _Options) -> list[CP
 
 
 def _iterate_chunk(
-    weights: Sequence[Tensor], random: Sequence[Tensor], rank: int, options: _Options
+    weights: Sequence[Tensor], random: Sequence[Tensor], rank: int, options: ALSOptions
 ) -> Iterator[CPDResult]:
     """Decompose pieces of layers together; the random starts are those of all their filters, in order."""
     height, width = weights[0].shape[2:]
@@ -224,7 +206,7 @@ def _iterate_chunk(
         yield CPDResult(result, factors.nmse(weight), solution.sweeps, solution.fallback[span])
 
 
-def _chunks(weights: Sequence[Tensor], rank: int, options: _Options) -> Iterator[list[tuple[int, slice]]]:
+def _chunks(weights: Sequence[Tensor], rank: int, options: ALSOptions) -> Iterator[list[tuple[int, slice]]]:
     """Cut the filters of all layers, in order, into runs whose working memory stays below the bound."""
     positions = weights[0].shape[2] * weights[0].shape[3]
     room = options.chunk_bytes

@@ -54,6 +54,21 @@ def cube_root_of_power(exponent: Tensor) -> Tensor:
     return times_power_of_two(roots[exponent - 3 * third], third)
 
 
+def root_of_power(exponent: Tensor, *, degree: int) -> Tensor:
+    """Form ``2 ** (exponent / degree)``.
+
+    Args:
+        exponent: Int64, from -1000 * degree to 1000 * degree.
+        degree: At least 1.
+
+    Returns:
+        Float64, the shape of the exponents.
+    """
+    whole = torch.div(exponent, degree, rounding_mode="floor")
+    roots = torch.tensor([2.0 ** (rest / degree) for rest in range(degree)], dtype=torch.float64)
+    return times_power_of_two(roots.to(exponent.device)[exponent - degree * whole], whole)
+
+
 def _power_of_two(exponent: Tensor) -> Tensor:
     """``2 ** exponent`` by its bits, for exponents from -1022 to 1023."""
     return ((exponent.clamp(-1022, 1023) + 1023) << 52).view(torch.float64)

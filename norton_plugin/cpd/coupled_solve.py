@@ -1,0 +1,162 @@
+"""Run ALS from several starts on a batch of clusters of equal shape."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from norton_plugin.cpd.coupled_sweep import Columns, solve_mix, sweep, unit_columns
+
+# Sweeps given to every start before only the best start of each cluster goes on.
+_TRIAL_SWEEPS = 40
+# Sweeps between two looks at convergence.
+_CHECK_EVERY = 10
+# The error is a difference of numbers near one: below these, single and double precision see rounding only.
+_FLOOR = {torch.float32: 1e-3, torch.float64: 1e-14}
+# Relative progress in ten sweeps that single precision can still tell from rounding.
+_SINGLE_TOLERANCE = 3e-5
+# The Gram matrices must stay positive definite in single precision.
+_SINGLE_RIDGE = 1e-5
+# Extrapolation step, its growth per accepted sweep, its cut per rejected one, and its bound; see
+# `norton_plugin.cpd.solve`. On trained and random layers 50 such sweeps reach what 200 plain ones do.
+_STEP, _GROW, _CUT, _STEP_MAX = 0.5, 1.1, 0.7, 0.98
+
+
+@dataclass
+class _State:
+    """Iterates of a batch: the extrapolated point, the last accepted plain iterate, its objective and its step."""
+
+    head: Tensor
+    vertical: Tensor
+    horizontal: Tensor
+    plain_head: Tensor
+    plain_vertical: Tensor
+    plain_horizontal: Tensor
+    objective: Tensor
+    step: Tensor
+
+    @classmethod
+    def start(cls, columns: Columns) -> "_State":
+        objective = torch.full_like(columns.head[:, 0, 0], torch.inf)
+        return cls(*columns, *columns, objective, torch.full_like(objective, _STEP))
+
+    @property
+    def plain(self) -> Columns:
+        return Columns(self.plain_head, self.plain_vertical, self.plain_horizontal)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "_State":
+        """Change every tensor, such as its dtype or its clusters."""
+        return _State(*(change(x) for x in vars(self).values()))
+
+    def where(self, chosen: Tensor, other: "_State") -> "_State":
+        """Keep the chosen clusters and take the rest from another state."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _State(*(torch.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs))
+
+    def advance(self, tensor: Tensor, *, ridge: float) -> None:
+        """Make one extrapolated sweep; where the objective rose, go back to the last plain iterate."""
+        found, objective = sweep(tensor, Columns(self.head, self.vertical, self.horizontal), ridge=ridge)
+        better = objective <= self.objective
+        self.objective = torch.where(better, objective, self.objective)
+        self.step = torch.where(better, (self.step * _GROW).clamp_max(_STEP_MAX), self.step * _CUT)
+        momentum, better = (self.step * better)[:, None, None], better[:, None, None]
+        points = []
+        for new, old in zip(found, self.plain, strict=True):
+            kept = torch.where(better & new.isfinite().all(1, keepdim=True), new, old)
+            points.append((kept, unit_columns(torch.addcmul(kept, momentum, kept - old))))
+        (self.plain_head, self.head), (self.plain_vertical, self.vertical), (self.plain_horizontal, self.horizontal) = (
+            points
+        )
+
+
+class Solution(NamedTuple):
+    """What `solve` returns.
+
+    Attributes:
+        columns: Float64, of norm one.
+        sweeps: Sweeps the slowest cluster was given.
+        fallback: Shape (b,), True where ALS broke down and the first start was returned instead.
+    """
+
+    columns: Columns
+    sweeps: int
+    fallback: Tensor
+
+
+def solve(tensor: Tensor, starts: Sequence[Columns], *, sweeps: int, tolerance: float, ridge: float) -> Solution:
+    """Run extrapolated ALS: every start for a few sweeps, then the best of each cluster until it converges.
+
+    Sweeps are made in single precision while it can see progress, then in double precision.
+
+    Args:
+        tensor: Float64, shape (b, n, Kh*Kw, C), norm one or zero.
+        starts: At least one; the first is the one to fall back on.
+        sweeps: Most sweeps a cluster is given, >= 1.
+        tolerance: A cluster is done when its objective fell by less than this share of itself over ten sweeps.
+        ridge: See `norton_plugin.cpd.coupled_sweep.ridge_solve`.
+
+    Returns:
+        The columns found.
+    """
+    single = tensor.float()
+    single_ridge = max(ridge, _SINGLE_RIDGE)
+    trial = min(sweeps - 1, _TRIAL_SWEEPS) if len(starts) > 1 else 0
+    state = _State.start(_single(starts[0]))
+    for _ in range(trial):
+        state.advance(single, ridge=single_ridge)
+    for start in starts[1:] if trial else ():
+        other = _State.start(_single(start))
+        for _ in range(trial):
+            other.advance(single, ridge=single_ridge)
+        state = other.where(other.objective < state.objective, state)
+    state, coarse = _converge(
+        single,
+        state,
+        sweeps=sweeps - trial - _CHECK_EVERY,
+        tolerance=max(tolerance, _SINGLE_TOLERANCE),
+        ridge=single_ridge,
+    )
+    state = state.map(Tensor.double)
+    state.objective = torch.full_like(state.objective, torch.inf)
+    used = trial + coarse
+    state, fine = _converge(tensor, state, sweeps=sweeps - used, tolerance=tolerance, ridge=ridge)
+    found = Columns(*map(unit_columns, state.plain))
+    return _checked(tensor, found, starts[0], used + fine, ridge=ridge)
+
+
+def _single(columns: Columns) -> Columns:
+    """Single precision."""
+    return Columns(columns.head.float(), columns.vertical.float(), columns.horizontal.float())
+
+
+def _converge(tensor: Tensor, state: _State, *, sweeps: int, tolerance: float, ridge: float) -> tuple[_State, int]:
+    """Advance a batch until every cluster has converged; give the state of all and the sweeps of the slowest."""
+    result = state.map(Tensor.clone)
+    place = torch.arange(len(tensor), device=tensor.device)
+    reference = state.objective
+    done = 0
+    while done < sweeps and len(place):
+        step = min(_CHECK_EVERY, sweeps - done)
+        for _ in range(step):
+            state.advance(tensor, ridge=ridge)
+        done += step
+        error = state.objective
+        ended = (reference - error <= tolerance * error) | (error <= _FLOOR[tensor.dtype])
+        reference = error
+        for kept, current in zip(vars(result).values(), vars(state).values(), strict=True):
+            kept[place] = current
+        if ended.any():
+            keep = (~ended).nonzero().squeeze(1)
+            place, reference, tensor = place[keep], reference[keep], tensor[keep]
+            state = state.map(lambda x, keep=keep: x[keep])  # type: ignore[misc]
+    return result, done
+
+
+def _checked(tensor: Tensor, found: Columns, start: Columns, sweeps: int, *, ridge: float) -> Solution:
+    """Take the start where ALS ended worse than it, or in numbers that are not finite."""
+    before, after = (solve_mix(tensor, columns, ridge=ridge)[1] for columns in (start, found))
+    broken = ~(after <= before + 1e-12)
+    chosen = Columns(*(torch.where(broken[:, None, None], x, y) for x, y in zip(start, found, strict=True)))
+    return Solution(chosen, sweeps, broken)
