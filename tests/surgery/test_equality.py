@@ -81,8 +81,8 @@ def test_a_layer_that_differs_stays_and_is_listed(residual, monkeypatch):
     weight = wrong.weight.detach().clone()
     make = decompose.block_from_contract
 
-    def make_wrong(contract, rank, *, like):
-        block = make(contract, rank, like=like)
+    def make_wrong(contract, layout, *, cluster_size, like):
+        block = make(contract, layout, cluster_size=cluster_size, like=like)
         block.stride = (2, 2) if like is wrong else block.stride
         return block
 
