@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import check_flag, check_placement, check_size, whole_number
+from norton_plugin.blocks.selection import select_linear_
 from norton_plugin.errors import SurgeryError
 
 
@@ -97,6 +99,20 @@ class CPDLinear(nn.Module):
         with torch.no_grad():
             for name, value in pairs:
                 getattr(self, name).copy_(value)
+
+    def select_(self, keep: Tensor | Sequence[int], axis: str) -> None:
+        """Keep some outputs, inputs or components, in place; parameters become new objects.
+
+        Components that no output uses any more go with the outputs.
+
+        Args:
+            keep: Indices to keep, ascending.
+            axis: As of a CPDBlock: ``"filters"`` (outputs), ``"channels"`` (inputs) or ``"components"``.
+
+        Raises:
+            SurgeryError: An unknown axis, no index, or one out of range.
+        """
+        select_linear_(self, keep, axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""

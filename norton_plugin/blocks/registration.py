@@ -8,7 +8,7 @@ from torch import Tensor
 from norton_plugin.blocks.cpd_block import CPDBlock
 from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.dense import convolve
-from norton_plugin.blocks.selection import compact_
+from norton_plugin.blocks.selection import compact_, compact_linear_
 from norton_plugin.channels.layers import (
     CurrentSizes,
     Cuts,
@@ -32,7 +32,7 @@ def _linear_forward(layer: CPDLinear, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _refresh_linear_(layer: CPDLinear, sizes: CurrentSizes) -> None:
-    layer.in_features, layer.out_features = layer.head.shape[1], layer.mix.shape[0]
+    compact_linear_(layer)
 
 
 def _dense_forward(block: CPDBlock, weight: Tensor, x: Tensor) -> Tensor:

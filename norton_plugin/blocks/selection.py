@@ -1,4 +1,4 @@
-"""Take filters, input channels or components out of a block."""
+"""Take filters, input channels or components out of a block or a CPDLinear."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from norton_plugin.errors import SurgeryError
 
 if TYPE_CHECKING:
     from norton_plugin.blocks.cpd_block import CPDBlock
+    from norton_plugin.blocks.cpd_linear import CPDLinear
 
 AXES = ("filters", "channels", "components")
 _COMPONENTS = ("head", "vertical", "horizontal")
+_SHARED = (("head", 0), ("mix", 1))  # dimensions of a CPDLinear that number its components
 
 
 def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
     """Keep some positions along one axis of a block, in place; see ``CPDBlock.select_``."""
-    if axis not in AXES:
-        raise SurgeryError(f"axis {axis!r} is unknown; expected one of {AXES}")
-    index = torch.as_tensor(keep, dtype=torch.long, device=block.head.device)
     sizes = {"filters": block.out_channels, "channels": block.head.shape[2], "components": block.components}
-    size = sizes[axis]
-    if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= size:
-        raise SurgeryError(f"indices {index.tolist()} do not select from {size} {axis}")
+    index = _checked(keep, axis, sizes, block.head)
+    if axis == "filters" and block.groups > 1:
+        counts = torch.bincount(index * block.groups // block.out_channels, minlength=block.groups)
+        if int(counts.min()) != int(counts.max()):
+            raise SurgeryError(
+                f"{counts.tolist()} filters would stay in the {block.groups} channel groups; every one has to keep as "
+                "many"
+            )
     if axis == "components":
         _keep_components_(block, index)
     elif axis == "channels":
@@ -38,6 +42,36 @@ def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
         if block.slot is not None:
             block.slot = block.slot.index_select(0, index)
         compact_(block, groups=block.groups)
+
+
+def select_linear_(layer: CPDLinear, keep: Tensor | Sequence[int], axis: str) -> None:
+    """Keep some positions along one axis of a CPDLinear, in place; see ``CPDLinear.select_``."""
+    sizes = {"filters": layer.out_features, "channels": layer.in_features, "components": layer.components}
+    index = _checked(keep, axis, sizes, layer.head)
+    for name, dim in {"filters": (("mix", 0), ("bias", 0)), "channels": (("head", 1),)}.get(axis, _SHARED):
+        _select_parameter_(layer, name, index, dim)
+    compact_linear_(layer)
+
+
+def compact_linear_(layer: CPDLinear) -> None:
+    """Follow a cut of outputs or inputs: renew the sizes, and drop components that no output uses any more."""
+    used = (layer.mix.detach() != 0).any(0)
+    if not bool(used.all()):
+        index = used.nonzero().squeeze(1) if bool(used.any()) else used.new_zeros(1, dtype=torch.long)
+        for name, dim in _SHARED:
+            _select_parameter_(layer, name, index, dim)
+    layer.out_features, layer.components = layer.mix.shape
+    layer.in_features = layer.head.shape[1]
+
+
+def _checked(keep: Tensor | Sequence[int], axis: str, sizes: dict[str, int], like: Tensor) -> Tensor:
+    """Return the positions to keep as an index; refuse another axis, no position, and those that are not there."""
+    if axis not in AXES:
+        raise SurgeryError(f"axis {axis!r} is unknown; expected one of {AXES}")
+    index = torch.as_tensor(keep, dtype=torch.long, device=like.device)
+    if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= sizes[axis]:
+        raise SurgeryError(f"indices {index.tolist()} do not select from {sizes[axis]} {axis}")
+    return index
 
 
 def compact_(block: CPDBlock, *, groups: int) -> None:
@@ -79,6 +113,7 @@ def _drop_unused_(block: CPDBlock, mix: Tensor) -> None:
 
 def _keep_components_(block: CPDBlock, index: Tensor) -> None:
     """Keep components k * R + r; every cluster keeps as many."""
+    index = index.sort().values
     counts = torch.bincount(index // block.rank, minlength=block.clusters)
     if len(index.unique()) < len(index) or int(counts.min()) != int(counts.max()):
         raise SurgeryError(
@@ -104,14 +139,14 @@ def _gather_parameter_(block: CPDBlock, name: str, index: Tensor) -> None:
     _renew_(block, name, gathered(old.detach()), None if old.grad is None else gathered(old.grad))
 
 
-def _select_parameter_(block: CPDBlock, name: str, index: Tensor, dim: int) -> None:
+def _select_parameter_(block: CPDBlock | CPDLinear, name: str, index: Tensor, dim: int) -> None:
     old = getattr(block, name)
     if old is not None:
         grad = None if old.grad is None else old.grad.index_select(dim, index)
         _renew_(block, name, old.detach().index_select(dim, index), grad)
 
 
-def _renew_(block: CPDBlock, name: str, value: Tensor, grad: Tensor | None) -> None:
+def _renew_(block: CPDBlock | CPDLinear, name: str, value: Tensor, grad: Tensor | None) -> None:
     new = nn.Parameter(value, requires_grad=getattr(block, name).requires_grad)
     new.grad = grad
     setattr(block, name, new)

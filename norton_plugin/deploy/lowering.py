@@ -1,11 +1,11 @@
-"""Lowering: CPDBlocks become ordinary convolutions, for export, for speed, and for tools that want plain modules."""
+"""Lowering: blocks of factors become ordinary layers, for export, for speed, and for tools that want plain modules."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, Form
+from norton_plugin.blocks import CPDBlock, CPDLinear, Form
 from norton_plugin.blocks.forms import BlockFactors
 from norton_plugin.blocks.padding import PaddingRule, pad, sides
 from norton_plugin.errors import SurgeryError
@@ -97,17 +97,35 @@ def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple
     return conv
 
 
-def lower_block(block: CPDBlock, form: Form | None = None) -> nn.Module:
-    """Return the convolutions that compute what a block computes.
+def _linear(layer: CPDLinear, form: Form | None) -> nn.Module:
+    """Return the Linear layers that a CPDLinear equals."""
+    with torch.no_grad():
+        weights = [layer.weight] if form == "dense" else [layer.head, layer.mix]
+        layers = []
+        for weight, bias in zip(weights, [*(None,) * (len(weights) - 1), layer.bias], strict=True):
+            outputs, inputs = weight.shape
+            kind = {"bias": bias is not None, "device": weight.device, "dtype": weight.dtype}
+            layers.append(nn.utils.skip_init(nn.Linear, inputs, outputs, **kind))
+            layers[-1].weight.copy_(flushed(weight))
+            if bias is not None:
+                layers[-1].bias.copy_(bias)
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def lower_block(block: CPDBlock | CPDLinear, form: Form | None = None) -> nn.Module:
+    """Return the ordinary layers that compute what a block computes.
 
     Args:
         block: Left as it is.
         form: Which equivalent form; the block's own by default. ``"depthwise"`` ends in a 1x1 convolution of ones
-            that sums over R.
+            that sums over R, where filters share nothing. A CPDLinear becomes two Linear layers, with ``"dense"`` one.
 
     Returns:
-        An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` where one is needed; same training flag.
+        An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` and before a ``SelectChannels`` where they
+        are needed; same training flag.
     """
+    if isinstance(block, CPDLinear):
+        return _linear(block, form).train(block.training)
     form = form or block.form
     layers: list[nn.Module] = []
     padding = (0, 0)
@@ -171,9 +189,10 @@ def _order(factors: BlockFactors) -> list[nn.Module]:
 
 
 def lower_(model: nn.Module) -> int:
-    """Replace every CPDBlock by the convolutions of its form, in place and in every parent.
+    """Replace every CPDBlock by the convolutions of its form, and every CPDLinear by two Linear layers.
 
-    The result has other parameter names: it is for inference and export. Keep the artefact for training.
+    It works in place and in every parent. The result has other parameter names: it is for inference and export. Keep
+    the artefact for training.
 
     Args:
         model: Changed in place.
@@ -182,15 +201,15 @@ def lower_(model: nn.Module) -> int:
         How many blocks were lowered.
 
     Raises:
-        SurgeryError: The model has no CPDBlock, or is one.
+        SurgeryError: The model has neither, or is one.
     """
-    if isinstance(model, CPDBlock):
-        raise SurgeryError("the model is itself a CPDBlock; use lower_block(model)")
+    if isinstance(model, CPDBlock | CPDLinear):
+        raise SurgeryError(f"the model is itself a {type(model).__name__}; use lower_block(model)")
     lowered: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, CPDBlock):
+            if isinstance(child, CPDBlock | CPDLinear):
                 setattr(parent, name, lowered.setdefault(child, lower_block(child)))
     if not lowered:
-        raise SurgeryError("the model has no CPDBlock to lower")
+        raise SurgeryError("the model has no CPDBlock to lower, and no CPDLinear")
     return len(lowered)

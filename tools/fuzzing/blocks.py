@@ -26,7 +26,7 @@ def prepare(folder: Path) -> None:
 
 def run(state: None, rng: random.Random, number: int) -> Result:
     """Compare every form of a random block with the dense convolution, or give it a wrong argument."""
-    arguments = _geometry(rng)
+    arguments = geometry(rng)
     if rng.random() < 0.35:
         return _refused_case(rng, arguments)
     note(f"{arguments}")
@@ -34,13 +34,14 @@ def run(state: None, rng: random.Random, number: int) -> Result:
     if answer.refused:
         raise Wrong("CPDBlock refused a sound geometry", f"{arguments}")
     block: CPDBlock = answer.value
-    _check_forms(block, _input(rng, block))
+    _check_forms(block, input_of(rng, block))
     _check_state(block, arguments)
     _check_select(rng, block)
     return OK
 
 
-def _geometry(rng: random.Random) -> dict[str, Any]:
+def geometry(rng: random.Random) -> dict[str, Any]:
+    """Draw the arguments of a sound block."""
     groups = rng.choice((1, 1, 1, 2, 3))
     kernel = rng.choice((1, 2, 3, 5, (1, 3), (3, 1), (4, 3)))
     sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
@@ -61,7 +62,8 @@ def _geometry(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _input(rng: random.Random, block: CPDBlock) -> Tensor:
+def input_of(rng: random.Random, block: CPDBlock) -> Tensor:
+    """Draw a map or a batch of maps that the block can read."""
     size = [rng.randint(12, 17), rng.randint(12, 17)]  # no padding mode reaches further than that
     shape = [block.in_channels, *size] if rng.random() < 0.1 else [rng.randint(1, 3), block.in_channels, *size]
     return torch.randn(shape, dtype=torch.float64)

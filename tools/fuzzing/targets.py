@@ -8,6 +8,7 @@ from fuzzing import (
     command_lines,
     cpd,
     kills,
+    levels,
     manifests,
     networks,
     pickles,
@@ -17,6 +18,6 @@ from fuzzing import (
 )
 from fuzzing.target import Target
 
-_MODULES = (manifests, truncations, bit_flips, pickles, cpd, blocks, networks, command_lines, kills, savers)
+_MODULES = (manifests, truncations, bit_flips, pickles, cpd, blocks, levels, networks, command_lines, kills, savers)
 PLANTED = planted.TARGET
 TARGETS: dict[str, Target] = {module.TARGET.name: module.TARGET for module in _MODULES}
