@@ -207,7 +207,7 @@ def lower_(model: nn.Module) -> int:
         raise SurgeryError(f"the model is itself a {type(model).__name__}; use lower_block(model)")
     lowered: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # all names of a child: named_children() gives the first
             if isinstance(child, CPDBlock | CPDLinear):
                 setattr(parent, name, lowered.setdefault(child, lower_block(child)))
     if not lowered:

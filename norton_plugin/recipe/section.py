@@ -83,6 +83,7 @@ class Section:
 
     @classmethod
     def from_dict(cls: type[S], data: Mapping[str, Any], *, where: str = "") -> S:
+        """Build a section from a plain dict; raise RecipeError for settings that it does not have."""
         if not isinstance(data, Mapping):
             raise RecipeError(f"{where or 'recipe'} is {data!r}; expected a table of settings")
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]

@@ -96,10 +96,7 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
         if entry.arguments[name] != value:
             raise damaged(f"{name} of the block {where}", entry.arguments[name], f"{value!r}, as of its convolution")
     per_filter = module.in_channels // module.groups
-    # Filters of Kh x Kw pixels are exact at rank Kh * Kw, whatever the number of channels.
-    shared = entry.arguments.get("clusters") is not None
-    highest = full_components(module.out_channels, per_filter, kernel) if shared else kernel[0] * kernel[1]
-    highest = max(highest, module.rank if isinstance(module, CPDBlock) else 1)
+    highest = max(_highest_rank(entry, per_filter, kernel), module.rank if isinstance(module, CPDBlock) else 1)
     most = {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
@@ -112,6 +109,20 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
     padding = entry.arguments["padding"]
     if not isinstance(padding, str) and padding != normalise_padding(module.padding, module.padding_mode):  # type: ignore[arg-type]
         raise damaged(f"padding of the block {where}", padding, f"{module.padding!r}, as of its convolution")
+
+
+def _highest_rank(entry: BlockEntry, channels: int, kernel: Any) -> int:
+    """Return the highest rank that a block has a use for, so that its factors take little more than the weight.
+
+    Args:
+        entry: Of the block; its numbers of clusters, places and filters fit each other.
+        channels: C of the dense convolution, which pruning may have lowered after the decomposition.
+        kernel: (Kh, Kw).
+    """
+    clusters, size = entry.arguments.get("clusters"), entry.arguments.get("cluster_size")
+    if clusters is None or size is None:
+        return int(kernel[0] * kernel[1])  # exact, whatever the number of channels
+    return full_components(size, channels, kernel)
 
 
 def check_linear(entry: LinearEntry, module: nn.Module) -> None:

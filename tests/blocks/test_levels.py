@@ -1,7 +1,7 @@
 """Blocks of every level against the dense convolution with the rebuilt weight, in random geometries.
 
-Each case is one of the target ``levels`` of tools/fuzz.py: outputs of all four forms and their gradients, lowering, state
-dict, copies, the structure as JSON, and cuts of filters, channels and components.
+Each case is one of the target ``levels`` of tools/fuzz.py: outputs of all four forms and their gradients, lowering,
+state dict, copies, the structure as JSON, and cuts of filters, channels and components.
 """
 
 import random

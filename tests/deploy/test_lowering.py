@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import FORMS, CPDBlock
+from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear
 from norton_plugin.deploy import lower_, lower_block
 from norton_plugin.deploy.lowering import Pad2d
 from norton_plugin.errors import SurgeryError
@@ -53,6 +53,25 @@ def test_models_are_lowered_once_per_shared_block():
         lower_(net)
     with pytest.raises(SurgeryError, match="is itself a CPDBlock"):
         lower_(shared)
+
+
+def test_a_block_with_two_names_in_one_module_is_lowered_under_both():
+    net = nn.Sequential(CPDBlock(4, 4, 3, 2, padding=1)).eval()
+    net.add_module("again", net[0])
+    assert lower_(net) == 1 and net[1] is net[0] and not any(isinstance(m, CPDBlock) for m in net.modules())
+
+
+def test_linear_layers_are_lowered_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(CPDLinear(6, 9, 2), nn.ReLU(), CPDLinear(9, 4, 3, bias=False)).double().eval()
+    x = torch.randn(2, 6, dtype=torch.float64)
+    expected, dense = net(x), lower_block(net[0], "dense")
+    torch.testing.assert_close(dense(x), net[0](x), rtol=1e-12, atol=1e-12)
+    assert isinstance(dense, nn.Linear) and lower_(net) == 2
+    assert [type(m) for m in net[0]] == [nn.Linear, nn.Linear] and net[0][0].bias is None is net[2][1].bias
+    torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(SurgeryError, match="is itself a CPDLinear"):
+        lower_(CPDLinear(2, 2, 1))
 
 
 def test_small_weights_in_half_precision_stay():

@@ -44,7 +44,8 @@ def _drawn(rng: random.Random) -> tuple[Drawn, dict[str, Any]]:
         arguments["kernel_size"] = 1
     groups, filters = arguments["groups"], arguments["out_channels"]
     channels = arguments["in_channels"] // groups
-    kernel = nn.Conv2d(1, 1, arguments["kernel_size"]).kernel_size
+    given = arguments["kernel_size"]
+    kernel = given if isinstance(given, tuple) else (given, given)
     level = rng.choice(("filter", "layer", "cluster", "cluster", "cluster"))
     if level == "filter":
         arguments["rank"] = rng.randint(1, kernel[0] * kernel[1])
@@ -74,9 +75,9 @@ def _cluster(rng: random.Random, *, filters: int, groups: int, each: int) -> Ten
     return torch.tensor([(n // within) * each + rng.randrange(each) for n in range(filters)])
 
 
-def _factors(rng: random.Random, block: CPDBlock, cluster: Tensor, kernel: tuple[int, ...]) -> CoupledFactors:
+def _factors(rng: random.Random, block: CPDBlock, cluster: Tensor, kernel: tuple[int, int]) -> CoupledFactors:
     k, r, c = block.head.shape
-    kind = {"dtype": block.head.dtype}
+    kind: dict[str, Any] = {"dtype": block.head.dtype}
     pointwise = block.vertical is None
     vertical, horizontal = (torch.ones(k, r, 1, **kind) if pointwise else torch.randn(k, r, n, **kind) for n in kernel)
     mix = torch.randn(len(cluster), r, **kind)

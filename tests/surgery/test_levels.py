@@ -1,0 +1,224 @@
+"""Decompose, prune, save and load at every level, on networks with every kind of coupling."""
+
+import copy
+
+import pytest
+import torch
+from scipy.cluster.hierarchy import linkage
+from torch import Tensor, nn
+
+from norton_plugin.artifact import load, save
+from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.cost import count_cost
+from norton_plugin.deploy import lower_
+from norton_plugin.modules.snapshot import Snapshot
+from norton_plugin.pabs import removal_order
+from norton_plugin.pipeline import compress
+from norton_plugin.recipe import Decomposition, Pruning, Recipe
+from norton_plugin.surgery import decompose_, from_conv, prune_, surgeon
+from norton_plugin.surgery.distances import layer_distance
+
+QUICK = {"restarts": 1, "sweeps": 10, "allow_more_macs": True}
+LEVELS = {
+    "filter": Decomposition(rank=2, **QUICK),
+    "cluster": Decomposition(level="cluster", clusters=3, rank=2, **QUICK),
+    "layer": Decomposition(level="layer", rank=2, **QUICK),
+    "auto": Decomposition(level="auto", clusters=2, share=0.6, **QUICK),
+    "everything": Decomposition(level="layer", share=0.7, linear=True, **QUICK),
+}
+
+
+class Grouped(nn.Module):
+    """A stem, a grouped 3x3 convolution, a strided one held under two names, and a 1x1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=2)
+        self.twice = nn.Conv2d(24, 24, 3, padding=1)
+        self.alias = self.twice
+        self.narrow = nn.Conv2d(24, 16, 1)
+        self.hidden = nn.Linear(16, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.grouped(torch.relu(self.stem(x))))
+        y = torch.relu(self.narrow(torch.relu(self.alias(torch.relu(self.twice(y))))))
+        return self.head(torch.relu(self.hidden(y.mean((2, 3)))))
+
+
+@pytest.fixture(params=["residual", "dense", "grouped"])
+def net(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return Grouped().eval() if request.param == "grouped" else request.getfixturevalue(request.param)
+
+
+def blocks(model: nn.Module) -> dict[str, CPDBlock | CPDLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, CPDBlock | CPDLinear)}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_compressed_saved_and_loaded(net, image, level, tmp_path):
+    original = copy.deepcopy(net)
+    recipe = Recipe(decomposition=LEVELS[level], pruning=Pruning(keep=0.5, round_to=1))
+    small, report = compress(net, image, recipe)
+    found = blocks(small)
+    assert found and all(group.error < 1e-4 for group in report.pruning.groups)
+    assert all(layer.error < 1e-5 for layer in report.decomposition.layers)
+    kept = {group.root: group.after for group in report.pruning.groups}
+    assert kept and all(2 * group.after == group.before for group in report.pruning.groups)
+    expected = small(image)
+    assert (expected - original(image)).abs().max() > 1e-3
+    loaded = load(save(tmp_path / "a", small, report.structure), copy.deepcopy(original))
+    assert torch.equal(loaded(image), expected) and repr(loaded) == repr(small)
+    for name, block in blocks(loaded).items():
+        assert type(block) is type(found[name]) and block.components == found[name].components
+    lowered = copy.deepcopy(small)
+    assert lower_(lowered) == len({id(block) for block in found.values()})
+    assert not blocks(lowered)
+    torch.testing.assert_close(lowered(image), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["cluster", "layer", "everything"])
+def test_levels_are_those_that_were_asked_for(net, image, level):
+    report = decompose_(net, LEVELS[level])
+    names = dict(net.named_modules())
+    for layer in report.layers:
+        block = names[layer.names[0]]
+        assert layer.components == block.components
+        if isinstance(block, CPDLinear):
+            assert level == "everything" and layer.clusters == 1
+        else:
+            each = 3 if level == "cluster" else 1
+            assert (block.clusters, layer.clusters) == (each * block.groups, each * block.groups)
+            assert (block.vertical is None) == (block.kernel_size == (1, 1))
+    has_linear = any(isinstance(module, CPDLinear) for module in names.values())
+    assert has_linear == (level == "everything")
+
+
+@pytest.mark.parametrize("level", ["cluster", "layer", "everything"])
+def test_nmse_is_that_of_the_block(net, level):
+    dense = copy.deepcopy(net)
+    for layer in decompose_(net, LEVELS[level]).layers:
+        old, new = (model.get_submodule(layer.names[0]).weight.detach().double() for model in (dense, net))
+        rows = (old - new).flatten(1).square().sum(1), old.flatten(1).square().sum(1)
+        assert layer.nmse_layer == pytest.approx(float(rows[0].sum() / rows[1].sum()), rel=1e-4, abs=1e-9)
+        assert layer.nmse_mean == pytest.approx(float((rows[0] / rows[1]).mean()), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_share_is_met_in_every_layer_as_it_runs(net, image, share):
+    before = count_cost(net, lambda: net(image))
+    options = Decomposition(level="layer", share=share, linear=True, restarts=1, sweeps=3)
+    report = decompose_(net, options, map_sizes=before.map_sizes)
+    after = count_cost(net, lambda: net(image)).layer_macs
+    assert len(report.layers) >= 3
+    for layer in report.layers:
+        name = layer.names[0]
+        assert 0 < after[name] <= share * before.layer_macs[name]
+
+
+def test_auto_takes_the_level_of_the_lowest_error():
+    torch.manual_seed(0)
+    shared = nn.Conv2d(16, 16, 3)  # all filters mix the same four components: exact at the layer level alone
+    terms = torch.einsum("rc,rh,rw->rchw", torch.randn(4, 16), torch.randn(4, 3), torch.randn(4, 3))
+    shared.weight.data = torch.einsum("nr,rchw->nchw", torch.randn(16, 4), terms)
+    own = nn.Conv2d(16, 16, 3)  # a single component for each filter: exact at the filter level alone
+    own.weight.data = torch.einsum("nc,nh,nw->nchw", torch.randn(16, 16), torch.randn(16, 3), torch.randn(16, 3))
+    model = nn.Sequential(shared, own)
+    report = decompose_(model, Decomposition(level="auto", rank=1))
+    assert [layer.level for layer in report.layers] == ["layer", "filter"]
+    assert max(layer.nmse_layer for layer in report.layers) < 1e-6
+    assert model[0].mix is not None and model[1].mix is None
+
+
+@pytest.mark.parametrize("level", ["cluster", "layer", "everything"])
+def test_a_group_that_differs_is_rolled_back_exactly(image, level, monkeypatch):
+    torch.manual_seed(0)
+    model = Grouped().eval()
+    decompose_(model, LEVELS[level])
+    modules, state = list(model.modules()), {k: v.clone() for k, v in model.state_dict().items()}
+    plain = {name: dict(vars(block)) for name, block in blocks(model).items()}
+    expected = model(image)
+    monkeypatch.setattr(surgeon, "relative_error", lambda *_: 1.0)
+    report = prune_(model, image, Pruning(keep=0.5, round_to=1), require=False)
+    assert not report.groups and {entry.code for entry in report.skipped} >= {"differs"}
+    assert list(model.modules()) == modules and torch.equal(model(image), expected)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    for name, block in blocks(model).items():
+        attributes = {k: v for k, v in vars(block).items() if not k.startswith("_")}
+        assert attributes == {k: v for k, v in plain[name].items() if not k.startswith("_")}
+
+
+def test_a_snapshot_brings_back_places_and_sizes():
+    block = CPDBlock(4, 9, 3, 2, clusters=3)
+    slot, text = block.slot, repr(block)
+    snapshot = Snapshot([block])
+    block.select_([0, 1], "filters")
+    assert block.slot is None and block.clusters == 1
+    snapshot.restore_()
+    assert block.slot is slot and repr(block) == text and block.cluster_size == 3
+
+
+@pytest.mark.parametrize("options", [dict(level="layer", rank=2), dict(level="cluster", clusters=4, rank=2)])
+def test_filters_go_by_the_angle_between_the_rebuilt_filters(options):
+    """Oracle: angles from numpy, the closest pair from scipy's single linkage."""
+    torch.manual_seed(0)
+    block = from_conv(nn.Conv2d(8, 20, 3, dtype=torch.float64), sweeps=20, **options)
+    distance = layer_distance(block)
+    rows = block.weight.detach().flatten(1)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    angles = (rows @ rows.T).abs().clamp(max=1).arccos().fill_diagonal_(0)
+    torch.testing.assert_close(distance.matrix, angles, rtol=1e-6, atol=1e-7)
+    upper = angles[tuple(torch.triu_indices(20, 20, 1))].numpy()
+    first = {int(i) for i in linkage(upper, "single")[0, :2]}
+    order = removal_order(distance).tolist()
+    assert order[0] in first
+    other = (first - {order[0]}).pop()
+    assert angles[order[0]].sum() <= angles[other].sum()
+
+
+def test_removal_follows_the_definition_step_by_step():
+    """The closest remaining pair loses the filter that is nearer to all others."""
+    torch.manual_seed(1)
+    block = from_conv(nn.Conv2d(8, 12, 3, dtype=torch.float64), level="layer", components=10, sweeps=20)
+    matrix = layer_distance(block).matrix
+    order, left = removal_order(layer_distance(block)).tolist(), list(range(12))
+    for gone in order[:10]:
+        pairs = [(float(matrix[i, j]), i, j) for i in left for j in left if i < j]
+        _, i, j = min(pairs)
+        sums = {n: float(matrix[n, left].sum()) for n in (i, j)}
+        assert gone == min(sums, key=sums.__getitem__)
+        left.remove(gone)
+
+
+def test_components_and_clusters_that_no_filter_uses_any_more_go_with_the_filters(image):
+    torch.manual_seed(0)
+    model = nn.Sequential(CPDBlock(3, 9, 3, 4, clusters=3, padding=1), nn.ReLU(), nn.Conv2d(9, 4, 1)).eval()
+    with torch.no_grad():
+        model[0].mix[:, 3] = 0
+        model[0].mix[0, 3] = 1  # filter 0 alone uses the last component
+    before, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    keep = {(0, 4, 5): (2, 4, [0, 1, 1]), (1, 3, 7): (3, 3, [0, 1, 2]), (6, 7, 8): (1, 3, [0, 0, 0])}
+    for kept, (clusters, rank, places) in keep.items():
+        pruned, scores = copy.deepcopy(model), torch.zeros(9).index_fill(0, torch.tensor(kept), 1.0)
+        report = prune_(pruned, image, Pruning(keep=0.34, round_to=1), criterion=lambda group, s=scores: s)
+        block = pruned[0]
+        assert report.largest_error < 1e-6 and len(report.groups) == 1
+        assert (block.clusters, block.rank, block.components) == (clusters, rank, clusters * rank)
+        assert block.cluster.tolist() == places and (block.slot is None) == (clusters == 1)
+        assert block.head.shape == (clusters, rank, 3) and block.mix.shape == (3, rank)
+        torch.testing.assert_close(block.weight, before[list(kept)])
+        assert torch.equal(block.bias, bias[list(kept)])
+
+
+def test_components_of_a_linear_layer_go_with_the_outputs():
+    torch.manual_seed(0)
+    model = nn.Sequential(CPDLinear(6, 8, 4), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].mix[:, 3] = 0
+        model[0].mix[0, 3] = 1
+    weight = model[0].weight.detach().clone()
+    prune_(model, torch.randn(4, 6), Pruning(keep=0.5, round_to=1), criterion=lambda group: torch.arange(8.0))
+    assert model[0].components == 3 and model[0].out_features == 4
+    torch.testing.assert_close(model[0].weight, weight[4:])
