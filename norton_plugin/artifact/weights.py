@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from norton_plugin.artifact.folder import is_same_file, open_file, shown
+from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
 
 # That of 150,000 tensors; the library itself would read 100 MB.
@@ -162,7 +163,8 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensors: By the names of its state dict.
 
     Raises:
-        ArtifactError: A tensor is missing, unexpected, of another shape or of another kind; nothing is changed then.
+        ArtifactError: A tensor is missing, unexpected, of another shape or of another kind, or gives filters places
+            that no block has; nothing is changed then.
     """
     own = state_tensors(model)
     unreal = next((name for name, tensor in own.items() if tensor.is_meta), None)
@@ -173,6 +175,10 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         same = tensor.dtype == own[name].dtype or (tensor.dtype in _FLOATS and own[name].dtype in _FLOATS)
         if not same:
             raise ArtifactError(f"{name} is {tensor.dtype} in the weights, {own[name].dtype} in the model")
+    for name, module in model.named_modules():
+        slot = f"{name}.slot" if name else "slot"
+        if isinstance(module, CPDBlock) and slot in tensors and (problem := module.wrong_places(tensors[slot])):
+            raise ArtifactError(f"{slot} {problem}; the weights were edited or damaged: save the artefact again")
     _cast_(model, tensors)
     model.load_state_dict(dict(tensors), strict=True)
 

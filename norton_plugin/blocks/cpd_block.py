@@ -263,16 +263,18 @@ class CPDBlock(nn.Module):
         form = self.training_form if self.training else self.form
         return FORM_FUNCTIONS[form](x, self.block_factors(), geometry)
 
+    def wrong_places(self, slot: Tensor) -> str:
+        """Say what is wrong with places of filters that a file gives; an empty text where nothing is."""
+        return wrong_slots(
+            slot, filters=self.out_channels, clusters=self.clusters, size=self.cluster_size, groups=self.groups
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Load as usual; refuse places of filters that no block can have, before anything is loaded."""
         given = state_dict.get(f"{prefix}slot")
-        if self.slot is not None and given is not None:
-            problem = wrong_slots(
-                given, filters=self.out_channels, clusters=self.clusters, size=self.cluster_size, groups=self.groups
-            )
-            if problem:
-                args[-1].append(f"{prefix}slot {problem}")  # torch's list of error messages
-                return
+        if self.slot is not None and isinstance(given, Tensor) and (problem := self.wrong_places(given)):
+            args[-1].append(f"{prefix}slot {problem}")  # torch's list of error messages
+            return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:

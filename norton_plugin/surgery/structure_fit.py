@@ -96,7 +96,8 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
         if entry.arguments[name] != value:
             raise damaged(f"{name} of the block {where}", entry.arguments[name], f"{value!r}, as of its convolution")
     per_filter = module.in_channels // module.groups
-    highest = max(_highest_rank(entry, per_filter, kernel), module.rank if isinstance(module, CPDBlock) else 1)
+    highest = _highest_rank(entry.arguments.get("clusters"), module.out_channels, per_filter, kernel)
+    highest = max(highest, module.rank if isinstance(module, CPDBlock) else 1)
     most = {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
@@ -111,18 +112,21 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
         raise damaged(f"padding of the block {where}", padding, f"{module.padding!r}, as of its convolution")
 
 
-def _highest_rank(entry: BlockEntry, channels: int, kernel: Any) -> int:
-    """Return the highest rank that a block has a use for, so that its factors take little more than the weight.
+def _highest_rank(clusters: int | None, filters: int, channels: int, kernel: Any) -> int:
+    """Return the highest rank that a block has a use for.
 
     Args:
-        entry: Of the block; its numbers of clusters, places and filters fit each other.
-        channels: C of the dense convolution, which pruning may have lowered after the decomposition.
+        clusters: K, None for filters that share nothing.
+        filters: N of the dense convolution.
+        channels: C of the dense convolution.
         kernel: (Kh, Kw).
     """
-    clusters, size = entry.arguments.get("clusters"), entry.arguments.get("cluster_size")
-    if clusters is None or size is None:
-        return int(kernel[0] * kernel[1])  # exact, whatever the number of channels
-    return full_components(size, channels, kernel)
+    pixels = int(kernel[0] * kernel[1])
+    if clusters is None:
+        return pixels  # exact, whatever the number of channels
+    # Clusters of N / K filters, rounded up, are exact at Kh * Kw components for each filter. So the factors take at
+    # most about twice what the weight takes.
+    return min(full_components(filters, channels, kernel), (filters + clusters) * pixels // clusters)
 
 
 def check_linear(entry: LinearEntry, module: nn.Module) -> None:
