@@ -14,7 +14,7 @@ pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plug
 from norton_plugin.mm import FinetuneSettings, PackedImages, TimmClassifier, evaluate, finetune, parameter_groups
 
 SETTINGS = FinetuneSettings(
-    epochs=3, lr=0.05, batch_size=16, warmup_epochs=0.5, crop_padding=1, flip=True, weight_decay=1e-3
+    epochs=3, optimizer="SGD", lr=0.05, batch_size=16, warmup_epochs=0.5, crop_padding=1, flip=True, weight_decay=1e-3
 )
 
 

@@ -102,7 +102,7 @@ class NortonHook(Hook):
         self.recipe = recipe_from_options(recipe, others=_OPTIONS)
         if not (self.recipe.decomposition.active or self.recipe.pruning.active):
             raise RecipeError(
-                "NortonHook is asked for nothing: set rank (or components, or share), or keep below 1, or both"
+                "NortonHook is asked for nothing: set rank, components or share, or keep below 1, or both"
             )
         if not isinstance(at_epoch, int) or isinstance(at_epoch, bool) or at_epoch < 0:
             raise RecipeError(f"at_epoch is {at_epoch!r}; expected a number of epochs, at least 0")
@@ -267,8 +267,7 @@ class NortonHook(Hook):
             apply_structure_(live, decision.structure)
             if runner.rank == 0:
                 live.load_state_dict(decision.state)
-            # Wrapping the model again gives the others parameters, and buffers only where broadcast_buffers is on: not
-            # the places of filters, with mmengine's default.
+            # Wrapping again gives the others the parameters; buffers only where broadcast_buffers is on.
             for tensor in live.state_dict().values():
                 broadcast(tensor)
 
