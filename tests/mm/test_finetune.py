@@ -1,5 +1,6 @@
 import logging
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from norton_plugin.errors import RecipeError, SourceError
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
 from norton_plugin.mm import FinetuneSettings, PackedImages, TimmClassifier, evaluate, finetune, parameter_groups
+from norton_plugin.mm.runner import levels
 from norton_plugin.mm.runner.levels import level_of
 
 SETTINGS = FinetuneSettings(
@@ -255,6 +257,16 @@ def test_the_level_of_the_model_chooses_how_it_is_trained(level):
     given = settings.replace(optimizer="SGD", lr=0.3, weight_decay=0.0, warmup_epochs=0.0).choice_for(model)
     assert (given.optimizer, given.lr, given.weight_decay, given.warmup_epochs) == ("SGD", 0.3, 0.0, 0.0)
     assert settings.replace(lr=0.3).choice_for(model) == replace(choice, lr=0.3)
+
+
+def test_the_page_shows_the_defaults(repository):
+    rows = re.findall(
+        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \|$", (repository / "docs/method.md").read_text(), re.M
+    )
+    shown = [(level, name, *map(float, numbers)) for level, name, *numbers in rows]
+    table = [(level, name, *numbers) for level, names in levels._TABLE.items() for name, numbers in names.items()]
+    assert shown == table
+    assert [level_of(net_at(level)) for level in levels._TABLE] == list(levels._TABLE)
 
 
 def test_of_mixed_levels_the_one_with_the_lowest_rate_counts():

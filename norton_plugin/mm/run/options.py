@@ -42,13 +42,14 @@ def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = (
             flat[key] = _plain(value)
         else:
             raise RecipeError(_unknown(key, {*sections, *top, *owners, *others}))
-    for owner, key in [(owner, key) for key in flat for owner in owners[key]]:
-        section = plain.setdefault(owner, {})
-        if not isinstance(section, dict):
-            raise RecipeError(f"{owner} is {section!r}; expected a table of settings")
-        if key in section:
-            raise RecipeError(f"{key!r} is given both alone and in {owner!r}; leave one of them out")
-        section[key] = flat[key]
+    for name, value in flat.items():
+        for owner in owners[name]:
+            table = plain.setdefault(owner, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f"{owner} is {table!r}; expected a table of settings")
+            if name in table:
+                raise RecipeError(f"{name!r} is given both alone and in {owner!r}; leave one of them out")
+            table[name] = value
     return Recipe.from_dict(plain)
 
 
