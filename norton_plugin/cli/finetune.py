@@ -81,7 +81,7 @@ def finetune(
             "--optimizer",
             metavar="sgd|adamw",
             help="How weights move.",
-            show_default="adamw where the model has blocks",
+            show_default="adamw for decomposed models, else sgd",
             rich_help_panel=_TRAINING,
         ),
     ] = None,

@@ -285,6 +285,22 @@ def test_norms_fold_at_every_level_and_in_every_form(level, form):
     torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("level", ["filter", "cluster", "layer"])
+def test_folded_norms_of_any_size_survive_half_precision(level):
+    """Gains land in one factor, which had the same norm as the others: there is room for them."""
+    torch.manual_seed(0)
+    block = LEVELS[level](bias=False)
+    block.set_factors(block.factors.balanced())
+    norm = nn.BatchNorm2d(7).eval()
+    norm.running_var.copy_(torch.logspace(-6, 6, 7))
+    net, x = nn.Sequential(block, norm).eval(), torch.randn(2, 4, 6, 6)
+    expected = net(x)
+    assert fuse.fold_norms_(net) == 1
+    found = net.half()(x.half()).float()
+    scale = expected.abs().amax((0, 2, 3), keepdim=True)
+    assert ((found - expected) / scale).abs().max() < 5e-3
+
+
 def test_norms_of_shared_blocks_stay_out_of_other_convolutions():
     """T15, T17: such a norm cannot be folded, and must not end up in the convolution listed before."""
     first, x, y = stage(nn.BatchNorm2d), torch.randn(2, 3, 6, 6), torch.randn(2, 4, 6, 6)
