@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from norton_plugin.cli.models import Opened
+    from norton_plugin.mm import FinetuneSettings
 
 _TRAINING = "Training"
 _TEACHER = "Distillation"
+# How typer shows the default of what the level of the model's blocks decides.
+_OF_MODEL = "by the model's level"
+_OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 def finetune(
@@ -61,18 +65,46 @@ def finetune(
         ),
     ] = 10,
     lr: Annotated[
-        float, typer.Option("--lr", metavar="F", help="Learning rate, cosine to zero.", rich_help_panel=_TRAINING)
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            "--lr",
+            metavar="F",
+            help="Learning rate, cosine to zero.",
+            show_default=_OF_MODEL,
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     batch_size: options.BatchSize = 128,
     optimizer: Annotated[
-        str, typer.Option("--optimizer", metavar="NAME", help="SGD or AdamW.", rich_help_panel=_TRAINING)
-    ] = "SGD",
+        str | None,
+        typer.Option(
+            "--optimizer",
+            metavar="sgd|adamw",
+            help="How weights move.",
+            show_default="adamw for decomposed models, else sgd",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     weight_decay: Annotated[
-        float, typer.Option("--weight-decay", metavar="F", help="Weight decay.", rich_help_panel=_TRAINING)
-    ] = 5e-4,
+        float | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="F",
+            help="Weight decay.",
+            show_default=_OF_MODEL,
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     warmup_epochs: Annotated[
-        float, typer.Option("--warmup-epochs", metavar="F", help="Epochs of rising rate.", rich_help_panel=_TRAINING)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--warmup-epochs",
+            metavar="F",
+            help="Epochs of rising rate.",
+            show_default=_OF_MODEL,
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     label_smoothing: Annotated[
         float, typer.Option("--label-smoothing", metavar="F", help="In [0, 1).", rich_help_panel=_TRAINING)
     ] = 0.0,
@@ -127,6 +159,9 @@ def finetune(
 ) -> None:
     """Fine-tune an artefact (or a dense source) on a folder of images, and write the result as an artefact.
 
+    Without --optimizer, --lr, --weight-decay and --warmup-epochs they are chosen by how far the model's filters share
+    components, and shown: AdamW for decomposed models, SGD for others.
+
     An interrupted run goes on with the same command and --resume.
 
     Example: norton finetune small --data train --val val --epochs 20 --teacher dense.pth -o small-tuned
@@ -140,7 +175,7 @@ def finetune(
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
-        optimizer=optimizer,
+        optimizer=None if optimizer is None else _OPTIMIZERS.get(optimizer.lower(), optimizer),
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         label_smoothing=label_smoothing,
@@ -172,6 +207,7 @@ def finetune(
         held_out = open_images(val, opened.preprocessing) if val is not None else None
         _check_classes(images, held_out)
         dense = _teacher(teacher, opened)
+    out.show(_chosen(opened.model, settings))
     with out.progress() as progress:
         task = progress.add_task("fine-tuning", total=None)
         result = train(
@@ -188,7 +224,7 @@ def finetune(
             on_epoch=lambda record, epochs: progress.console.print(_line(record, epochs)),
             on_step=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    stored = opened.manifest
+    stored, used = opened.manifest, asdict(result.settings)
     measured = {"top1": result.last_top1, "data": str(data), "val": str(val) if val else None}
     save_model(
         output,
@@ -196,13 +232,13 @@ def finetune(
         opened,
         recipe=stored.recipe if stored else None,
         report=stored.report if stored else None,
-        extra={**(stored.extra if stored else {}), "finetune": {**asdict(settings), **measured}},
+        extra={**(stored.extra if stored else {}), "finetune": {**used, **measured}},
     )
     if stored and stored.recipe:
         write_recipe(output / RECIPE, Recipe.from_dict(stored.recipe))
     accuracy = "" if result.last_top1 is None else f", top-1 {result.last_top1:.2f} % (best {result.best_top1:.2f} %)"
     out.show(f"written to {output} after {len(result.history)} epochs, {result.seconds:.1f} s{accuracy}")
-    out.result({"artifact": str(output), "work_dir": str(folder), "settings": asdict(settings), **asdict(result)})
+    out.result({"artifact": str(output), "work_dir": str(folder), **asdict(result)})
 
 
 def _teacher(given: str | None, opened: Opened) -> nn.Module | None:
@@ -225,6 +261,18 @@ def _check_classes(train: Any, val: Any) -> None:
         raise SourceError(
             f"the folders of --data and --val have different classes ({', '.join(odd[:4])}); labels would not agree"
         )
+
+
+def _chosen(model: nn.Module, settings: FinetuneSettings) -> str:
+    """Say what the model is trained with."""
+    from norton_plugin.mm.runner.levels import level_of
+
+    level, choice = level_of(model), settings.choice_for(model)
+    model_is = "no layer is decomposed" if level == "dense" else f"decomposed at the {level} level"
+    return (
+        f"{model_is}: {choice.optimizer}, learning rate {choice.lr:g}, weight decay {choice.weight_decay:g}, "
+        f"warm-up {choice.warmup_epochs:g} epochs"
+    )
 
 
 def _line(record: Any, epochs: int) -> str:

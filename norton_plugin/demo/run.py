@@ -29,7 +29,7 @@ RECIPES: dict[str, tuple[int, float]] = {"half": (7, 0.75), "third": (4, 0.75), 
 _TRAINING = FinetuneSettings(
     epochs=20, lr=0.05, batch_size=64, warmup_epochs=1.0, crop_padding=1, val_interval=5, label_smoothing=0.05
 )
-_TUNING = FinetuneSettings(epochs=10, lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
+_TUNING = FinetuneSettings(epochs=10, optimizer="SGD", lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
 _LATENCY_BATCH = 64
 _LATENCY_ROUNDS = 31
 

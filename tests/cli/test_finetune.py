@@ -86,6 +86,24 @@ def test_dense_source_with_a_teacher(norton, digit_folder, tmp_path):
     assert norton("compress", tmp_path / "dense", "--rank", 1, "-o", tmp_path / "small").code == 0
 
 
+def test_the_level_chooses_the_optimizer_and_the_user_wins(norton, digit_folder, tmp_path):
+    (tmp_path / "shared.yaml").write_text("decomposition: {level: layer, share: 0.4}")
+    small = tmp_path / "small"
+    assert norton("compress", "demo:digits", "--recipe", tmp_path / "shared.yaml", "-o", small).code == 0
+    command = ["finetune", small, "--data", digit_folder / "train", "--epochs", 2, "--batch-size", 20]
+    chosen = norton(*command, "-o", tmp_path / "a")
+    assert (chosen.code, chosen.err.count("error")) == (0, 0)
+    line = "decomposed at the layer level: AdamW, learning rate 0.005, weight decay 0.001, warm-up 0.3 epochs"
+    assert line in " ".join(chosen.out.split())
+    given = norton(*command, "--optimizer", "sgd", "--lr", 0.02, "--warmup-epochs", 1, "-o", tmp_path / "b", "--json")
+    settings = json.loads(given.out)["settings"]
+    assert [settings[key] for key in ("optimizer", "lr", "weight_decay", "warmup_epochs")] == ["SGD", 0.02, 5e-4, 1.0]
+    assert read_manifest(tmp_path / "b").extra["finetune"]["lr"] == 0.02
+    dense = norton("finetune", "demo:digits", *command[2:], "-o", tmp_path / "c", "--json")
+    settings = json.loads(dense.out)["settings"]
+    assert [settings[key] for key in ("optimizer", "lr", "weight_decay", "warmup_epochs")] == ["SGD", 0.01, 5e-4, 0.0]
+
+
 @pytest.mark.parametrize(
     ("options", "quoted"),
     [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import ArtifactError, RecipeError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
@@ -333,6 +333,31 @@ def test_schedules_follow_the_groups(schedule, name):
     assert len({step["fc.weight"][name == "weight_decay"] for step in values(True)}) > 1
 
 
+def test_factors_of_several_levels_in_one_group():
+    """Each part of the group has the rate and the schedule of the whole, and decays by its number of factors."""
+    shared = CPDBlock(4, 4, 3, 2, clusters=1)
+    model = nn.ModuleDict(
+        {"own": CPDBlock(4, 4, 3, 2), "fc": nn.Linear(2, 2), "shared": shared, "svd": CPDLinear(2, 2, 1)}
+    )
+    names = {p: name for name, p in model.named_parameters()}
+    wrapper = OptimWrapper(torch.optim.SGD(list(model.parameters()), lr=0.1, weight_decay=1.2))
+    decay = CosineRestartParamScheduler(wrapper, "weight_decay", [2, 2], [1, 0.5], eta_min_ratio=0.1)
+    plateau = ReduceOnPlateauLR(wrapper, monitor="loss", patience=0, factor=0.5)
+    assert split_factors_(wrapper.optimizer, [decay, plateau], model, factor_decay="auto") == 3
+    groups = wrapper.optimizer.param_groups
+    assert [{names[p].partition(".")[0] for p in g["params"]} for g in groups[1:]] == [{"shared"}, {"own"}, {"svd"}]
+    assert [g["weight_decay"] for g in groups] == pytest.approx([1.2, 0.3, 0.4, 0.6])
+    for _ in range(3):
+        wrapper.optimizer.step()
+        decay.step()
+        plateau.step({"loss": 1.0})
+        first, *others = groups
+        assert [g["lr"] for g in others] == [first["lr"]] * 3
+        shares = [g["weight_decay"] / first["weight_decay"] for g in others]
+        assert shares == pytest.approx([1 / 4, 1 / 3, 1 / 2])
+    assert groups[0]["lr"] < 0.1 and groups[0]["weight_decay"] != 1.2
+
+
 def test_an_optimizer_without_decay():
     model, _ = grouped()
     with pytest.raises(RecipeError, match="Rprop has no weight_decay"):
@@ -348,7 +373,7 @@ def test_own_decay_resumes_exactly(tmp_path):
         trained(tmp_path / "third", 0.5, **resume)
 
 
-@pytest.mark.parametrize("value", [-1, True, float("nan")])
+@pytest.mark.parametrize("value", [-1, True, float("nan"), "third"])
 def test_bad_decay(value):
     with pytest.raises(RecipeError, match="factor_decay"):
         NortonHook(rank=2, factor_decay=value)

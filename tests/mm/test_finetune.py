@@ -1,20 +1,24 @@
 import logging
 import random
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import RecipeError, SourceError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
 from norton_plugin.mm import FinetuneSettings, PackedImages, TimmClassifier, evaluate, finetune, parameter_groups
+from norton_plugin.mm.runner import levels
+from norton_plugin.mm.runner.levels import level_of
 
 SETTINGS = FinetuneSettings(
-    epochs=3, lr=0.05, batch_size=16, warmup_epochs=0.5, crop_padding=1, flip=True, weight_decay=1e-3
+    epochs=3, optimizer="SGD", lr=0.05, batch_size=16, warmup_epochs=0.5, crop_padding=1, flip=True, weight_decay=1e-3
 )
 
 
@@ -106,10 +110,10 @@ def test_a_model_of_timm_starts_from_the_weights_it_has(data):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.1])
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, optimizer, ema):
+@pytest.mark.parametrize(("optimizer", "level"), [("SGD", "filter"), ("AdamW", "filter"), (None, "cluster")])
+def test_a_resumed_run_equals_an_uninterrupted_one(data, tmp_path, optimizer, level, ema):
     settings = SETTINGS.replace(optimizer=optimizer, ema=ema, lr=0.01)
-    whole, broken, resumed = net(), net(), net()
+    whole, broken, resumed = net_at(level), net_at(level), net_at(level)
     expected = finetune(whole, data, data, settings=settings)
 
     def interrupt(record, total):
@@ -196,6 +200,90 @@ def test_factors_decay_less():
     assert len(plain["params"]) == 6
 
 
+BLOCKS = {
+    "filter": lambda: CPDBlock(8, 8, 3, 2, padding=1),
+    "cluster": lambda: CPDBlock(8, 8, 3, 4, clusters=2, padding=1),
+    "layer": lambda: CPDBlock(8, 8, 3, 8, clusters=1, padding=1),
+    "layer, 1x1": lambda: CPDBlock(8, 8, 1, 4, clusters=1),
+    "layer, groups": lambda: CPDBlock(8, 8, 3, 2, clusters=2, padding=1, groups=2),
+}
+
+
+def net_at(level):
+    """The network with its block at a level."""
+    model = net()
+    torch.manual_seed(1)
+    model[3] = BLOCKS[level]() if level in BLOCKS else nn.Conv2d(8, 8, 3, padding=1)
+    if level == "linear":
+        model[7] = CPDLinear(32, 3, 2)
+    return model
+
+
+def test_every_factor_decays_by_the_number_of_factors():
+    """The products shrink as their dense weights would; a number counts for all alike."""
+    model = nn.ModuleList([*(make() for make in BLOCKS.values()), CPDLinear(8, 8, 2), nn.Conv2d(4, 4, 1)])
+    weights = [module.weight.detach().clone() for module in model]
+    optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.01), lr=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.0025, 0.01 / 3, 0.005])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [5 + 3, 12, 3, 4]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for module, weight in zip(model, weights, strict=True):
+        torch.testing.assert_close(module.weight, weight * (1 - 0.1 * 0.01), rtol=1e-5, atol=1e-7)
+    plain, factors = parameter_groups(model, weight_decay=0.3, factor_decay=1 / 3)
+    assert (len(plain["params"]), len(factors["params"])) == (8, 19)
+    assert (plain["weight_decay"], factors["weight_decay"]) == (0.3, pytest.approx(0.1))
+
+
+CHOICES = {
+    "dense": ("SGD", 1e-2, 5e-4, 0.0),
+    "filter": ("AdamW", 1e-2, 1e-3, 0.6),
+    "cluster": ("AdamW", 5e-3, 1e-3, 0.6),
+    "layer": ("AdamW", 5e-3, 1e-3, 0.6),
+    "layer, 1x1": ("AdamW", 5e-3, 1e-3, 0.6),
+    "layer, groups": ("AdamW", 5e-3, 1e-3, 0.6),
+    "linear": ("AdamW", 5e-3, 1e-3, 0.6),
+}
+
+
+@pytest.mark.parametrize("level", CHOICES)
+def test_the_level_of_the_model_chooses_how_it_is_trained(level):
+    model, settings = net_at(level), FinetuneSettings(epochs=4)
+    assert level_of(model) == {"linear": "layer"}.get(level, level.partition(",")[0])
+    choice = settings.choice_for(model)
+    assert (choice.optimizer, choice.lr, choice.weight_decay) == CHOICES[level][:3]
+    assert choice.warmup_epochs == pytest.approx(CHOICES[level][3])
+    given = settings.replace(optimizer="SGD", lr=0.3, weight_decay=0.0, warmup_epochs=0.0).choice_for(model)
+    assert (given.optimizer, given.lr, given.weight_decay, given.warmup_epochs) == ("SGD", 0.3, 0.0, 0.0)
+    assert settings.replace(lr=0.3).choice_for(model) == replace(choice, lr=0.3)
+
+
+def test_the_page_shows_the_defaults(repository):
+    rows = re.findall(
+        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \|$", (repository / "docs/method.md").read_text(), re.M
+    )
+    shown = [(level, name, *map(float, numbers)) for level, name, *numbers in rows]
+    table = [(level, name, *numbers) for level, names in levels._TABLE.items() for name, numbers in names.items()]
+    assert shown == table
+    assert [level_of(net_at(level)) for level in levels._TABLE] == list(levels._TABLE)
+
+
+def test_of_mixed_levels_the_one_with_the_lowest_rate_counts():
+    model = net_at("filter")
+    model.append(CPDLinear(3, 3, 1))
+    assert (level_of(net_at("filter")), level_of(model)) == ("filter", "layer")
+
+
+@pytest.mark.parametrize("level", ["filter", "cluster", "layer"])
+def test_it_learns_with_the_defaults_of_its_level(data, level):
+    model = net_at(level)
+    before = evaluate(model, data, mean=(0.5,), std=(0.2,))
+    result = finetune(model, data, data, mean=(0.5,), std=(0.2,), epochs=8, batch_size=16)
+    assert before.top1 < 50 < 90 < result.last_top1 and result.history[-1].loss < 0.7 * result.history[0].loss
+    assert (result.settings.optimizer, result.settings.lr) == CHOICES[level][:2]
+
+
 def test_a_third_of_the_decay_shrinks_the_product_as_the_weight():
     block = CPDBlock(4, 4, 3, 2)
     before, (_, group) = block.weight.detach().clone(), parameter_groups(block, weight_decay=0.01)
@@ -221,6 +309,7 @@ def test_a_third_of_the_decay_shrinks_the_product_as_the_weight():
         ({"warmup_epochs": 3}, r"below epochs \(3\)"),
         ({"distill_weight": 2}, r"in \[0, 1\]"),
         ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"factor_decay": "third"}, "factor_decay is 'third', expected a number of at least 0, or 'auto'"),
     ],
 )
 def test_impossible_settings(data, changes, message):

@@ -220,6 +220,9 @@ def test_a_damaged_or_foreign_structure_is_refused(whole, tmp_path):
         ({}, "asked for nothing"),
         ({"rank": 2, "at_epoch": -1}, "at least 0"),
         ({"rank": 2, "input_size": (3,)}, "input_size"),
+        ({"components": 4}, "set level to 'layer' or 'cluster'"),
+        ({"level": "layer", "rank": 2, "share": 0.5}, "contradict each other"),
+        ({"level": "cluster", "rank": 2}, "say how many clusters"),
     ],
 )
 def test_bad_options(options, message):
@@ -237,6 +240,17 @@ def test_flat_keys_and_sections_are_the_same():
     ).recipe
     assert flat == sections
     assert flat.scope.include == ("stage",)
+
+
+def test_levels_flat_and_in_sections_are_the_same():
+    layers = {"stage.*": {"level": "cluster", "clusters": 2}, "shared": {"components": 6}}
+    settings = {"level": "layer", "share": 0.4, "layers": layers, "linear": True}
+    flat = NortonHook(**settings).recipe
+    assert flat == NortonHook(decomposition=settings, pruning={"linear": True}).recipe
+    assert (flat.decomposition.level, flat.decomposition.share, flat.decomposition.linear) == ("layer", 0.4, True)
+    assert flat.decomposition.request("shared").components == 6
+    neither = NortonHook(rank=2, linear=False).recipe  # both sections have it
+    assert (neither.decomposition.linear, neither.pruning.linear) == (False, False)
 
 
 def test_scope_that_matches_nothing(tmp_path):
@@ -406,7 +420,13 @@ def test_the_hook_notices_a_model_that_was_rebuilt(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"distill": {"layers": "shared", "weight": 0.01}, "factor_decay": 0.3}], ids=["plain", "distilled"]
+    "options",
+    [
+        {},
+        {"distill": {"layers": "shared", "weight": 0.01}, "factor_decay": 0.3},
+        {"level": "cluster", "clusters": 3, "factor_decay": "auto", "batch_norm": False},
+    ],
+    ids=["plain", "distilled", "clusters"],
 )
 def test_two_processes(tmp_path, options):
     """T2, T21, T22: after the wrapper is made anew both ranks train the same parameters."""
@@ -420,6 +440,9 @@ def test_two_processes(tmp_path, options):
     assert all(rank["same"] and rank["reduced"] for rank in ranks)
     heads = [name for name in ranks[0]["state"] if name.endswith(".head")]
     assert heads
+    if "level" in options:  # the second rank knows by the first alone where filters sit
+        slots = [value for name, value in ranks[1]["state"].items() if name.endswith(".slot")]
+        assert any(not torch.equal(slot, slot.sort().values) for slot in slots)
     for part in ("state", "ema"):
         names = [n for n in ranks[0][part] if "running" not in n]  # BatchNorm statistics are each rank's own
         assert max(float((ranks[0][part][n] - ranks[1][part][n]).abs().max()) for n in names) == 0.0

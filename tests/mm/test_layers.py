@@ -29,6 +29,7 @@ from detectors import faster_rcnn, retinanet
 
 from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks.clusters import slots_of
 from norton_plugin.deploy.lowering import lower_
 from norton_plugin.mm import compressed_model
 from norton_plugin.mm.patches import fuse
@@ -241,6 +242,63 @@ def test_norms_fold_into_blocks_and_what_they_were_lowered_to(norm, lowered):
     fuse.install()
     fused = mmcv.cnn.fuse_conv_bn(net)
     assert isinstance(fused[2], nn.Identity) and torch.allclose(fused(x), expected, atol=1e-5)
+
+
+def shared_block(kernel_size=3, **options):
+    """Seven filters in three clusters of unequal size, in no order; an empty place in two of them."""
+    block = CPDBlock(4, 7, kernel_size, 2, clusters=3, cluster_size=4, padding=kernel_size // 2, **options)
+    block.slot, _ = slots_of(torch.tensor([2, 0, 1, 1, 0, 1, 1]), 3, size=4)
+    return block
+
+
+LEVELS = {
+    "filter": lambda **options: CPDBlock(4, 7, 3, 2, padding=1, **options),
+    "cluster": shared_block,
+    "cluster, 1x1": lambda **options: shared_block(1, **options),
+    "cluster, groups": lambda **options: CPDBlock(4, 6, 3, 2, clusters=4, padding=1, groups=2, **options),
+    "layer": lambda **options: CPDBlock(4, 7, 3, 5, clusters=1, padding=1, **options),
+    "layer, 1x1": lambda **options: CPDBlock(4, 7, 1, 3, clusters=1, **options),
+    "layer, groups": lambda **options: CPDBlock(4, 6, 3, 2, clusters=2, padding=1, groups=2, **options),
+    "layer, padded": lambda **options: CPDBlock(4, 7, 3, 5, clusters=1, padding=1, padding_mode="reflect", **options),
+}
+
+
+@pytest.mark.parametrize("form", ["separable", "grouped", "depthwise", "dense"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_norms_fold_at_every_level_and_in_every_form(level, form):
+    """T17: row n of the mix belongs to filter n, the heads to all filters; lowered, filters may be in another order."""
+    torch.manual_seed(0)
+    block = LEVELS[level](form=form, bias=form in ("separable", "dense"))
+    norm = nn.BatchNorm2d(block.out_channels)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2.0)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), block, norm).double().eval(), torch.randn(2, 3, 6, 6).double()
+    expected, fused = net(x), copy.deepcopy(net)
+    assert fuse.fold_norms_(fused) == 1 and isinstance(fused[2], nn.Identity)
+    torch.testing.assert_close(fused(x), expected, rtol=1e-10, atol=1e-12)
+    gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    torch.testing.assert_close(fused[1].weight, block.weight * gain[:, None, None, None], rtol=1e-10, atol=1e-12)
+    lower_(net)
+    assert fuse.fold_norms_(net) == 1
+    torch.testing.assert_close(net(x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", ["filter", "cluster", "layer"])
+def test_folded_norms_of_any_size_survive_half_precision(level):
+    """Gains land in one factor, which had the same norm as the others: there is room for them."""
+    torch.manual_seed(0)
+    block = LEVELS[level](bias=False)
+    block.set_factors(block.factors.balanced())
+    norm = nn.BatchNorm2d(7).eval()
+    norm.running_var.copy_(torch.logspace(-6, 6, 7))
+    net, x = nn.Sequential(block, norm).eval(), torch.randn(2, 4, 6, 6)
+    expected = net(x)
+    assert fuse.fold_norms_(net) == 1
+    found = net.half()(x.half()).float()
+    scale = expected.abs().amax((0, 2, 3), keepdim=True)
+    assert ((found - expected) / scale).abs().max() < 5e-3
 
 
 def test_norms_of_shared_blocks_stay_out_of_other_convolutions():

@@ -175,8 +175,12 @@ class HalfPrecisionWrapper(OptimWrapper):
         return context()
 
 
-@pytest.mark.parametrize("distill", [None, {"layers": "shared", "weight": 0.01}])
-def test_mixed_precision(tmp_path, distill):
+@pytest.mark.parametrize(
+    "norton",
+    [{}, {"distill": {"layers": "shared", "weight": 0.01}}, {"level": "layer"}],
+    ids=["plain", "distilled", "shared components"],
+)
+def test_mixed_precision(tmp_path, norton):
     """Blocks compute in half precision, their factors stay in single precision, and a resumed run is exact."""
     dtypes = set()
     handle = nn.modules.module.register_module_forward_hook(
@@ -185,7 +189,7 @@ def test_mixed_precision(tmp_path, distill):
         )
     )
     wrapper = {"type": "HalfPrecisionWrapper", "optimizer": {"type": "SGD", "lr": 0.05}}
-    options = {"optim_wrapper": wrapper, "norton": {"distill": distill}}
+    options = {"optim_wrapper": wrapper, "norton": norton}
     try:
         whole = run(tmp_path / "whole", epochs=2, **options)
     finally:

@@ -26,6 +26,7 @@ from norton_plugin.mm import PackedImages, evaluate, finetune
 from norton_plugin.recipe import Calibration, Decomposition, Pruning, Recipe
 
 SETTINGS: dict[str, Any] = {
+    "optimizer": "SGD",
     "lr": 0.05,
     "batch_size": 128,
     "weight_decay": 5e-4,

@@ -5,7 +5,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from norton_plugin.mm.classification.loading import check_data, make_classifier,
 from norton_plugin.mm.classification.metrics import TopKAccuracy
 from norton_plugin.mm.classification.progress import EpochRecord, RecordHook
 from norton_plugin.mm.classification.settings import FinetuneSettings
+from norton_plugin.mm.runner.levels import OptimizerChoice
 from norton_plugin.mm.runner.optimizer import parameter_groups
 from norton_plugin.mm.runner.quiet import QuietRunner, preserved_process
 from norton_plugin.mm.runner.step_seed import StepSeedHook
@@ -36,12 +37,14 @@ class FinetuneResult:
         best_top1: Highest accuracy of any epoch, in percent; ``None`` without validation data.
         last_top1: Accuracy after the last epoch, which is what the model now has.
         seconds: Wall-clock time of this call, evaluation included.
+        settings: How it was trained, with what the model's level decided.
     """
 
     history: tuple[EpochRecord, ...]
     best_top1: float | None
     last_top1: float | None
     seconds: float
+    settings: FinetuneSettings
 
 
 def finetune(
@@ -70,7 +73,8 @@ def finetune(
         model: A model from normalised images to logits, or a :class:`~norton_plugin.mm.TimmClassifier`.
         train: Images and labels to learn from.
         val: Images and labels to measure on.
-        settings: How to train; defaults of :class:`~norton_plugin.mm.FinetuneSettings` when ``None``.
+        settings: How to train; defaults of :class:`~norton_plugin.mm.FinetuneSettings` when ``None``. What it leaves
+            open (optimizer, rate, decay, warm-up) the level of the model's blocks decides.
         mean: Per-channel mean of images in [0, 1]; ``None``: images are not shifted, or as the classifier does.
         std: Per-channel standard deviation of images in [0, 1], likewise.
         teacher: A model of equal outputs to learn from as well.
@@ -91,7 +95,9 @@ def finetune(
         SourceError: Empty data, wrong channels, labels beyond the model's outputs, or nothing to train.
     """
     started = time.perf_counter()
-    chosen = (settings or FinetuneSettings()).replace(**changes)
+    asked = (settings or FinetuneSettings()).replace(**changes)
+    choice = asked.choice_for(model)
+    chosen = asked.replace(**asdict(choice))
     target = _checked_device(device, chosen, resume=resume, work_dir=work_dir)
     classifier = _classifier_of(model, chosen, mean=mean, std=std)
     for data in (train, val):
@@ -108,6 +114,7 @@ def finetune(
             train,
             val,
             chosen,
+            choice,
             folder=folder,
             keep=work_dir is not None,
             resume=resume,
@@ -121,7 +128,7 @@ def finetune(
         finally:
             classifier.set_teacher(None)
             model.to(home).eval()
-    return _result(record, seconds=time.perf_counter() - started)
+    return _result(record, chosen, seconds=time.perf_counter() - started)
 
 
 def _checked_device(
@@ -152,13 +159,14 @@ def _classifier_of(
     return classifier
 
 
-def _result(record: RecordHook, *, seconds: float) -> FinetuneResult:
+def _result(record: RecordHook, settings: FinetuneSettings, *, seconds: float) -> FinetuneResult:
     scores = [each.top1 for each in record.records if each.top1 is not None]
     return FinetuneResult(
         history=tuple(record.records),
         best_top1=max(scores, default=None),
         last_top1=scores[-1] if scores else None,
         seconds=seconds,
+        settings=settings,
     )
 
 
@@ -167,6 +175,7 @@ def _runner(
     train: Dataset[Any],
     val: Dataset[Any] | None,
     settings: FinetuneSettings,
+    choice: OptimizerChoice,
     *,
     folder: Path,
     keep: bool,
@@ -194,8 +203,8 @@ def _runner(
         work_dir=str(folder),
         train_dataloader=loader,
         train_cfg={"by_epoch": True, "max_epochs": settings.epochs, "val_interval": settings.val_interval},
-        optim_wrapper=_optimizer(classifier, settings),
-        param_scheduler=_schedule(settings, len(loader)),
+        optim_wrapper=_optimizer(classifier, settings, choice),
+        param_scheduler=_schedule(settings, choice, len(loader)),
         default_hooks={"checkpoint": CheckpointHook(interval=1, max_keep_ckpts=1) if keep else None},
         custom_hooks=hooks,
         resume=resume and (folder / "last_checkpoint").is_file(),
@@ -206,25 +215,25 @@ def _runner(
     )
 
 
-def _optimizer(classifier: TimmClassifier, settings: FinetuneSettings) -> OptimWrapper:
-    groups = parameter_groups(classifier.model, weight_decay=settings.weight_decay, factor_decay=settings.factor_decay)
+def _optimizer(classifier: TimmClassifier, settings: FinetuneSettings, choice: OptimizerChoice) -> OptimWrapper:
+    groups = parameter_groups(classifier.model, weight_decay=choice.weight_decay, factor_decay=settings.factor_decay)
     if not groups:
         raise SourceError("the model has no parameter that requires a gradient; unfreeze some before fine-tuning")
     optimizer: torch.optim.Optimizer
-    if settings.optimizer == "SGD":
+    if choice.optimizer == "SGD":
         nesterov = settings.momentum > 0
-        optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+        optimizer = torch.optim.SGD(groups, lr=choice.lr, momentum=settings.momentum, nesterov=nesterov)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+        optimizer = torch.optim.AdamW(groups, lr=choice.lr)
     clip = {"max_norm": settings.clip_grad} if settings.clip_grad else None
     if settings.amp:
         return AmpOptimWrapper(dtype="float16", optimizer=optimizer, clip_grad=clip)
     return OptimWrapper(optimizer=optimizer, clip_grad=clip)
 
 
-def _schedule(settings: FinetuneSettings, steps: int) -> list[dict[str, Any]]:
+def _schedule(settings: FinetuneSettings, choice: OptimizerChoice, steps: int) -> list[dict[str, Any]]:
     """Linear warm-up, then a cosine, both counted in steps."""
-    total, warm = settings.epochs * steps, round(settings.warmup_epochs * steps)
+    total, warm = settings.epochs * steps, round(choice.warmup_epochs * steps)
     cosine = {
         "type": "CosineAnnealingLR",
         "by_epoch": False,

@@ -5,9 +5,14 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from norton_plugin.errors import RecipeError
+from torch import nn
 
-_OPTIMIZERS = ("SGD", "AdamW")
+from norton_plugin.errors import RecipeError
+from norton_plugin.mm.runner.levels import OPTIMIZERS, OptimizerChoice, default_choice, level_of
+from norton_plugin.mm.runner.optimizer import FactorDecay, check_factor_decay
+
+# Settings that the level of the model decides where they are None.
+_BY_LEVEL = tuple(field.name for field in dataclasses.fields(OptimizerChoice))
 
 
 @dataclass(frozen=True)
@@ -16,15 +21,17 @@ class FinetuneSettings:
 
     Attributes:
         epochs: Passes over the training images, at least 1.
-        lr: Learning rate after warm-up, above 0. From a compressed model start at a tenth of the rate the model was
-            first trained with; much higher rates undo the compression's starting point.
+        lr: Learning rate after warm-up, above 0; ``None`` for that of the model's level and the optimizer
+            (``mm/runner/levels.py`` has the table). From a pruned model start at a tenth of the rate it was first
+            trained with; much higher rates undo the compression's starting point.
         batch_size: Images per step, at least 1.
-        optimizer: ``SGD`` (Nesterov) or ``AdamW``.
+        optimizer: ``SGD`` (Nesterov) or ``AdamW``; ``None`` for AdamW where the model has blocks, SGD elsewhere.
         momentum: Of SGD, in [0, 1).
-        weight_decay: At least 0.
-        factor_decay: Multiplier of ``weight_decay`` for CPD factors, at least 0; see
-            :func:`norton_plugin.mm.parameter_groups`.
-        warmup_epochs: Epochs, possibly a fraction, over which the rate rises linearly from a tenth; below ``epochs``.
+        weight_decay: At least 0; ``None`` as for ``lr``.
+        factor_decay: Multiplier of ``weight_decay`` for factors, at least 0, or ``"auto"``: one over the number of
+            factors of a weight; see :func:`norton_plugin.mm.parameter_groups`.
+        warmup_epochs: Epochs, possibly a fraction, over which the rate rises linearly from a tenth; below ``epochs``;
+            ``None`` as for ``lr``.
         final_lr: Share of ``lr`` reached at the end of the cosine, in [0, 1].
         label_smoothing: In [0, 1).
         crop_padding: Pixels of padding for random crops in training; 0 for none.
@@ -41,13 +48,13 @@ class FinetuneSettings:
     """
 
     epochs: int = 1
-    lr: float = 0.01
+    lr: float | None = None
     batch_size: int = 128
-    optimizer: str = "SGD"
+    optimizer: str | None = None
     momentum: float = 0.9
-    weight_decay: float = 5e-4
-    factor_decay: float = 1 / 3
-    warmup_epochs: float = 0.0
+    weight_decay: float | None = None
+    factor_decay: FactorDecay = "auto"
+    warmup_epochs: float | None = None
     final_lr: float = 0.0
     label_smoothing: float = 0.0
     crop_padding: int = 0
@@ -67,20 +74,32 @@ class FinetuneSettings:
         for name, least in whole.items():
             value = getattr(self, name)
             self._require(name, isinstance(value, int) and value >= least, f"an integer of at least {least}")
-        for name in ("weight_decay", "factor_decay", "clip_grad", "warmup_epochs"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
+        for name in ("weight_decay", "clip_grad", "warmup_epochs"):
+            self._require(name, self._open(name) or 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
         for name in ("lr", "temperature"):
-            self._require(name, 0 < getattr(self, name) < float("inf"), "a number above 0")
+            self._require(name, self._open(name) or 0 < getattr(self, name) < float("inf"), "a number above 0")
         for name in ("momentum", "label_smoothing", "ema"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("final_lr", "distill_weight"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        self._require("optimizer", self.optimizer in _OPTIMIZERS, f"one of {', '.join(_OPTIMIZERS)}")
-        self._require("warmup_epochs", self.warmup_epochs < self.epochs, f"below epochs ({self.epochs})")
+        check_factor_decay(self.factor_decay)
+        known = self.optimizer is None or self.optimizer in OPTIMIZERS
+        self._require("optimizer", known, f"one of {', '.join(OPTIMIZERS)}")
+        short = self.warmup_epochs is None or self.warmup_epochs < self.epochs
+        self._require("warmup_epochs", short, f"below epochs ({self.epochs})")
+
+    def _open(self, name: str) -> bool:
+        return name in _BY_LEVEL and getattr(self, name) is None
 
     def _require(self, name: str, fits: bool, expected: str) -> None:
         if not fits:
             raise RecipeError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+    def choice_for(self, model: nn.Module) -> OptimizerChoice:
+        """Return what to train a model with: the settings that are given, and its level's defaults for the others."""
+        default = default_choice(level_of(model), self.optimizer, epochs=self.epochs)
+        given = {name: getattr(self, name) for name in _BY_LEVEL if getattr(self, name) is not None}
+        return dataclasses.replace(default, **given)
 
     def replace(self, **changes: Any) -> "FinetuneSettings":
         """Return a copy with some values changed.

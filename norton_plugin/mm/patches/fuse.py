@@ -26,10 +26,11 @@ _NORM = nn.modules.batchnorm._BatchNorm
 def fold_norms_(model: nn.Module) -> int:
     """Fold BatchNorms into the blocks listed before them among the children of one module, as mmcv does.
 
-    A norm scales filter n by g = weight / sqrt(var + eps), hence one of its factors: head n is multiplied by g, and
-    the bias becomes (bias - mean) g + shift. In a lowered block it is the last convolution. Blocks with several
-    parents (heads that share convolutions but not their norms) and norms without running statistics are left as they
-    are.
+    A norm scales filter n by g = weight / sqrt(var + eps), hence the factor that belongs to this filter alone: row n of
+    the mix is multiplied by g, or head n where filters share nothing, and the bias becomes (bias - mean) g + shift. In
+    a lowered block it is the last convolution, whose filters may stand in another order than the norm's (see
+    ``deploy.lowering.SelectChannels``). Blocks with several parents (heads that share convolutions but not their
+    norms) and norms without running statistics are left as they are.
 
     Args:
         model: For evaluation only; changed in place, with all below it.
@@ -76,17 +77,21 @@ def _hidden_norms(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _fold_(block: nn.Module, norm: Any) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    gain = (variance + norm.eps).rsqrt()
+    layers: list[Any] = list(block.children()) if isinstance(block, nn.Sequential) else [block]
+    gain = (norm.running_var + norm.eps).rsqrt()
     if norm.weight is not None:
         gain = gain * norm.weight
-    owner: Any = list(block.children())[-1] if isinstance(block, nn.Sequential) else block
-    weight = owner.head if isinstance(owner, CPDBlock) else owner.weight
+    rows = [gain, norm.running_mean, torch.zeros_like(gain) if norm.bias is None else norm.bias]
+    if not isinstance(layers[-1], nn.Conv2d | CPDBlock):  # the last layer picks filters from their places
+        index, places = layers.pop().index, layers[-1].out_channels
+        rows = [row.new_zeros(places).index_copy(0, index, row) for row in rows]
+    gain, mean, shift = rows
+    owner = layers[-1]
+    own_factor = "head" if getattr(owner, "mix", None) is None else "mix"
+    weight = getattr(owner, own_factor if isinstance(owner, CPDBlock) else "weight")
     bias = -mean * gain if owner.bias is None else (owner.bias - mean) * gain
-    if norm.bias is not None:
-        bias = bias + norm.bias
     weight.mul_(gain.to(weight).reshape(-1, *(1,) * (weight.dim() - 1)))
-    owner.bias = nn.Parameter(bias.to(weight))
+    owner.bias = nn.Parameter((bias + shift).to(weight))
 
 
 def install() -> None:

@@ -17,12 +17,15 @@ from typing import Any
 import mmengine.infer.infer
 import mmengine.runner.checkpoint
 import mmengine.runner.runner
-from torch import nn
+from torch import Tensor, nn
 
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks.clusters import wrong_slots
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm.runner.migration import unwrap
+from norton_plugin.mm.runner.optimizer import FactorDecay
 from norton_plugin.recipe import Recipe
-from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.geometry import geometry, kind_of_block
 from norton_plugin.surgery.structure import Structure, structure_hash
 
 KEY = "norton"
@@ -30,6 +33,7 @@ _FUNCTION = "_load_checkpoint_to_model"
 # The function, and the two modules that imported it by name.
 _HOLDERS = (mmengine.runner.checkpoint, mmengine.runner.runner, mmengine.infer.infer)
 _FORMS = ("form", "training_form")
+_NAMES = {"block": "CPDBlock of rank {rank}", "linear": "CPDLinear of {components} components"}
 # A structure is written into configs, which are Python: mmengine puts quotes around keys as they are, and replaces
 # {{...}} in the text of a config before it runs it.
 _UNSAFE = frozenset("'\"\\{}")
@@ -98,20 +102,48 @@ def mismatch(model: nn.Module, structure: Structure) -> str | None:
         own = found.get(name)
         if own is None:
             return f"it has no module {name!r}"
-        if "block" in entry:
-            if "block" not in own:
-                return f"{name} is dense, not a CPDBlock of rank {entry['block']['rank']}"
-            for key, value in entry["block"].items():
-                if key not in _FORMS and own["block"].get(key) != value:
-                    return f"{name} has {key} {own['block'].get(key)}, not {value}"
+        kind = kind_of_block(entry)
+        if kind is not None:
+            if kind not in own:
+                return f"{name} is no {_NAMES[kind].format(**entry[kind])}"
+            for key in sorted({*entry[kind], *own[kind]}.difference(_FORMS)):
+                value, other = entry[kind].get(key), own[kind].get(key)
+                if value != other:
+                    return f"{name} has {key} {other}, not {value}"
             continue
         for tensor, shape in entry["resize"].items():
-            if "block" in own or own["shapes"].get(tensor) != shape:
+            if kind_of_block(own) is not None or own["shapes"].get(tensor) != shape:
                 return f"{name}.{tensor} has shape {own.get('shapes', {}).get(tensor)}, not {shape}"
     return None
 
 
-def check_settings(entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: float | None, resumed: bool) -> None:
+def wrong_places(model: nn.Module, state: Mapping[str, Any]) -> str | None:
+    """Say which block's places of filters a state dict does not give, in words; None where it gives them all.
+
+    mmengine would warn, and go on with other places: every filter behind them would be another one.
+
+    Args:
+        model: Unwrapped, of the state dict's structure.
+        state: Names and tensors, as they are in the file.
+    """
+    for name, block in model.named_modules(remove_duplicate=False):
+        if not isinstance(block, CPDBlock) or block.slot is None:
+            continue
+        key = f"{name}.slot"
+        given = state.get(key, state.get(f"module.{key}"))  # of a wrapped model, which mmengine unwraps
+        if not isinstance(given, Tensor):
+            return f"it has no {key}"
+        problem = wrong_slots(
+            given, filters=block.out_channels, clusters=block.clusters, size=block.cluster_size, groups=block.groups
+        )
+        if problem:
+            return f"{key} {problem}"
+    return None
+
+
+def check_settings(
+    entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: FactorDecay | None, resumed: bool
+) -> None:
     """Refuse a checkpoint of a run with other settings.
 
     Args:
@@ -124,7 +156,9 @@ def check_settings(entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: fl
         RecipeError: Every difference is named.
     """
     own: dict[str, Any] = json.loads(json.dumps(recipe.to_dict()))
-    recorded: dict[str, Any] = dict(entry.get("recipe") or own)
+    # Settings that came after the checkpoint have their defaults, as in a recipe file.
+    given = entry.get("recipe")
+    recorded: dict[str, Any] = json.loads(json.dumps(Recipe.from_dict(given).to_dict())) if given else dict(own)
     if resumed and "factor_decay" in entry:
         own, recorded = own | {"factor_decay": factor_decay}, recorded | {"factor_decay": entry["factor_decay"]}
     if recorded != own:
@@ -149,7 +183,7 @@ def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Refuse a compressed checkpoint for a model of another structure.
 
     Raises:
-        ArtifactError: The first difference is named.
+        ArtifactError: The first difference is named; or places of filters that the structure does not have.
     """
     entry = stored(checkpoint)
     if entry is None or entry["structure"] is None:
@@ -161,6 +195,10 @@ def check(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
             "exported config (norton_config.py in the work dir), or add the hook to yours: "
             "default_hooks.norton.type=norton_plugin.NortonHook with the recipe of the training run"
         )
+    state = checkpoint.get("state_dict")
+    problem = wrong_places(unwrap(model), state) if isinstance(state, Mapping) else None
+    if problem is not None:
+        raise ArtifactError(f"the checkpoint's weights do not belong to its structure: {problem}; the file is damaged")
 
 
 def install() -> None:

@@ -66,7 +66,8 @@ def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
         model: The compressed model.
         structure: Its structure.
     """
-    changed = {entry["names"][0] for entry in structure["modules"] if entry.get("block") or entry.get("resize")}
+    kinds = ("block", "linear", "resize")
+    changed = {entry["names"][0] for entry in structure["modules"] if any(entry.get(kind) for kind in kinds)}
     unchanged: set[nn.Module] = set()
     for name, module in model.named_modules():
         if name in changed:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -23,7 +24,9 @@ from norton_plugin.mm.run.decision import Decision, decide
 from norton_plugin.mm.run.options import recipe_from_options
 from norton_plugin.mm.run.preconditions import check_run, resumes, trains
 from norton_plugin.mm.run.report import log_report
+from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
 from norton_plugin.mm.runner.migration import migrate_, unwrap
+from norton_plugin.mm.runner.optimizer import FactorDecay, check_factor_decay
 from norton_plugin.mm.runner.step_seed import StepSeedHook
 from norton_plugin.pipeline import CompressionReport
 from norton_plugin.surgery.structure import Structure, apply_structure_, structure_hash
@@ -64,13 +67,14 @@ class NortonHook(Hook):
             ``norton_report.json``.
         checkpoint: Write ``norton_surgery.pth`` into the work dir: the model straight after surgery.
         factor_decay: Multiplier of the weight decay for factors, at least 0. ``None`` leaves them the decay of the
-            convolution they replace: d on each of three factors shrinks their product by about 3 d a step, so 1/3
-            gives the shrinkage that the dense weight had.
+            layer they replace: d on each of f factors shrinks their product by about f d a step. ``"auto"`` is 1/f for
+            every layer, which gives the shrinkage that the dense weight had; f is 3 where filters share nothing, 4
+            where they do, and 2 for shared 1x1 kernels and Linear layers.
         distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
             ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
-        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``keep``, ``scope`` ...). After surgery the
-            statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms kept in
-            evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
+        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``level``, ``keep``, ``scope`` ...). After
+            surgery the statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms
+            kept in evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
 
     Raises:
         RecipeError: An unknown key, or a value out of its range.
@@ -89,7 +93,7 @@ class NortonHook(Hook):
         step_seeds: bool = True,
         evaluate: bool = False,
         checkpoint: bool = False,
-        factor_decay: float | None = None,
+        factor_decay: FactorDecay | None = None,
         distill: bool | Mapping[str, Any] | None = None,
         **recipe: Any,
     ) -> None:
@@ -97,7 +101,9 @@ class NortonHook(Hook):
             recipe.setdefault("images", _CALIBRATION_IMAGES)
         self.recipe = recipe_from_options(recipe, others=_OPTIONS)
         if not (self.recipe.decomposition.active or self.recipe.pruning.active):
-            raise RecipeError("NortonHook is asked for nothing: set rank, or keep below 1, or both")
+            raise RecipeError(
+                "NortonHook is asked for nothing: set rank, components or share, or keep below 1, or both"
+            )
         if not isinstance(at_epoch, int) or isinstance(at_epoch, bool) or at_epoch < 0:
             raise RecipeError(f"at_epoch is {at_epoch!r}; expected a number of epochs, at least 0")
         if input_size is not None and (len(input_size) != 2 or any(int(size) < 1 for size in input_size)):
@@ -110,8 +116,8 @@ class NortonHook(Hook):
         self.seeds = StepSeedHook() if step_seeds else None
         self.evaluate = evaluate
         self.checkpoint = checkpoint
-        if factor_decay is not None and (isinstance(factor_decay, bool) or not 0 <= float(factor_decay) < float("inf")):
-            raise RecipeError(f"factor_decay is {factor_decay!r}; expected a number, at least 0, or None")
+        if factor_decay is not None:
+            check_factor_decay(factor_decay)
         self.factor_decay = factor_decay
         self.distill = DistillSettings.from_option(distill)
         self._teacher: DenseTeacher | None = None
@@ -156,6 +162,7 @@ class NortonHook(Hook):
         migrate_(runner, lambda model: apply_structure_(model, structure), factor_decay=self.factor_decay)
         self.structure = structure
         runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])
+        warn_of_sgd(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Compress at the start, where no checkpoint brought a structure."""
@@ -258,8 +265,11 @@ class NortonHook(Hook):
 
         def change(live: nn.Module) -> None:
             apply_structure_(live, decision.structure)
-            if runner.rank == 0:  # the others get the values when the model is wrapped again
+            if runner.rank == 0:
                 live.load_state_dict(decision.state)
+            # Wrapping again gives the others the parameters; buffers only where broadcast_buffers is on.
+            for tensor in live.state_dict().values():
+                broadcast(tensor)
 
         migration = migrate_(runner, change, factor_decay=self.factor_decay)
         self.structure = json.loads(json.dumps(decision.structure))
@@ -269,6 +279,7 @@ class NortonHook(Hook):
             migration.moved,
             migration.averages,
         )
+        warn_of_sgd(runner)
         if self._teacher is not None and runner.rank == 0:
             self._teacher_note = self._teacher.write(Path(runner.work_dir))
 

@@ -15,7 +15,8 @@ def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = (
     """Build a recipe from the keys of a config.
 
     A key is a section of the recipe (``pruning=dict(keep=0.6)``), a single setting of one (``keep=0.6``), or
-    ``scope`` with a list of patterns to include.
+    ``scope`` with a list of patterns to include. A setting that several sections have (``linear``: Linear layers are
+    decomposed, and pruned) counts for all of them.
 
     Args:
         options: Keys and values; mmengine's config types are fine.
@@ -25,7 +26,10 @@ def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = (
         RecipeError: An unknown key (the nearest is named), one given twice, or a value out of its range.
     """
     sections = _sections()
-    owners = {key: section for section, keys in sections.items() for key in keys}
+    owners: dict[str, list[str]] = {}
+    for section, keys in sections.items():
+        for key in keys:
+            owners.setdefault(key, []).append(section)
     top = {f.name for f in fields(Recipe)} - set(sections)
     plain: dict[str, Any] = {}
     flat: dict[str, Any] = {}
@@ -38,13 +42,14 @@ def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = (
             flat[key] = _plain(value)
         else:
             raise RecipeError(_unknown(key, {*sections, *top, *owners, *others}))
-    for key, value in flat.items():
-        section = plain.setdefault(owners[key], {})
-        if not isinstance(section, dict):
-            raise RecipeError(f"{owners[key]} is {section!r}; expected a table of settings")
-        if key in section:
-            raise RecipeError(f"{key!r} is given both alone and in {owners[key]!r}; leave one of them out")
-        section[key] = value
+    for name, value in flat.items():
+        for owner in owners[name]:
+            table = plain.setdefault(owner, {})
+            if not isinstance(table, dict):
+                raise RecipeError(f"{owner} is {table!r}; expected a table of settings")
+            if name in table:
+                raise RecipeError(f"{name!r} is given both alone and in {owner!r}; leave one of them out")
+            table[name] = value
     return Recipe.from_dict(plain)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from norton_plugin.errors import RecipeError, SurgeryError
-from norton_plugin.mm.runner.optimizer import split_factors_
+from norton_plugin.mm.runner.optimizer import FactorDecay, split_factors_
 
 # Methods that mmengine replaces on single objects: checkpointing wraps forward, torch.compile the training step.
 _OVERRIDES = ("forward", "train_step", "val_step", "test_step")
@@ -76,7 +76,9 @@ _OFFLINE = (
 )
 
 
-def migrate_(runner: Runner, change: Callable[[nn.Module], None], *, factor_decay: float | None = None) -> Migration:
+def migrate_(
+    runner: Runner, change: Callable[[nn.Module], None], *, factor_decay: FactorDecay | None = None
+) -> Migration:
     """Change the runner's model in place, and everything that refers to its parameters with it.
 
     New parameters take the slots of those they replace, in the same parameter group, so that scaled learning rates,
@@ -99,9 +101,9 @@ def migrate_(runner: Runner, change: Callable[[nn.Module], None], *, factor_deca
     before = {name: (m, dict(m._parameters)) for name, m in model.named_modules(remove_duplicate=False)}
     change(model)
     successors = _successors(before, model)
-    moved = sum(_move_(optimizer, successors, model) for optimizer in _optimizers(runner))
+    moved = sum(_move_(optimizer, successors, model) for optimizer in optimizers_of(runner))
     if factor_decay is not None:
-        for optimizer in _optimizers(runner):
+        for optimizer in optimizers_of(runner):
             split_factors_(optimizer, _schedulers(runner, optimizer), model, factor_decay=factor_decay)
     replaced = {name for name, (old, _) in before.items() if name and model.get_submodule(name) is not old}
     _checkpoint_activations_again_(runner, model, replaced)
@@ -155,7 +157,8 @@ def _successors(before: dict[str, tuple[nn.Module, dict[str, nn.Parameter | None
     return found
 
 
-def _optimizers(runner: Runner) -> list[torch.optim.Optimizer]:
+def optimizers_of(runner: Runner) -> list[torch.optim.Optimizer]:
+    """Return the optimizers of a run; none where it only tests."""
     wrapper = getattr(runner, "optim_wrapper", None)
     if isinstance(wrapper, OptimWrapperDict):
         return [each.optimizer for each in wrapper.values()]
@@ -208,5 +211,5 @@ def _checkpoint_activations_again_(runner: Runner, model: nn.Module, replaced: s
     """Activation checkpointing wraps single modules; a replaced one has to be wrapped again."""
     names = runner.cfg.get("activation_checkpointing") or []
     wanted = [name for name in ([names] if isinstance(names, str) else names) if name in replaced]
-    if wanted and _optimizers(runner):
+    if wanted and optimizers_of(runner):
         turn_on_activation_checkpointing(model, wanted)
