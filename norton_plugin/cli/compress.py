@@ -79,6 +79,7 @@ def compress(
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import compress as run
+    from norton_plugin.pipeline import warning_of_large_components
 
     changes = {
         "scope": what.scope_changes(include=include, exclude=exclude),
@@ -131,5 +132,8 @@ def compress(
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
         write_recipe(output / RECIPE, chosen)
     out.show(layers_table(report), skipped_table(report), totals_table(report))
+    warning = warning_of_large_components(report)
+    if warning:
+        out.show(warning)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})

@@ -43,7 +43,7 @@ LayerSettings = Annotated[
     list[str] | None,
     _option(
         "--layer",
-        "PATTERN:SETTINGS",
+        "PATTERN:...",
         "Level, rank, components, share and clusters of layers named so, such as 'layer4.*:level=layer,share=0.3'; "
         "repeatable.",
     ),
