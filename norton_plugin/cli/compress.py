@@ -131,7 +131,8 @@ def compress(
         plain = {"recipe": chosen.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
         write_recipe(output / RECIPE, chosen)
-    out.show(layers_table(report), skipped_table(report), totals_table(report))
+    left = [skipped_table(report)] if report.skipped else []
+    out.show(layers_table(report), *left, totals_table(report))
     warning = warning_of_large_components(report)
     if warning:
         out.show(warning)

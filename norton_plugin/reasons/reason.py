@@ -248,8 +248,7 @@ class Reason(Enum):
     DECOMPOSED = _left("decomposed", "decomposed already",
         advice="nothing to do", example="any CPDBlock that norton inspect lists")
     LINEAR = _left("linear", "a Linear layer is pruned only",
-        advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it",
-        example="fc of timm:resnet18 in norton inspect")
+        advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it", example="fc of timm:resnet18 in norton inspect")
     # fmt: on
 
     def __repr__(self) -> str:

@@ -151,6 +151,12 @@ def test_a_size_on_the_command_line_replaces_that_of_the_file(norton, tmp_path, 
     assert tuple(recipe[name] for name in ("level", "rank", "components", "share", "clusters")) == expected
 
 
+def test_no_empty_table_of_what_was_left(norton, tmp_path):
+    options = ["--level", "layer", "--share", 0.5, "-o", tmp_path / "a"]
+    assert "Left as they were" in norton("compress", "demo:digits", *options).out  # one-input-channel
+    assert "Left as they were" not in norton("compress", "cifar:resnet20", *options).out
+
+
 def test_rank_auto_aims_at_the_error(norton, tmp_path):
     options = ["--rank", "auto", "--target-nmse", 0.5, "--include", "layer3.conv2", "--json"]
     report = json.loads(norton("compress", "demo:digits", *options, "-o", tmp_path / "a").out)["report"]
