@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     from norton_plugin.artifact import load as load
     from norton_plugin.artifact import save as save
     from norton_plugin.blocks import CPDBlock as CPDBlock
+    from norton_plugin.blocks import CPDLinear as CPDLinear
+    from norton_plugin.cpd import CoupledFactors as CoupledFactors
+    from norton_plugin.cpd import CoupledResult as CoupledResult
     from norton_plugin.cpd import CPDFactors as CPDFactors
     from norton_plugin.cpd import CPDResult as CPDResult
+    from norton_plugin.cpd import decompose_coupled as decompose_coupled
     from norton_plugin.cpd import decompose_filters as decompose_filters
     from norton_plugin.cpd import decompose_layers as decompose_layers
     from norton_plugin.deploy import lower_ as lower_
@@ -51,10 +55,13 @@ _HOME = {
     "CPDBlock": "blocks",
     "CPDBlockPruner": "integrations.torch_pruning",
     "CPDFactors": "cpd",
+    "CPDLinear": "blocks",
     "CPDResult": "cpd",
     "Calibration": "recipe",
     "CompressionReport": "pipeline",
     "CompressionResult": "pipeline",
+    "CoupledFactors": "cpd",
+    "CoupledResult": "cpd",
     "Decomposition": "recipe",
     "DecompositionError": "errors",
     "MissingExtraError": "errors",
@@ -71,6 +78,7 @@ _HOME = {
     "TracingError": "errors",
     "compress": "pipeline",
     "decompose_": "surgery",
+    "decompose_coupled": "cpd",
     "decompose_filters": "cpd",
     "decompose_layers": "cpd",
     "load": "artifact",

@@ -123,7 +123,9 @@ def _evaluated_without_gradients(model: nn.Module) -> Iterator[None]:
 def count_cost(model: nn.Module, call: Call) -> ModelCost:
     """Count one forward pass in evaluation mode; flags are restored.
 
-    CPDBlocks are counted in their three-convolution form, ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)``.
+    CPDBlocks are counted in their separable form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` without clusters, and
+    ``M (C Hi Wi + Kh Ho Wi + Kw Ho Wo) + N M / K Ho Wo`` for M components in K clusters (``blocks.coupled_cost``); a
+    CPDLinear by its two products, ``M (C + N)`` a row.
 
     Args:
         model: Any model.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
+from norton_plugin.errors import RecipeError
 
 if TYPE_CHECKING:
+    from norton_plugin.cli.models import Opened
     from norton_plugin.insight import FittedTable, InspectedLayer, Inspection
+    from norton_plugin.recipe import Scope
+
+_CURVE = "Cost curves"
 
 
 def inspect(
@@ -28,15 +34,35 @@ def inspect(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Never layers named so; repeatable.")
     ] = None,
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve", help="Show cost by rank and components instead, level by level.", rich_help_panel=_CURVE
+        ),
+    ] = False,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", metavar="PATTERN", help="Only of layers named so; repeatable.", rich_help_panel=_CURVE),
+    ] = None,
+    nmse: Annotated[
+        bool,
+        typer.Option("--nmse", help="Also the error of each point on the model's weights.", rich_help_panel=_CURVE),
+    ] = False,
 ) -> None:
-    """List a model's layers with their cost, their break-even rank, and what can be decomposed.
+    """List a model's layers with their cost, and up to which rank or components a decomposition saves MACs.
+
+    With --curve: what each level of sharing costs, from rank 1 to the break-even, for layers of every shape.
 
     Example: norton inspect timm:resnet18 --input-size 224
+
+    Example: norton inspect timm:resnet18 --pretrained --curve --nmse --layer layer4.1.conv2
     """
     from norton_plugin.cli.models import open_model
     from norton_plugin.insight import inspect_model
     from norton_plugin.recipe import Scope
 
+    if not curve and (layer or nmse):
+        raise RecipeError(f"{'--layer' if layer else '--nmse'} says what --curve shows; add --curve")
     scope = Scope(include=tuple(include or ()), exclude=tuple(exclude or ()))
     with out.status(f"building {source}"):
         opened = open_model(
@@ -47,9 +73,27 @@ def inspect(
             input_size=options.parse_input_size(input_size),
             trust_code=trust_code,
         )
+        if curve:
+            _show_curves(out, opened, scope=scope, layers=layer or (), nmse=nmse)
+            return
         found = inspect_model(opened.model, opened.example_inputs, scope=scope, forward_fn=opened.forward_fn)
     out.show(_table(found, source), _totals(found))
     out.result({"source": opened.spec, "input_size": list(opened.preprocessing.input_size), **asdict(found)})
+
+
+def _show_curves(out: Output, opened: Opened, *, scope: Scope, layers: Sequence[str], nmse: bool) -> None:
+    from norton_plugin.insight import cost_curves, curve_tables
+
+    asked: dict[str, Any] = {"scope": scope, "layers": layers, "nmse": nmse, "forward_fn": opened.forward_fn}
+    curves = cost_curves(opened.model, opened.example_inputs, **asked)
+    out.show(*curve_tables(curves))
+    out.show(
+        "MACs are a share of the dense layer's. A row holds, level by level, as many components as need no more MACs "
+        "than the first column: filter, the rank of every filter; layer, components that all filters share; clusters, "
+        "components that the filters of a cluster share."
+        + (" NMSE: ||W - W^||^2 / ||W||^2, without any fine-tuning." if nmse else "")
+    )
+    out.result({"source": opened.spec, "curves": [asdict(each) for each in curves]})
 
 
 def _table(found: Inspection, source: str) -> FittedTable:
@@ -57,14 +101,15 @@ def _table(found: Inspection, source: str) -> FittedTable:
 
     columns = (
         Column("layer"),
-        Column("kind", optional=3),
-        Column("kernel", number=True),
+        Column("kind", optional=4),
+        Column("kernel", number=True, optional=1),
         Column("in", number=True),
         Column("out", number=True),
         Column("MACs", number=True),
-        Column("share", number=True, optional=1),
-        Column("parameters", number=True, optional=2),
-        Column("break-\neven", number=True),
+        Column("share", number=True, optional=2),
+        Column("parameters", number=True, optional=3),
+        Column("rank\nup to", number=True),
+        Column("M\nup to", number=True),
         Column("decompose"),
     )
     table = FittedTable(source, columns)
@@ -79,10 +124,17 @@ def _table(found: Inspection, source: str) -> FittedTable:
             percent(layer.macs / found.macs) if found.macs else "-",
             short(layer.parameters),
             "-" if layer.break_even is None else str(layer.break_even),
-            "yes" if layer.eligible else f"{layer.code}: {layer.reason}",
-            style="" if layer.eligible else "dim",
+            "-" if layer.break_even_components is None else str(layer.break_even_components),
+            _decompose(layer),
+            style="" if layer.eligible or layer.shared else "dim",
         )
     return table
+
+
+def _decompose(layer: InspectedLayer) -> str:
+    if layer.eligible:
+        return "yes"
+    return "at level layer" if layer.shared else f"{layer.code}: {layer.reason}"
 
 
 def _kernel(layer: InspectedLayer) -> str:
@@ -99,7 +151,11 @@ def _totals(found: Inspection) -> str:
 
     chosen = [layer for layer in found.layers if layer.eligible]
     share = sum(layer.macs for layer in chosen) / found.macs if found.macs else 0.0
+    more = [layer for layer in found.layers if layer.shared and not layer.eligible]
+    others = sum(layer.macs for layer in more) / found.macs if found.macs else 0.0
     return (
         f"{short(found.macs)} MACs, {short(found.parameters)} parameters; {len(chosen)} of {len(found.layers)} layers "
-        f"can be decomposed and hold {percent(share)} of the MACs; docs/reasons.md explains why others cannot"
+        f"can be decomposed and hold {percent(share)} of the MACs, {len(more)} more at level layer (1x1, Linear) hold "
+        f"{percent(others)}; docs/reasons.md explains why others cannot. Up to these sizes a block needs fewer MACs "
+        "than the layer: rank per filter (level filter), or M components in all (level layer)"
     )

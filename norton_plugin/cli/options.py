@@ -105,12 +105,21 @@ def parse_input_size(text: str | None) -> tuple[int, ...] | int | None:
 
 def parse_rank(text: str) -> int | str | None:
     """Read a rank: a whole number, ``auto`` or ``none``; anything else is left for the recipe to refuse."""
-    if text == "none":
-        return None
+    return None if text == "none" else parse_whole(text)
+
+
+def parse_whole(text: str) -> int | str:
+    """Read a whole number; what is none is left for the recipe to refuse."""
     try:
         return int(text)
     except ValueError:
         return text
+
+
+def parse_setting(text: str) -> int | float | str | None:
+    """Read a value of a recipe: a number, ``none``, or a word."""
+    value = parse_rank(text)
+    return parse_number(value) if isinstance(value, str) else value
 
 
 def parse_number(text: str) -> float | str:

@@ -1,5 +1,7 @@
 """What a model consists of and what a compression came to: inspection, tables for the terminal and plots."""
 
+from norton_plugin.insight.curve import PARTS, CurvePoint, LayerCurve, cost_curves
+from norton_plugin.insight.curve_table import curve_tables
 from norton_plugin.insight.fitted_table import Column, FittedTable
 from norton_plugin.insight.inspection import InspectedLayer, Inspection, inspect_model
 from norton_plugin.insight.numbers import change, percent, short
@@ -7,12 +9,17 @@ from norton_plugin.insight.plots import TradeOffPoint, plot_trade_off
 from norton_plugin.insight.tables import layers_table, skipped_table, totals_table
 
 __all__ = [
+    "PARTS",
     "Column",
+    "CurvePoint",
     "FittedTable",
     "InspectedLayer",
     "Inspection",
+    "LayerCurve",
     "TradeOffPoint",
     "change",
+    "cost_curves",
+    "curve_tables",
     "inspect_model",
     "layers_table",
     "percent",

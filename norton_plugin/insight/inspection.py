@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, break_even_rank
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.pipeline import check_model
+from norton_plugin.pipeline.report import sharing
 from norton_plugin.reasons import Reason
-from norton_plugin.recipe import Decomposition, Scope
+from norton_plugin.recipe import Decomposition, LayerRequest, Scope
+from norton_plugin.surgery.layouts import LayerShape, highest_layouts
 from norton_plugin.surgery.targets import plan_decomposition
+
+_KINDS = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock, CPDLinear)
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,17 @@ class InspectedLayer:
         groups: Channel groups.
         macs: Of one pass over the example.
         parameters: Numbers in its own parameters.
-        break_even: Highest rank that saves MACs, None where it is no convolution.
-        rank: R where it is decomposed already.
-        eligible: Whether it can be decomposed.
-        code: Why not, as of ``Reason.code``, empty where it can.
+        break_even: Highest rank per filter that saves MACs, None where it is no 2-D convolution.
+        break_even_components: Most components of the level "layer" that save MACs, None where it is neither a 2-D
+            convolution nor a Linear layer.
+        eligible: Whether it can be decomposed at the level "filter".
+        shared: Whether it can be decomposed at the level "layer", as 1x1 convolutions and Linear layers can.
+        code: Why it is not eligible, as of ``Reason.code``, empty where it is.
         reason: The same in words.
+        rank: R where it is decomposed already.
+        level: Which filters share components, where it is decomposed already.
+        clusters: K, where filters share components already.
+        components: M, where filters share components already.
     """
 
     name: str
@@ -48,10 +58,15 @@ class InspectedLayer:
     macs: int
     parameters: int
     break_even: int | None
-    rank: int | None
+    break_even_components: int | None
     eligible: bool
+    shared: bool
     code: str
     reason: str
+    rank: int | None
+    level: str | None
+    clusters: int | None
+    components: int | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ class Inspection:
     """A whole model.
 
     Attributes:
-        layers: Convolutions, Linear layers and CPDBlocks, in the model's order.
+        layers: Convolutions, Linear layers and what took the place of some, in the model's order.
         macs: Of one pass over the example, everything included.
         parameters: Numbers in the model's parameters.
     """
@@ -90,13 +105,15 @@ def inspect_model(
     cost = count_cost(model, lambda: run_model(model, example_inputs, forward_fn))
     targets, skipped = plan_decomposition(model, Decomposition(rank=1), scope=scope, map_sizes=cost.map_sizes)
     eligible = {target.names[0] for target in targets}
+    at_any_level = Decomposition(level="layer", share=1.0, linear=True)
+    shared = {t.names[0] for t in plan_decomposition(model, at_any_level, scope=scope, map_sizes=cost.map_sizes)[0]}
     causes = {entry.name: entry.cause for entry in skipped}
     layers = []
     for module, names in names_by_identity(model).items():
-        if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear | CPDBlock):
+        if not isinstance(module, _KINDS):
             continue
         name = names[0]
-        default = Reason.DECOMPOSED if isinstance(module, CPDBlock) else Reason.LINEAR
+        default = Reason.DECOMPOSED if isinstance(module, CPDBlock | CPDLinear) else Reason.LINEAR
         cause = None if name in eligible else causes.get(name, default.because())
         layers.append(
             InspectedLayer(
@@ -106,30 +123,43 @@ def inspect_model(
                 macs=cost.layer_macs.get(name, 0),
                 parameters=sum(p.numel() for p in module.parameters()),
                 eligible=cause is None,
+                shared=name in shared,
                 code=cause.code if cause else "",
                 reason=cause.text if cause else "",
+                **sharing(module),
             )
         )
     return Inspection(tuple(layers), cost.macs, cost.parameters)
 
 
 def _shape(module: Any, sizes: Any) -> dict[str, Any]:
-    if isinstance(module, nn.Linear):
-        shape: dict[str, Any] = dict.fromkeys(("kernel", "stride", "break_even", "rank"))
-        return {**shape, "in_channels": module.in_features, "out_channels": module.out_features, "groups": 1}
+    """Return what a layer looks like, and up to which size a block in its place saves MACs."""
+    if isinstance(module, nn.Linear | CPDLinear):
+        features = {"in_channels": module.in_features, "out_channels": module.out_features, "groups": 1}
+        shape = LayerShape(module.out_features, module.in_features, (1, 1))
+        features["break_even_components"] = _most(shape, "layer")
+        return {"kernel": None, "stride": None, "break_even": None, **features}
     kernel, stride = tuple(module.kernel_size), tuple(module.stride)
-    limit = None
+    limit: int | None = None
+    most: int | None = None
     if len(kernel) == 2:
-        before, after = sizes or (None, None)
+        before, after = sizes or (stride, (1, 1))
         per_filter = module.in_channels // module.groups
-        limit = break_even_rank(per_filter, kernel, stride=stride, input_size=before, output_size=after)
-        limit = min(limit, kernel[0] * kernel[1])
+        shape = LayerShape(module.out_channels, per_filter, kernel, module.groups, before, after)
+        limit, most = _most(shape, "filter"), _most(shape, "layer")
     return {
         "kernel": kernel,
         "stride": stride,
         "break_even": limit,
-        "rank": getattr(module, "rank", None) if isinstance(module, CPDBlock) else None,
+        "break_even_components": most,
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,
         "groups": module.groups,
     }
+
+
+def _most(shape: LayerShape, level: Literal["filter", "layer"]) -> int:
+    """Return the highest rank or the most components that save MACs at a level; 0 where none do."""
+    for layout in highest_layouts(shape, LayerRequest(level=level, share=1.0)):
+        return layout.rank if layout.components is None else layout.components
+    return 0

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from norton_plugin.insight.fitted_table import Column, FittedTable
 from norton_plugin.insight.numbers import change, percent, short
-from norton_plugin.pipeline import CompressionReport, LayerReport
+from norton_plugin.pipeline import LEVEL_HEADINGS, CompressionReport, LayerReport, level_cells
 
 _SHOWN = 4
 _LAYER_COLUMNS = (
     Column("layer"),
-    Column("kind", optional=1),
-    Column("rank", number=True),
+    Column("kind", optional=3),
+    *(Column(heading, number=heading != "level") for heading in LEVEL_HEADINGS),
     Column("NMSE", number=True),
-    Column("channels\nkept", number=True),
-    Column("MACs", number=True),
-    Column("after", number=True),
+    Column("channels\nkept", number=True, optional=1),
+    Column("MACs\nbefore", number=True, optional=2),
+    Column("MACs\nafter", number=True),
     Column("change", number=True),
-    Column("parameters", number=True, optional=2),
-    Column("after", number=True, optional=3),
+    Column("parameters\nbefore", number=True, optional=4),
+    Column("parameters\nafter", number=True, optional=5),
 )
 _SKIPPED_COLUMNS = (Column("phase"), Column("code"), Column("reason"), Column("layers", number=True), Column("names"))
 
@@ -49,7 +49,7 @@ def layers_table(report: CompressionReport, *, all_layers: bool = False) -> Fitt
             table.add_row(
                 layer.name,
                 layer.kind,
-                "-" if layer.rank is None else str(layer.rank),
+                *level_cells(layer),
                 "-" if layer.nmse is None else f"{layer.nmse:.3f}",
                 percent(layer.kept),
                 short(layer.macs_before),

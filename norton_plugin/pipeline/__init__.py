@@ -4,5 +4,16 @@ from norton_plugin.pipeline.checks import check_model
 from norton_plugin.pipeline.compression import compress
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 from norton_plugin.pipeline.result import CompressionResult
+from norton_plugin.pipeline.wording import LEVEL_HEADINGS, in_words, level_cells, warning_of_large_components
 
-__all__ = ["CompressionReport", "CompressionResult", "LayerReport", "check_model", "compress"]
+__all__ = [
+    "LEVEL_HEADINGS",
+    "CompressionReport",
+    "CompressionResult",
+    "LayerReport",
+    "check_model",
+    "compress",
+    "in_words",
+    "level_cells",
+    "warning_of_large_components",
+]

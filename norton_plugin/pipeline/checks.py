@@ -24,7 +24,9 @@ def check_recipe(recipe: Recipe) -> None:
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
     if not (recipe.decomposition.active or recipe.pruning.active):
-        raise RecipeError("the recipe asks for nothing: set decomposition.rank, or pruning.keep below 1, or both")
+        raise RecipeError(
+            "the recipe asks for nothing: set decomposition.rank (or share, or components), or pruning.keep below 1"
+        )
 
 
 def check_patterns(model: nn.Module, recipe: Recipe) -> None:

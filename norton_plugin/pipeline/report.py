@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.cost import ModelCost
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
@@ -25,9 +25,12 @@ class LayerReport:
         macs_after: The same afterwards.
         parameters_before: Numbers in the layer's own parameters.
         parameters_after: The same afterwards.
-        rank: R, None where the layer is dense.
+        rank: R, components per filter, or per cluster where filters share them; None where the layer is dense.
         nmse: Mean NMSE of its filters at decomposition, None where it is dense.
         kept: Share of its output channels that stayed, in (0, 1].
+        level: Which filters share components: "filter" (none), "cluster" or "layer"; None where it is dense.
+        clusters: K, None where it is dense or its filters share nothing.
+        components: M, all components of the layer, None where it is dense or its filters share nothing.
     """
 
     name: str
@@ -39,6 +42,9 @@ class LayerReport:
     rank: int | None
     nmse: float | None
     kept: float
+    level: str | None = None
+    clusters: int | None = None
+    components: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class CompressionReport:
 
     Attributes:
         macs_before: MACs of one pass over the example inputs (batch included).
-        macs_after: The same of the compressed model, CPDBlocks in their three-convolution form.
+        macs_after: The same of the compressed model, CPDBlocks in their separable form (``cost.count_cost``).
         parameters_before: Numbers in the model's parameters.
         parameters_after: The same of the compressed model.
         layers: Every layer that has MACs, in the model's order.
@@ -151,14 +157,14 @@ def _layer_reports(
     after: ModelCost,
     decomposed: Sequence[DecomposedLayer],
 ) -> tuple[LayerReport, ...]:
-    ranks = {name: layer for layer in decomposed for name in layer.names}
+    records = {name: layer for layer in decomposed for name in layer.names}
     old_modules, new_modules = dict(model.named_modules()), dict(compressed.named_modules())
     reports = []
     for name, macs in before.layer_macs.items():
         old, new = old_modules[name], new_modules.get(name)
         if new is None:
             continue  # it computed the weight of a layer that was replaced
-        layer = ranks.get(name)
+        layer = records.get(name)
         reports.append(
             LayerReport(
                 name=name,
@@ -167,12 +173,25 @@ def _layer_reports(
                 macs_after=after.layer_macs.get(name, 0),
                 parameters_before=_own_parameters(old),
                 parameters_after=_own_parameters(new),
-                rank=layer.rank if layer else getattr(new, "rank", None) if isinstance(new, CPDBlock) else None,
                 nmse=layer.nmse_mean if layer else None,
                 kept=_width(new) / _width(old),
+                **sharing(new),
             )
         )
     return tuple(reports)
+
+
+def sharing(module: nn.Module) -> dict[str, Any]:
+    """Return rank, level, clusters and components of a module as ``LayerReport`` names them; None of a dense one."""
+    rank = level = clusters = components = None
+    if isinstance(module, CPDLinear):
+        rank, level, clusters, components = module.components, "layer", 1, module.components
+    elif isinstance(module, CPDBlock):
+        rank, level = module.rank, "filter"
+        if module.mix is not None:
+            clusters, components = module.clusters, module.components
+            level = "layer" if clusters == module.groups else "cluster"
+    return {"rank": rank, "level": level, "clusters": clusters, "components": components}
 
 
 def _own_parameters(module: nn.Module) -> int:

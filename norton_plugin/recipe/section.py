@@ -83,7 +83,15 @@ class Section:
 
     @classmethod
     def from_dict(cls: type[S], data: Mapping[str, Any], *, where: str = "") -> S:
-        """Build a section from a plain dict; raise RecipeError for settings that it does not have."""
+        """Build the section, its own sections included.
+
+        Args:
+            data: Settings by name; former names are replaced.
+            where: Put before the names of settings in messages.
+
+        Raises:
+            RecipeError: An unknown setting (the nearest is named), or a value that does not fit.
+        """
         if not isinstance(data, Mapping):
             raise RecipeError(f"{where or 'recipe'} is {data!r}; expected a table of settings")
         known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]

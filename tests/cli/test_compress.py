@@ -107,6 +107,56 @@ def test_options_override_the_recipe_file(norton, tmp_path, suffix):
     assert found["pruning"]["keep"] == 0.5
 
 
+def test_levels_of_all_layers_and_of_some(norton, tmp_path):
+    options = ["--level", "layer", "--share", 0.3, "--linear", "--layer", "layer2:level=cluster,clusters=4,rank=2"]
+    options += ["--layer", "re:layer3\\.(?:conv1):components=40", "--layer", "layer1.conv1:level=filter"]
+    options += ["--layer", "layer1.conv1:rank=1", "--layer", "layer1.conv2:share=none"]
+    answer = norton("compress", "demo:digits", *options, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    recipe = found["recipe"]["decomposition"]
+    assert (recipe["level"], recipe["share"], recipe["linear"], recipe["rank"]) == ("layer", 0.3, True, None)
+    assert recipe["layers"] == {
+        "layer2": {"level": "cluster", "clusters": 4, "rank": 2},
+        "re:layer3\\.(?:conv1)": {"components": 40},
+        "layer1.conv1": {"level": "filter", "rank": 1},
+        "layer1.conv2": {"share": None},
+    }
+    layers = {layer["name"]: (layer["level"], layer["components"]) for layer in found["report"]["layers"]}
+    assert layers["layer1.conv1"] == ("filter", None)
+    assert layers["layer1.conv2"] == (None, None)
+    assert layers["layer2.conv2"][0] == "cluster" and layers["layer2.conv2"][1] % 4 == 0
+    assert layers["layer3.conv1"] == ("layer", 40)
+    # 0.3 of 128 * 128 * 9 MACs, at 128 + 3 + 3 + 128 for each component
+    assert layers["layer3.conv2"] == ("layer", int(0.3 * 128 * 128 * 9 / (128 + 3 + 3 + 128)))
+    # truncated SVD: 0.3 of 128 * 10, at 128 + 10 for each component
+    assert layers["fc"] == ("layer", int(0.3 * 1280 / 138))
+    assert norton("inspect", tmp_path / "a", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--share", 0.4], ("cluster", None, None, 0.4, 4)),
+        (["--level", "layer", "--components", 20], ("layer", None, 20, None, None)),
+        (["--level", "filter", "--rank", 2], ("filter", 2, None, None, None)),
+        (["--clusters", 2], ("cluster", None, 16, None, 2)),
+    ],
+)
+def test_a_size_on_the_command_line_replaces_that_of_the_file(norton, tmp_path, options, expected):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("decomposition: {level: cluster, clusters: 4, components: 16}")
+    answer = norton("compress", "demo:digits", "--recipe", file, *options, "-o", tmp_path / "a", "--json")
+    recipe = json.loads(answer.out)["recipe"]["decomposition"]
+    assert tuple(recipe[name] for name in ("level", "rank", "components", "share", "clusters")) == expected
+
+
+def test_no_empty_table_of_what_was_left(norton, tmp_path):
+    options = ["--level", "layer", "--share", 0.5, "-o", tmp_path / "a"]
+    assert "Left as they were" in norton("compress", "demo:digits", *options).out  # one-input-channel
+    assert "Left as they were" not in norton("compress", "cifar:resnet20", *options).out
+
+
 def test_rank_auto_aims_at_the_error(norton, tmp_path):
     options = ["--rank", "auto", "--target-nmse", 0.5, "--include", "layer3.conv2", "--json"]
     report = json.loads(norton("compress", "demo:digits", *options, "-o", tmp_path / "a").out)["report"]

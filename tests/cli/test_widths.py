@@ -72,15 +72,30 @@ def test_inspect(terminal, width):
     code, lines, _ = terminal(width, "inspect", "demo:digits")
     text = "\n".join(lines)
     assert code == 0
-    assert "layer3.downsample.0" in text and "2.36 M" in text and "break-" in text
+    assert "layer3.downsample.0" in text and "2.36 M" in text and "up to" in text
     if width == 40:
         assert "layer3.conv2" in lines  # a line of its own, its numbers below
         assert "kind Conv2d, kernel 3x3, in 128," in text
+        assert "M up to 562" in text
     else:
         (row,) = [line.split() for line in lines if line.startswith("layer3.conv2 ")]
-        assert row[-2:] == ["8", "yes"]
+        assert row[-3:] == ["8", "562", "yes"]
     assert ("not shown at this width" in text) == (width == 80)
     assert "10 layers can be decomposed and hold 97.2 %" in " ".join(text.split())
+
+
+@WIDTHS
+def test_curves(terminal, width):
+    code, lines, _ = terminal(width, "inspect", "demo:digits", "--curve", "--layer", "layer1", "--layer", "fc")
+    assert code == 0
+    text = "\n".join(lines)
+    assert "layer1.conv1 and 1 of the same shape" in text and "Conv2d 3x3 32 -> 32, 2.36 M MACs" in text
+    if width > 40:
+        (row,) = [" ".join(line.split()) for line in lines if line.startswith("rank 7 ")]
+        assert row == "rank 7 92.4 % 121 91.9 % 184 91.8 %"
+        assert any(" ".join(line.split()) == "7/8 of the MACs 8 86.2 %" for line in lines)
+    else:
+        assert "rank 7" in lines and "  filter: MACs 92.4 %," in text
 
 
 @WIDTHS

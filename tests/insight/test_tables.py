@@ -15,7 +15,8 @@ from norton_plugin.surgery.report import DecompositionReport, PruningReport, Ski
 def report():
     layers = (
         LayerReport("stem", "Conv2d", 1000, 1000, 500, 500, None, None, 1.0),
-        LayerReport("block.conv", "CPDBlock", 4000, 1000, 2000, 300, 2, 0.25, 0.75),
+        LayerReport("block.conv", "CPDBlock", 4000, 1000, 2000, 300, 2, 0.25, 0.75, "filter"),
+        LayerReport("block.shared", "CPDBlock", 4000, 900, 2000, 250, 24, 0.125, 1.0, "layer", 1, 24),
         LayerReport("fc", "Linear", 64, 48, 64, 48, None, None, 1.0),
     )
     skipped = tuple(Skipped(f"one.{i}", Reason.HAS_HOOKS.because()) for i in range(6))
@@ -51,14 +52,15 @@ def test_totals(report, lines):
 
 def test_layers_that_changed(report, lines):
     rows = lines(layers_table(report))
-    assert " ".join(rows[-2]) == "block.conv CPDBlock 2 0.250 75.0 % 4.00 k 1.00 k -75.0 % 2.00 k 300"
-    assert " ".join(rows[-1]) == "fc Linear - - 100.0 % 64 48 -25.0 % 64 48"
+    assert " ".join(rows[-3]) == "block.conv CPDBlock filter 2 - 0.250 75.0 % 4.00 k 1.00 k -75.0 % 2.00 k 300"
+    assert " ".join(rows[-2]) == "block.shared CPDBlock layer - 24 0.125 100.0 % 4.00 k 900 -77.5 % 2.00 k 250"
+    assert " ".join(rows[-1]) == "fc Linear - - - - 100.0 % 64 48 -25.0 % 64 48"
     assert not any(row[0] == "stem" for row in rows)
 
 
 def test_all_layers(report, lines):
     rows = lines(layers_table(report, all_layers=True))
-    assert [row[0] for row in rows[-3:]] == ["stem", "block.conv", "fc"]
+    assert [row[0] for row in rows[-4:]] == ["stem", "block.conv", "block.shared", "fc"]
 
 
 def test_skipped_are_grouped_by_reason(report, lines):

@@ -39,8 +39,11 @@ RECIPES = {
     "mmdet/rtmdet_tiny_norton.py": (3, 0.75, (640, 640), 8),
     "mmdet/yolox_tiny_norton.py": (3, 0.75, (416, 416), 8),
     "timm/resnet18_norton.py": (3, 0.7, (), 8),
+    "timm/resnet50-layer_norton.py": (None, 1.0, (), 8),
     "timm/resnet50_norton.py": (3, 0.7, (), 8),
 }
+# Level and share of the MACs, where filters share components.
+LEVELS = {"timm/resnet50-layer_norton.py": ("layer", 0.5)}
 
 
 def test_the_configs_of_the_issue_are_there():
@@ -77,7 +80,9 @@ def test_a_config_adds_the_hook_and_changes_little_else(name):
     hook = HOOKS.build(config.default_hooks.norton)
     recipe = hook.recipe
     assert isinstance(hook, NortonHook)
-    assert (recipe.decomposition.rank, recipe.pruning.keep) == (given["rank"], given["keep"]) == RECIPES[name][:2]
+    given = (given.get("rank"), given.get("keep", 1.0))
+    assert (recipe.decomposition.rank, recipe.pruning.keep) == given == RECIPES[name][:2]
+    assert (recipe.decomposition.level, recipe.decomposition.share) == LEVELS.get(name, ("filter", None))
     assert (tuple(hook.input_size or ()), recipe.pruning.round_to) == RECIPES[name][2:]
     hooks = {key: each for key, each in plain(config.default_hooks).items() if key != "norton"}
     assert hooks == plain(base.default_hooks) and "checkpoint" in hooks

@@ -9,7 +9,13 @@ from pathlib import Path
 
 from mmengine.runner import Runner
 
-from norton_plugin.pipeline import CompressionReport
+from norton_plugin.pipeline import (
+    LEVEL_HEADINGS,
+    CompressionReport,
+    in_words,
+    level_cells,
+    warning_of_large_components,
+)
 
 REPORT = "norton_report.json"
 
@@ -34,6 +40,9 @@ def log_report(
     path = Path(runner.work_dir) / REPORT
     content = {**report.to_dict(), "metrics_after_surgery": metrics}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    warning = warning_of_large_components(report)
+    if warning:
+        runner.logger.warning("NORTON: %s", warning)
     if report.calibration_images:
         runner.logger.info("NORTON: BatchNorm statistics are those of %d training images", report.calibration_images)
     if metrics:
@@ -52,10 +61,10 @@ def log_report(
 
 def layer_lines(report: CompressionReport) -> list[str]:
     """Return one line per layer, the skipped ones with their reason."""
-    lines = []
-    for layer in report.layers:
-        rank = f"rank {layer.rank}, NMSE {layer.nmse:.4f}" if layer.nmse is not None else "dense"
-        lines.append(f"{layer.name}: MACs {layer.macs_before} -> {layer.macs_after}, {rank}, kept {layer.kept:.0%}")
+    lines = [
+        f"{layer.name}: MACs {layer.macs_before} -> {layer.macs_after}, {in_words(layer)}, kept {layer.kept:.0%}"
+        for layer in report.layers
+    ]
     return lines + [f"{skipped.name}: left, {skipped.reason}" for skipped in report.skipped]
 
 
@@ -64,15 +73,14 @@ def summary_table(report: CompressionReport, *, traced: str) -> list[str]:
     changed = [layer for layer in report.layers if layer.macs_after != layer.macs_before or layer.rank is not None]
     width = max([len(layer.name) for layer in changed] + [len("layer")])
     lines = [
-        f"NORTON: {len(report.decomposition.layers)} convolutions decomposed, {len(report.pruning.groups)} groups of "
+        f"NORTON: {len(report.decomposition.layers)} layers decomposed, {len(report.pruning.groups)} groups of "
         f"channels pruned, in {report.seconds:.1f} s; traced: {traced}",
-        f"{'layer':<{width}}  {'rank':>4}  {'NMSE':>6}  {'kept':>5}  {'MMACs':>9}  {'after':>9}",
+        f"{'layer':<{width}}  {_columns(LEVEL_HEADINGS)}  {'NMSE':>6}  {'kept':>5}  {'MMACs':>9}  {'after':>9}",
     ]
     for layer in changed:
-        rank = "-" if layer.rank is None else str(layer.rank)
         nmse = "-" if layer.nmse is None else f"{layer.nmse:.4f}"
         lines.append(
-            f"{layer.name:<{width}}  {rank:>4}  {nmse:>6}  {layer.kept:>5.0%}  "
+            f"{layer.name:<{width}}  {_columns(level_cells(layer))}  {nmse:>6}  {layer.kept:>5.0%}  "
             f"{layer.macs_before / 1e6:>9.1f}  {layer.macs_after / 1e6:>9.1f}"
         )
     macs = 1 - report.macs_after / max(report.macs_before, 1)
@@ -81,3 +89,8 @@ def summary_table(report: CompressionReport, *, traced: str) -> list[str]:
     old, new = report.parameters_before / 1e6, report.parameters_after / 1e6
     lines.append(f"parameters {old:.3f} M -> {new:.3f} M (-{parameters:.1%})")
     return lines
+
+
+def _columns(cells: tuple[str, str, str]) -> str:
+    level, rank, components = cells
+    return f"{level:<12}  {rank:>4}  {components:>10}"

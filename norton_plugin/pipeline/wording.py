@@ -1,0 +1,45 @@
+"""How reports say what became of a layer: the same words in tables, logs and exported files."""
+
+from __future__ import annotations
+
+from norton_plugin.pipeline.report import CompressionReport, LayerReport
+
+# Norm of a component over that of its cluster's weight, from which on the report speaks of it.
+_LARGE = 10.0
+LEVEL_HEADINGS = ("level", "rank", "components")
+
+
+def level_cells(layer: LayerReport) -> tuple[str, str, str]:
+    """Return level, rank and components of a layer for the columns ``LEVEL_HEADINGS``, ``-`` where there is none.
+
+    The rank stands for filters with components of their own; where they share some, the layer's components do.
+    """
+    if layer.level is None:
+        return "-", "-", "-"
+    if layer.components is None:
+        return layer.level, str(layer.rank), "-"
+    level = f"{layer.level} ({layer.clusters})" if layer.level == "cluster" else layer.level
+    return level, "-", str(layer.components)
+
+
+def in_words(layer: LayerReport) -> str:
+    """Return what a layer became: ``level layer, 24 components, NMSE 0.1200``; ``dense`` where it stayed so."""
+    level, rank, components = level_cells(layer)
+    if layer.level is None:
+        return "dense"
+    size = f"rank {rank}" if layer.components is None else f"{components} components"
+    return ", ".join([f"level {level}", size, *([] if layer.nmse is None else [f"NMSE {layer.nmse:.4f}"])])
+
+
+def warning_of_large_components(report: CompressionReport) -> str | None:
+    """Return a sentence on components that cancel each other; None where those of all layers are of sound size."""
+    found = [layer for layer in report.decomposition.layers if (layer.largest_component or 0) > _LARGE]
+    if not found:
+        return None
+    worst = max(found, key=lambda layer: layer.largest_component or 0)
+    others = f" (the largest of {len(found)} such layers)" if len(found) > 1 else ""
+    return (
+        f"A component of {worst.names[0]} has {worst.largest_component:.0f} times the norm of the weight it is part "
+        f"of{others}: its components cancel each other, which costs accuracy in half precision and makes fine-tuning "
+        "harder. Ask for fewer components there, or for another level."
+    )

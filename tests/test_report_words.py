@@ -1,0 +1,101 @@
+"""What reports say of a layer: level, rank, components, and components that cancel each other."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin import Recipe, compress
+from norton_plugin.pipeline import LayerReport, in_words, level_cells, warning_of_large_components
+from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
+
+
+def layer(**settings):
+    return LayerReport("conv", "CPDBlock", 100, 50, 100, 50, nmse=0.25, kept=1.0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cells", "words"),
+    [
+        ({"rank": 2, "level": "filter"}, ("filter", "2", "-"), "level filter, rank 2, NMSE 0.2500"),
+        (
+            {"rank": 6, "level": "cluster", "clusters": 4, "components": 24},
+            ("cluster (4)", "-", "24"),
+            "level cluster (4), 24 components, NMSE 0.2500",
+        ),
+        (
+            {"rank": 9, "level": "layer", "clusters": 1, "components": 9},
+            ("layer", "-", "9"),
+            "level layer, 9 components, NMSE 0.2500",
+        ),
+        ({"rank": None}, ("-", "-", "-"), "dense"),
+    ],
+)
+def test_level_rank_and_components(settings, cells, words):
+    assert level_cells(layer(**settings)) == cells
+    assert in_words(layer(**settings)) == words
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
+    layers = {"1": {"level": "cluster", "clusters": 4, "components": 8}, "2": {"level": "filter", "rank": 2}}
+    layers |= {"3": {"components": 12}, "0": {"components": None}}
+    decomposition = {"level": "layer", "components": 5, "linear": True, "layers": layers}
+    recipe = Recipe.from_dict({"decomposition": decomposition})
+    return compress(model, torch.randn(1, 3, 8, 8), recipe)
+
+
+def test_every_level_has_its_row(compressed):
+    rows = {row.name: row for row in compressed.report.layers}
+    assert {name: level_cells(row) for name, row in rows.items()} == {
+        "0": ("-", "-", "-"),
+        "1": ("cluster (4)", "-", "8"),
+        "2": ("filter", "2", "-"),
+        "3": ("layer", "-", "12"),
+        "6": ("layer", "-", "5"),
+    }
+    assert [(row.kind, row.rank, row.clusters) for row in rows.values()] == [
+        ("Conv2d", None, None),
+        ("CPDBlock", 2, 4),
+        ("CPDBlock", 2, None),
+        ("CPDBlock", 6, 2),
+        ("CPDLinear", 5, 1),
+    ]
+    # M (C + Kh + Kw) + N M / K a position; a group of the third sees 8 channels
+    assert rows["1"].macs_after == 8 * 8 * (8 * (16 + 3 + 3) + 16 * 8 // 4)
+    assert rows["3"].macs_after == 8 * 8 * (12 * (8 + 3 + 3) + 16 * 12 // 2)
+    assert rows["6"].macs_after == rows["6"].parameters_after - 10 == 5 * (16 + 10)
+    entry = compressed.report.to_dict()["layers"][1]
+    assert (entry["level"], entry["clusters"], entry["components"], entry["rank"]) == ("cluster", 4, 8, 2)
+
+
+def test_a_compressed_model_says_what_it_is_when_it_is_pruned_later(compressed):
+    recipe = Recipe.from_dict({"pruning": {"keep": 0.5, "round_to": 1}})
+    _, report = compress(compressed.model, torch.randn(1, 3, 8, 8), recipe)
+    cells = {row.name: level_cells(row) for row in report.layers}
+    assert cells["2"] == ("filter", "2", "-")
+    assert cells["6"] == ("layer", "-", "5")
+
+
+def test_large_components_are_named(compressed):
+    names = {"nmse_mean": 0.1, "nmse_worst": 0.2, "fallback_filters": 0}
+    sizes = {"a": 9.9, "b": 12.4, "c": 340.2, "d": None}
+    layers = tuple(DecomposedLayer((name,), 2, **names, largest_component=size) for name, size in sizes.items())
+
+    def warning(*chosen):
+        return warning_of_large_components(replace(compressed.report, decomposition=DecompositionReport(chosen, ())))
+
+    assert warning(layers[0], layers[3]) is None
+    assert warning(layers[1]).startswith("A component of b has 12 times the norm of the weight it is part of: its ")
+    assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
