@@ -190,12 +190,17 @@ def _layout(
     if wanted > limit and not more_macs:
         return Reason.RANK_TOO_HIGH.because(rank=wanted, limit=limit)
     rank = shape.highest_rank(clusters, shape.macs(Layout("filter", None, wanted)))
-    rank = full if rank >= full else _filling_lanes(rank, clusters)
+    rank = full if rank >= full else filling_lanes(rank, clusters)
     return Layout(level, clusters, rank) if rank else Reason.RANK_TOO_LOW.because(rank=wanted)
 
 
-def _filling_lanes(rank: int, clusters: int) -> int:
-    """Lower a rank so that all components together fill whole lanes, where few of them are lost by it."""
+def filling_lanes(rank: int, clusters: int) -> int:
+    """Lower a rank so that all components together fill whole vector lanes, where few of them are lost by it.
+
+    Args:
+        rank: Per cluster.
+        clusters: K.
+    """
     step = _LANES // math.gcd(_LANES, clusters)
     lower = rank // step * step
     return lower if rank - lower <= _SPARED * rank else rank
