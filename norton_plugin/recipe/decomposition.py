@@ -23,7 +23,8 @@ class LayerRequest(Section):
 
     Attributes:
         level: Which filters share components.
-        rank: R per filter; at the other levels, as many components as cost no more MACs than R per filter.
+        rank: R per filter; at the other levels, as many components as cost no more MACs than R per filter, rounded
+            down to a multiple of 16, which runs faster, where that leaves out at most 7 % of them.
         components: M of the whole layer.
         share: MACs of the layer as a share of the dense layer's, in (0, 1].
         clusters: Clusters of filters, in each group of a grouped convolution.

@@ -51,6 +51,12 @@ def test_one_slow_round_does_not_move_the_median(clock):
     assert compare_latency([a, b], rounds=5, warmup=0, budget=1000).ratios == (1.0, 2.0)
 
 
+def test_the_seconds_are_those_of_the_clock_that_is_given(clock):
+    calls = [clock.call("a", 1.0), clock.call("b", 1.0)]
+    result = compare_latency(calls, rounds=3, clock=lambda: 10 * clock.now)
+    assert result.seconds == (10.0, 10.0)
+
+
 @pytest.mark.parametrize(("budget", "rounds"), [(0.0, 3), (9.0, 5), (1000.0, 15)])
 def test_the_budget_ends_the_measurement_after_three_rounds_at_least(clock, budget, rounds):
     calls = [clock.call("a", 1.0), clock.call("b", 1.0)]
