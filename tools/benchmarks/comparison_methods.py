@@ -106,14 +106,20 @@ def _layer_cp(weight: Tensor, rank: int, seed: int) -> Tensor:
         return tensorly.cp_to_tensor(cp)
 
 
-def _tucker_ranks(shape: tuple[int, int, int, int], rank: int) -> list[int]:
+def tucker_ranks(shape: tuple[int, int, int, int], rank: int) -> list[int]:
+    """Return how many outputs and inputs Tucker keeps: ``rank`` outputs and the same share of the inputs.
+
+    Args:
+        shape: (N, C, Kh, Kw).
+        rank: Outputs kept.
+    """
     return [rank, min(shape[1], max(1, round(rank * shape[1] / shape[0])))]
 
 
 def _tucker2(weight: Tensor, rank: int, seed: int) -> Tensor:
     shape = _shape(weight)
     with tensorly.backend_context("pytorch", local_threadsafe=True):
-        ranks = _tucker_ranks(shape, rank)
+        ranks = tucker_ranks(shape, rank)
         (core, factors), _ = partial_tucker(weight, ranks, modes=[0, 1], n_iter_max=100, random_state=seed)
     return torch.einsum("abhw,na,cb->nchw", core, *factors)
 
@@ -135,7 +141,7 @@ def _svd_spatial(weight: Tensor, rank: int, seed: int) -> Tensor:
 
 def _tucker_parameters(shape: tuple[int, int, int, int], rank: int) -> int:
     filters, channels, height, width = shape
-    out, into = _tucker_ranks(shape, rank)
+    out, into = tucker_ranks(shape, rank)
     return filters * out + channels * into + out * into * height * width
 
 

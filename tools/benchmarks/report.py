@@ -14,6 +14,7 @@ from report_bccd import bccd
 from report_comparison import comparison
 from report_detectors import detectors
 from report_fuzz import fuzz
+from report_levels import levels, levels_finetune
 from report_table import Facts, table
 
 
@@ -171,6 +172,8 @@ def figure1(facts: Facts) -> str:
 
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
+    ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
+    ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),

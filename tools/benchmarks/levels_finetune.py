@@ -1,0 +1,131 @@
+"""Fine-tune ResNet-20 at 16 % and 32 % of the MACs: filters of their own, in clusters, or one layer of components.
+
+Every run starts from the blocks that the package makes of the trained network (rank 1 or 2 per filter, and as many
+shared components as need no more MACs) and gets the same images, steps and schedule; the dense form runs in training.
+BatchNorm trains on the statistics of each batch, so the statistics of the start do not matter and are left alone.
+Runs can be made one by one: each adds its row to ``levels_finetune.json``.
+
+    python tools/benchmarks/levels_finetune.py --weights WEIGHTS
+    python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import torch
+from cifar_data import add_arguments, load_images, load_resnet, machine
+from hybrid import EXAMPLE, Images, add_row
+from levels_recipe import recipe_for, run_dense_
+
+from norton_plugin import compress
+from norton_plugin.mm import evaluate, finetune
+
+EPOCHS = 4
+SETTINGS: dict[str, Any] = {
+    "epochs": EPOCHS,
+    "batch_size": 128,
+    "weight_decay": 1e-3,
+    "factor_decay": 1.0,
+    "warmup_epochs": 0.15 * EPOCHS,
+    "crop_padding": 4,
+    "flip": True,
+    "val_interval": EPOCHS,
+}
+# The rates of AdamW that were the best ones in short runs beforehand; both are tried for clusters.
+RUNS = [
+    *(f"{run}:{seed}" for seed in (0, 1) for run in ("filter:1:AdamW:0.01", "layer:1:AdamW:0.005")),
+    "cluster4:1:AdamW:0.005:0",
+    "cluster4:1:AdamW:0.01:0",
+    "filter:1:SGD:0.05:0",
+    "layer:1:SGD:0.05:0",
+    "cluster4:1:AdamW:0.01:1",
+    *(f"{run}:0" for run in ("filter:2:AdamW:0.01", "layer:2:AdamW:0.005", "cluster4:2:AdamW:0.01")),
+    *(f"{run}:1" for run in ("filter:2:AdamW:0.01", "layer:2:AdamW:0.005", "cluster4:2:AdamW:0.01")),
+]
+
+
+class Run(NamedTuple):
+    """One fine-tuning.
+
+    Attributes:
+        level: A name of `levels_recipe.recipe_for`.
+        rank: R at the filter level; the other levels get its MACs.
+        optimizer: ``AdamW`` or ``SGD``.
+        lr: Highest learning rate.
+        seed: Of the decomposition, the images drawn, their order and their augmentation.
+    """
+
+    level: str
+    rank: int
+    optimizer: str
+    lr: float
+    seed: int
+
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """Read ``level:rank:optimizer:lr:seed``."""
+        level, rank, optimizer, lr, seed = text.split(":")
+        return cls(level, int(rank), optimizer, float(lr), int(seed))
+
+
+def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compress and fine-tune; return the row of the run."""
+    source = load_resnet("resnet20", arguments.weights)
+    model, report = compress(source.model.eval(), EXAMPLE, recipe_for(run.level, run.rank, seed=run.seed))
+    run_dense_(model)
+    statistics = {"mean": source.mean, "std": source.std}
+    begin, processor = time.perf_counter(), time.process_time()
+    result = finetune(
+        model,
+        images.train.subset(arguments.train_images, seed=run.seed),
+        optimizer=run.optimizer,
+        lr=run.lr,
+        seed=run.seed,
+        on_epoch=lambda record, total: print(f"  {record}", flush=True),
+        **statistics,
+        **SETTINGS,
+    )
+    wall, processor = time.perf_counter() - begin, time.process_time() - processor
+    layers = report.decomposition.layers
+    return {
+        **run._asdict(),
+        "macs_share": round(report.macs_after / report.macs_before, 4),
+        "parameters_share": round(report.parameters_after / report.parameters_before, 4),
+        "layers": len(layers),
+        "nmse": round(sum(layer.nmse_layer or 0.0 for layer in layers) / len(layers), 4),
+        "train_images": arguments.train_images,
+        "steps": EPOCHS * (arguments.train_images // SETTINGS["batch_size"]),
+        "losses": [round(record.loss, 4) for record in result.history],
+        "top1": round(evaluate(model, images.test, **statistics).top1, 2),
+        "wall_seconds": round(wall, 1),
+        "processor_seconds": round(processor, 1),
+    }
+
+
+def main() -> None:
+    """Parse the arguments and run one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--runs", nargs="+", default=RUNS, help="level:rank:optimizer:lr:seed")
+    parser.add_argument("--train-images", type=int, default=8000, help="training images of every run")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))
+    facts = {
+        "command": "python tools/benchmarks/levels_finetune.py --weights WEIGHTS",
+        "data": f"CIFAR-10 (JPEG), {arguments.train_images:,} training images, all 10,000 test images",
+        "model": "ResNet-20, public weights trained on the original CIFAR-10",
+        "settings": SETTINGS,
+        "machine": machine(),
+    }
+    for text in arguments.runs:
+        row = run_one(Run.parse(text), images, arguments)
+        print(text, row, flush=True)
+        add_row(arguments.output / "levels_finetune.json", text, row, facts)
+
+
+if __name__ == "__main__":
+    main()
