@@ -45,9 +45,9 @@ def decompose_coupled(
     clusters: Sequence[Tensor | None] | None = None,
     metrics: Sequence[Tensor | None] | None = None,
     restarts: int = 3,
-    sweeps: int = 200,
+    sweeps: int = 150,
     tolerance: float = 1e-4,
-    ridge: float = 1e-6,
+    ridge: float = 3e-4,
     seed: int = 0,
     chunk_bytes: int = 1024 * 2**20,
 ) -> list[CoupledResult]:
@@ -65,11 +65,13 @@ def decompose_coupled(
         clusters: Per layer the cluster of every filter, integers (N,) from 0 to K - 1, or None for one cluster.
         metrics: Per layer None, or for kernels 1x1 the second moment of the inputs (C, C), symmetric positive
             semidefinite: the error of the output is then the smallest, not that of the weight.
-        restarts: Starts per cluster, >= 1: one from the weight and ``restarts - 1`` random ones.
+        restarts: Starts per cluster, >= 1: one from the weight and ``restarts - 1`` random ones; above one, up to four
+            times as many where a cluster has few components, whose local minima differ most.
         sweeps: Most ALS sweeps per cluster, >= 1.
         tolerance: A cluster is done when its error fell by less than this share of itself in ten sweeps; >= 0.
-        ridge: Weight of the components' squared norms against the squared error, both relative to the weight's; in
-            (0, 1). It bounds the components: without it, the best ones may be huge and cancel each other.
+        ridge: Weight of the components' squared norms, relative to the squared error; in (0, 1). No component
+            exceeds the norm of its cluster's weight over sqrt(ridge); without it, components may grow huge and cancel
+            each other (docs/method.md has figures). Clusters of one filter use the ridge of `decompose_layers`.
         seed: Of the random starts. Equal seeds and ``chunk_bytes`` give equal factors.
         chunk_bytes: Bound on working memory, in bytes. A single cluster is processed even if it needs more.
 

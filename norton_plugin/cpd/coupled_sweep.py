@@ -1,13 +1,13 @@
 """One ALS sweep over four modes for a batch of clusters: filters, channels, kernel rows and kernel columns.
 
-The tensor is contracted with a large factor twice per sweep, and everything else is made from these two products (a
-dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating LS algorithms for high order CANDECOMP/PARAFAC tensor
-factorizations", IEEE Trans. Signal Processing 61(19), 2013): with the head gives the mix, with the mix the other three.
+The tensor is contracted twice per sweep: with head, vertical and horizontal for the mix, and with the mix alone; from
+this product come the other three (a dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating LS algorithms for high
+order CANDECOMP/PARAFAC tensor factorizations", IEEE Trans. Signal Processing 61(19), 2013).
 
-Columns have norm one, all but those of the factor solved for. So the ridge adds the same to the squared error in
-every step, ``ridge * sum of the squared norms of the components``: the Lagrangian of error-preserving correction
-(Phan, Tichavsky, Cichocki, "Error preserving correction: a method for CP decomposition at a target error bound",
-IEEE Trans. Signal Processing 67(5), 2019), and no component can grow beyond the norm of the tensor over sqrt(ridge).
+Columns have norm one, all but those of the factor solved for. So a ridge adds the same to the squared error in every
+step: ``ridge * sum of the squared norms of the components``, the Lagrangian of error-preserving correction (Phan,
+Tichavsky, Cichocki, "Error preserving correction: a method for CP decomposition at a target error bound", IEEE Trans.
+Signal Processing 67(5), 2019).
 
 Shapes: tensor (b, n, Kh*Kw, C); mix (b, n, R); head (b, C, R), vertical (b, Kh, R), horizontal (b, Kw, R).
 """
@@ -43,24 +43,24 @@ def cross_gram(factor: Tensor) -> Tensor:
     return factor.mT @ factor
 
 
-def ridge_solve(gram: Tensor, target: Tensor, *, ridge: float) -> Tensor:
+def ridge_solve(gram: Tensor, target: Tensor, *, ridge: Tensor) -> Tensor:
     """Solve ``X (gram + ridge) = target`` by Cholesky factorisation.
 
     Args:
         gram: Symmetric positive semidefinite with a diagonal of ones or zeros, (b, R, R); overwritten.
         target: Shape (b, a, R).
-        ridge: Added to the diagonal; > 0.
+        ridge: Added to the diagonals, shape (b,); > 0.
 
     Returns:
         Shape (b, a, R); NaN for a matrix that is not positive definite in this precision.
     """
-    gram.diagonal(dim1=1, dim2=2).add_(ridge)
+    gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
     factor, failed = torch.linalg.cholesky_ex(gram)
     solution = torch.cholesky_solve(target.mT, factor).mT
     return torch.where((failed > 0)[:, None, None], torch.nan, solution)
 
 
-def solve_mix(tensor: Tensor, columns: Columns, *, ridge: float) -> tuple[Tensor, Tensor]:
+def solve_mix(tensor: Tensor, columns: Columns, *, ridge: Tensor) -> tuple[Tensor, Tensor]:
     """Solve for the mix and say what is left.
 
     Args:
@@ -72,15 +72,14 @@ def solve_mix(tensor: Tensor, columns: Columns, *, ridge: float) -> tuple[Tensor
         The mix (b, n, R), and the squared error plus the ridge's share (b,).
     """
     head, vertical, horizontal = columns
-    batch, filters, positions, channels = tensor.shape
-    product = (tensor.reshape(batch, -1, channels) @ head).view(batch, filters, positions, -1)
-    target = _weighted_sum(product.unbind(2), khatri_rao(vertical, horizontal))
+    kernel = khatri_rao(vertical, horizontal)
+    target = tensor.flatten(2) @ (kernel.unsqueeze(2) * head.unsqueeze(1)).flatten(1, 2)
     gram = cross_gram(head) * cross_gram(vertical) * cross_gram(horizontal)
     mix = ridge_solve(gram, target, ridge=ridge)
     return mix, 1 - (mix * target).sum((1, 2))
 
 
-def sweep(tensor: Tensor, columns: Columns, *, ridge: float) -> tuple[Columns, Tensor]:
+def sweep(tensor: Tensor, columns: Columns, *, ridge: Tensor) -> tuple[Columns, Tensor]:
     """Update mix, head, vertical and horizontal once each, in this order.
 
     Args:
@@ -95,13 +94,13 @@ def sweep(tensor: Tensor, columns: Columns, *, ridge: float) -> tuple[Columns, T
     batch, _, positions, channels = tensor.shape
     mix, objective = solve_mix(tensor, columns, ridge=ridge)
     mix = unit_columns(mix)
-    product = (tensor.flatten(2).mT @ mix).view(batch, positions, channels, -1)
+    product = (tensor.flatten(2).mT @ mix).view(batch, positions, channels, -1).unbind(1)
     mix_gram = cross_gram(mix)
 
-    target = _weighted_sum(product.unbind(1), khatri_rao(vertical, horizontal))
+    target = _weighted_sum(product, khatri_rao(vertical, horizontal))
     gram = mix_gram * cross_gram(vertical) * cross_gram(horizontal)
     head = unit_columns(ridge_solve(gram, target, ridge=ridge))
-    kernel = torch.stack([(part * head).sum(1) for part in product.unbind(1)], dim=1)
+    kernel = torch.stack([(part * head).sum(1) for part in product], dim=1)
     kernel = kernel.view(batch, vertical.shape[1], horizontal.shape[1], -1)
     outer_gram = mix_gram * cross_gram(head)
 

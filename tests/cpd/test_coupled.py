@@ -159,9 +159,9 @@ def test_order_of_filters_changes_the_order_of_the_mix_only() -> None:
 def test_layers_together_are_as_good_as_alone() -> None:
     weights = [trained_like(12, 10), trained_like(12, 10, seed=5), gaussian(12, 7, 1, 1), gaussian(12, 10, 3, 3)]
     clusters = [None, PAIRS, torch.arange(12) % 3, PAIRS]
-    together = decompose_coupled(weights, [8, 12, 6, 18], clusters=clusters)
+    together = decompose_coupled(weights, [8, 12, 6, 18], clusters=clusters, restarts=1, sweeps=60)
     for weight, cluster, count, result in zip(weights, clusters, (8, 12, 6, 18), together, strict=True):
-        alone = decompose_coupled([weight], count, clusters=[cluster], chunk_bytes=1)[0]
+        alone = decompose_coupled([weight], count, clusters=[cluster], restarts=1, sweeps=60, chunk_bytes=1)[0]
         assert result.factors.components == count
         torch.testing.assert_close(result.nmse, alone.nmse, rtol=1e-4, atol=1e-6)
 
@@ -212,7 +212,44 @@ def test_degenerate_tensors_keep_bounded_components() -> None:
     a, b = torch.eye(3, dtype=torch.float64)[:2]
     words = ((a, a, b), (a, b, a), (b, a, a))
     cube = sum(torch.einsum("a,b,c->abc", *word) for word in words).unsqueeze(3)
-    loose, tight = (decompose_coupled([cube], 2, ridge=ridge, sweeps=2000, tolerance=0)[0] for ridge in (1e-10, 1e-4))
-    assert loose.largest_component > 3 * tight.largest_component
-    assert tight.largest_component < 1e2
-    assert tight.layer_nmse < 0.05
+    loose, tight = (decompose_coupled([cube], 2, ridge=ridge, sweeps=500, tolerance=0)[0] for ridge in (1e-9, 0.1))
+    assert loose.largest_component > 5
+    assert tight.largest_component < 0.1**-0.5
+    assert tight.layer_nmse < 0.1
+
+
+@pytest.mark.parametrize(
+    ("components", "clusters", "message"),
+    [
+        (0, None, r"0 components .* from 1 to 108"),
+        (109, None, r"109 components .* from 1 to 108"),
+        (8, torch.arange(12) % 3, r"multiple of 3 from 3 to 108"),
+        (True, None, "True components"),
+        (6, torch.zeros(11).long(), r"shape \(11,\).* for 12 filters"),
+        (6, torch.zeros(12), "type torch.float32"),
+        (6, torch.arange(12) % 3 + 1, "names 3 clusters between 1 and 3"),
+        (6, torch.arange(12) % 3 * 2, "names 3 clusters between 0 and 4"),
+        (6, torch.arange(12) % 3 - 1, "names 3 clusters between -1 and 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(components: int, clusters: Tensor | None, message: str) -> None:
+    with pytest.raises(DecompositionError, match=message):
+        decompose_coupled([gaussian(12, 20, 3, 3)], components, clusters=[clusters])
+
+
+def test_bad_weights_metrics_and_options_are_refused() -> None:
+    weight, point = gaussian(6, 4, 3, 3), gaussian(6, 4, 1, 1)
+    spoiled = weight.clone()
+    spoiled[2, 1, 0, 0] = torch.nan
+    calls: list[tuple[Tensor, dict[str, object], str]] = [
+        (spoiled, {}, "1 of 6 filters hold NaN"),
+        (weight, {"metrics": [torch.eye(4)]}, "1x1 kernels only"),
+        (point, {"metrics": [torch.eye(3)]}, r"expected a floating\s+\(4, 4\)"),
+        (point, {"metrics": [torch.ones(4, 4).triu()]}, "not symmetric"),
+        (weight, {"clusters": [None, None]}, "Got 2 clusters for 1 weights"),
+        (weight, {"ridge": 0.0}, "ridge is 0.0"),
+        (weight, {"restarts": 0}, "restarts is 0"),
+    ]
+    for given, options, message in calls:
+        with pytest.raises(DecompositionError, match=message):
+            decompose_coupled([given], 2, **options)
