@@ -190,7 +190,7 @@ class Reason(Enum):
     RANK_TOO_LOW = left("rank-too-low",
         "rank {rank} leaves fewer MACs than one component of each cluster needs",
         advice="raise the rank, or ask for fewer clusters",
-        example="a layer of 8 filters of 3 channels at rank 1 and level layer")
+        example="a convolution of 8 filters at rank 1, level cluster and 8 clusters")
     SHARE_TOO_SMALL = left("share-too-small",
         "one component (of each filter or cluster) takes {least:.3f} of the dense layer's MACs, the share is {share:g}",
         advice="raise decomposition.share, or choose the level 'layer', whose components are the cheapest",

@@ -119,7 +119,9 @@ class Decomposition(Section):
         self._whole().check("decomposition.")
         check_table("decomposition.ranks", self.ranks)
         for pattern, rank in self.ranks.items():
-            check_rank(f"decomposition.ranks[{pattern!r}]", rank)
+            where = f"decomposition.ranks[{pattern!r}]"
+            check_rank(where, rank)
+            _over(self._whole(), {"rank": rank}).check(f"with {where}: decomposition.")
         check_table("decomposition.layers", self.layers)
         for pattern, settings in self.layers.items():
             where = f"decomposition.layers[{pattern!r}]"

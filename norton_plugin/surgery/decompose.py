@@ -8,7 +8,7 @@ import time
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock, CPDLinear
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.running import TOLERANCE
 from norton_plugin.modules.swap import swap_, take_over_flags_
 from norton_plugin.reasons import Cause, Reason
@@ -129,6 +129,8 @@ def from_conv(
     name = type(conv).__name__
     check_finite(name, contract.weight)
     request, shape = options.request(name), shape_of(contract)
+    if not request.active or request.rank == "auto":
+        raise RecipeError(f"the rank of {name} is {rank!r}; give from_conv a whole number, or components, or a share")
     layouts = _fixed_layouts(request, contract, name)
     [(target, found)], _ = factorise([Target(conv, (name,), contract, request, shape, layouts, None)], options)
     block = block_from_factors(target, found)

@@ -35,7 +35,7 @@ class Target:
         contract: What a replacement has to keep.
         request: What is asked of it.
         shape: What decides its cost.
-        layouts: What it may become; for rank "auto" at rank 1.
+        layouts: What it may become; for rank "auto" at the lowest one.
         map_size: (H, W) of its input where known.
     """
 
@@ -107,13 +107,7 @@ def _consider(
         return (Reason.LINEAR if linear else Reason.KERNEL_1X1).because()
     if shape.channels == 1:
         return Reason.ONE_INPUT_CHANNEL.because()
-    automatic = request.rank == "auto"
-    layouts = layouts_for(
-        shape,
-        replace(request, rank=1) if automatic else request,
-        name=names[0],
-        more_macs=decomposition.allow_more_macs,
-    )
+    layouts = _first_layouts(shape, request, name=names[0], more_macs=decomposition.allow_more_macs)
     if isinstance(layouts, Cause):
         return layouts
     if linear:
@@ -122,6 +116,18 @@ def _consider(
             return Reason.LINEAR.because()
     check_finite(names[0], contract.weight)
     return Target(module, names, contract, request, shape, layouts, sizes[0])
+
+
+def _first_layouts(
+    shape: LayerShape, request: LayerRequest, *, name: str, more_macs: bool
+) -> tuple[Layout, ...] | Cause:
+    """Return what a layer may become; for rank "auto" at the lowest rank at which it may become anything."""
+    if request.rank != "auto":
+        return layouts_for(shape, request, name=name, more_macs=more_macs)
+    found = layouts_for(shape, replace(request, rank=1), name=name, more_macs=more_macs)
+    if isinstance(found, Cause) and found.reason is Reason.RANK_TOO_LOW:  # rank 2 pays for the mix of all clusters
+        found = layouts_for(shape, replace(request, rank=2), name=name, more_macs=more_macs)
+    return found
 
 
 def shape_of(

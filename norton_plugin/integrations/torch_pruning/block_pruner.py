@@ -1,4 +1,4 @@
-"""Torch-Pruning's view of a CPDBlock."""
+"""Torch-Pruning's view of a CPDBlock and of a CPDLinear."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch_pruning as tp
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import SurgeryError
 
 
@@ -52,6 +52,30 @@ class CPDBlockPruner(tp.pruner.BasePruningFunc):
     def get_out_channel_groups(self, layer: CPDBlock) -> int:
         """Return how many groups the filters fall into."""
         return layer.groups
+
+
+class CPDLinearPruner(tp.pruner.BasePruningFunc):
+    """Prune a CPDLinear by index selects on its factors; to be registered as ``CPDBlockPruner`` is."""
+
+    TARGET_MODULES = CPDLinear
+
+    def prune_out_channels(self, layer: CPDLinear, idxs: Sequence[int]) -> CPDLinear:
+        """Remove outputs; raises SurgeryError on indices out of range."""
+        layer.select_(_kept(layer.out_features, idxs, layer), "filters")
+        return layer
+
+    def prune_in_channels(self, layer: CPDLinear, idxs: Sequence[int]) -> CPDLinear:
+        """Remove inputs; raises SurgeryError on indices out of range."""
+        layer.select_(_kept(layer.in_features, idxs, layer), "channels")
+        return layer
+
+    def get_out_channels(self, layer: CPDLinear) -> int:
+        """Return the number of outputs."""
+        return layer.out_features
+
+    def get_in_channels(self, layer: CPDLinear) -> int:
+        """Return the number of inputs."""
+        return layer.in_features
 
 
 def _kept(size: int, removed: Sequence[int], layer: nn.Module) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.node import Node
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.errors import SurgeryError
 
@@ -20,8 +20,8 @@ _CONVOLUTION, _LINEAR = nn.modules.conv._ConvNd, nn.Linear
 def criterion_of(importance: tp.importance.Importance) -> Callable[[ChannelGroup], Tensor]:
     """Make a criterion of an importance.
 
-    The importance is given all channels of a group, numbered as by Torch-Pruning's own graph. CPDBlocks are shown to
-    it as the convolutions they equal, without gradients.
+    The importance is given all channels of a group, numbered as by Torch-Pruning's own graph. CPDBlocks and CPDLinears
+    are shown to it as the convolutions and Linear layers they equal, without gradients.
 
     Args:
         importance: Any importance, or a function of a Torch-Pruning group; what it needs beforehand (gradients, as
@@ -76,17 +76,20 @@ def torch_pruning_group(group: ChannelGroup) -> tp.Group:
 
 
 def _shown(module: Any) -> Any:
-    """Return the module itself, or the convolution that a CPDBlock equals."""
-    if not isinstance(module, CPDBlock):
+    """Return the module itself, or the convolution or Linear layer that a block equals."""
+    if isinstance(module, CPDLinear):
+        dense: Any = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
+    elif isinstance(module, CPDBlock):
+        dense = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            groups=module.groups,
+            bias=module.bias is not None,
+            device="meta",
+        )
+    else:
         return module
-    dense = nn.Conv2d(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        groups=module.groups,
-        bias=module.bias is not None,
-        device="meta",
-    )
     dense.weight = nn.Parameter(module.weight.detach(), requires_grad=False)
     if module.bias is not None:
         dense.bias = nn.Parameter(module.bias.detach(), requires_grad=False)

@@ -1,4 +1,4 @@
-"""The keyword arguments that a Torch-Pruning pruner needs for models with CPDBlocks."""
+"""The keyword arguments that a Torch-Pruning pruner needs for models with CPDBlocks and CPDLinears."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from typing import Any
 
 import torch_pruning as tp
 
-from norton_plugin.blocks import CPDBlock
-from norton_plugin.integrations.torch_pruning.block_pruner import CPDBlockPruner
+from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.integrations.torch_pruning.block_pruner import CPDBlockPruner, CPDLinearPruner
 
 
 def pruner_options() -> dict[str, Any]:
-    """Return keyword arguments for any pruner of Torch-Pruning, so that it prunes CPDBlocks too.
+    """Return keyword arguments for any pruner of Torch-Pruning, so that it prunes blocks too.
 
     The tables of channel groups and heads are fresh in every call: those that Torch-Pruning 1.6 takes by default are
     one and the same dict for all pruners of a process, and what one model writes there breaks the next.
 
     Returns:
-        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM and CPDBlock) and empty tables.
+        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM, CPDBlock and CPDLinear) and empty
+        tables.
     """
     tables = ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups")
-    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, CPDBlock]
+    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, CPDBlock, CPDLinear]
     return {
-        "customized_pruners": {CPDBlock: CPDBlockPruner()},
+        "customized_pruners": {CPDBlock: CPDBlockPruner(), CPDLinear: CPDLinearPruner()},
         "root_module_types": roots,
         **{table: {} for table in tables},
     }

@@ -6,11 +6,13 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.errors import SurgeryError
 from norton_plugin.pabs import removal_scores
 from norton_plugin.recipe import Criterion
 from norton_plugin.surgery.distances import group_distance
+
+_PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, CPDBlock, CPDLinear)
 
 
 class PABSImportance(tp.importance.Importance):
@@ -45,7 +47,7 @@ def producers_of(group: tp.Group) -> list[tuple[nn.Module, list[int], list[int]]
     found: list[tuple[nn.Module, list[int], list[int]]] = []
     for item in group:
         module, handler = item.dep.target.module, item.dep.handler
-        if not isinstance(module, nn.Conv2d | nn.Linear | CPDBlock | nn.Conv1d | nn.Conv3d | nn.ConvTranspose2d):
+        if not isinstance(module, _PRODUCERS):
             continue
         is_output = group._DG.is_out_channel_pruning_fn(handler)
         depthwise = getattr(module, "groups", 1) == getattr(module, "out_channels", 0) > 1
