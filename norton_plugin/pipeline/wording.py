@@ -54,7 +54,7 @@ def size_in_words(layer: Levelled) -> str:
 
 def in_words(layer: LayerReport) -> str:
     """Return what a layer became, with its error: ``level layer, 24 components, NMSE 0.1200``."""
-    return size_in_words(layer) + ("" if layer.nmse is None else f", NMSE {layer.nmse:.4f}")
+    return size_in_words(layer) + ("" if layer.level is None or layer.nmse is None else f", NMSE {layer.nmse:.4f}")
 
 
 def warning_of_large_components(report: CompressionReport) -> str | None:
