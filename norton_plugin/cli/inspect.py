@@ -132,8 +132,12 @@ def _table(found: Inspection, source: str) -> FittedTable:
 
 
 def _decompose(layer: InspectedLayer) -> str:
+    from norton_plugin.pipeline import size_in_words
+
     if layer.eligible:
         return "yes"
+    if layer.level is not None:
+        return f"done: {size_in_words(layer)}"
     return "at level layer" if layer.shared else f"{layer.code}: {layer.reason}"
 
 

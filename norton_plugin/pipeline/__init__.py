@@ -4,7 +4,13 @@ from norton_plugin.pipeline.checks import check_model
 from norton_plugin.pipeline.compression import compress
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 from norton_plugin.pipeline.result import CompressionResult
-from norton_plugin.pipeline.wording import LEVEL_HEADINGS, in_words, level_cells, warning_of_large_components
+from norton_plugin.pipeline.wording import (
+    LEVEL_HEADINGS,
+    in_words,
+    level_cells,
+    size_in_words,
+    warning_of_large_components,
+)
 
 __all__ = [
     "LEVEL_HEADINGS",
@@ -15,5 +21,6 @@ __all__ = [
     "compress",
     "in_words",
     "level_cells",
+    "size_in_words",
     "warning_of_large_components",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
 # Norm of a component over that of its cluster's weight, from which on the report speaks of it.
@@ -9,7 +11,27 @@ _LARGE = 10.0
 LEVEL_HEADINGS = ("level", "rank", "components")
 
 
-def level_cells(layer: LayerReport) -> tuple[str, str, str]:
+class Levelled(Protocol):
+    """What says how a layer is decomposed, as ``LayerReport`` names it."""
+
+    @property
+    def level(self) -> str | None:
+        """Which filters share components."""
+
+    @property
+    def rank(self) -> int | None:
+        """R."""
+
+    @property
+    def clusters(self) -> int | None:
+        """K."""
+
+    @property
+    def components(self) -> int | None:
+        """M."""
+
+
+def level_cells(layer: Levelled) -> tuple[str, str, str]:
     """Return level, rank and components of a layer for the columns ``LEVEL_HEADINGS``, ``-`` where there is none.
 
     The rank stands for filters with components of their own; where they share some, the layer's components do.
@@ -22,13 +44,17 @@ def level_cells(layer: LayerReport) -> tuple[str, str, str]:
     return level, "-", str(layer.components)
 
 
-def in_words(layer: LayerReport) -> str:
-    """Return what a layer became: ``level layer, 24 components, NMSE 0.1200``; ``dense`` where it stayed so."""
+def size_in_words(layer: Levelled) -> str:
+    """Return ``level layer, 24 components`` or ``level filter, rank 2``; ``dense`` where a layer is not decomposed."""
     level, rank, components = level_cells(layer)
     if layer.level is None:
         return "dense"
-    size = f"rank {rank}" if layer.components is None else f"{components} components"
-    return ", ".join([f"level {level}", size, *([] if layer.nmse is None else [f"NMSE {layer.nmse:.4f}"])])
+    return f"level {level}, {f'rank {rank}' if layer.components is None else f'{components} components'}"
+
+
+def in_words(layer: LayerReport) -> str:
+    """Return what a layer became, with its error: ``level layer, 24 components, NMSE 0.1200``."""
+    return size_in_words(layer) + ("" if layer.level is None or layer.nmse is None else f", NMSE {layer.nmse:.4f}")
 
 
 def warning_of_large_components(report: CompressionReport) -> str | None:

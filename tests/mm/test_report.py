@@ -1,0 +1,26 @@
+"""The hook's table has the words of the command's: level, rank, components."""
+
+import pytest
+
+pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
+
+import torch
+from torch import nn
+
+from norton_plugin import Recipe, compress
+from norton_plugin.mm.run.report import layer_lines, summary_table
+
+pytestmark = pytest.mark.mm
+
+
+def test_a_row_for_each_level():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3) for _ in range(3)))
+    layers = {"1": {"level": "cluster", "clusters": 4}, "2": {"level": "filter", "rank": 1}}
+    recipe = Recipe.from_dict({"decomposition": {"level": "layer", "components": 24, "layers": layers}})
+    _, report = compress(model, torch.randn(1, 16, 12, 12), recipe)
+    heading, *rows = (line.split() for line in summary_table(report, traced="all")[1:5])
+    assert heading == ["layer", "level", "rank", "components", "NMSE", "kept", "MMACs", "after"]
+    assert [row[1:-6] for row in rows] == [["layer"], ["cluster", "(4)"], ["filter"]]
+    assert [row[-6:-4] for row in rows] == [["-", "24"], ["-", "24"], ["1", "-"]]
+    assert "level cluster (4), 24 components, NMSE 0." in layer_lines(report)[1]
