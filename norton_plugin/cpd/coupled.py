@@ -1,4 +1,4 @@
-"""CPD of filters that share components within clusters, batched over clusters and layers (docs/method.md)."""
+"""CPD of clusters of filters that share components, batched over clusters and layers (docs/method.md, section 1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def decompose_coupled(
         tolerance: A cluster is done when its error fell by less than this share of itself in ten sweeps; >= 0.
         ridge: Weight of the components' squared norms, relative to the squared error; in (0, 1). No component
             exceeds the norm of its cluster's weight over sqrt(ridge); without it, components may grow huge and cancel
-            each other (docs/method.md has figures). Clusters of one filter use the ridge of `decompose_layers`.
+            each other (docs/results has figures). Clusters of one filter use the ridge of `decompose_layers`.
         seed: Of the random starts. Equal seeds and ``chunk_bytes`` give equal factors.
         chunk_bytes: Bound on working memory, in bytes. A single cluster is processed even if it needs more.
 

@@ -1,4 +1,4 @@
-"""Factors of a weight whose filters share components within clusters (docs/method.md, coupling levels)."""
+"""Factors of a weight whose filters share components within clusters (docs/method.md, section 1)."""
 
 from typing import NamedTuple
 

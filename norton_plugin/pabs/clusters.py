@@ -14,9 +14,9 @@ _DECIMALS = 9  # of a radian: below are rounding errors, which must not decide t
 def cluster_filters(heads: Tensor, clusters: int, *, groups: int = 1) -> Tensor:
     """Sort filters into clusters of nearly equal size by the PABS distance between their heads.
 
-    Average-linkage hierarchical clustering of the largest principal angles between the spans (docs/method.md). Its
-    leaves, ordered so that neighbours are close, are cut into runs whose lengths differ by at most one: a convolution
-    with groups, as the mix of equal clusters is, needs equal sizes.
+    Average-linkage hierarchical clustering of the largest principal angles between the spans (docs/method.md, section
+    2). Its leaves, ordered so that neighbours are close, are cut into runs whose lengths differ by at most one: a
+    convolution with groups, as the mix of equal clusters is, needs equal sizes.
 
     Args:
         heads: Floating tensor (N, R, C), such as the heads of a filter-wise CPD.

@@ -1,8 +1,11 @@
 """Components shared within clusters: closed forms, planted solutions, invariances, and tensorly as the oracle."""
 
+from pathlib import Path
+
 import pytest
 import tensorly
 import torch
+from safetensors.torch import load_file
 from tensorly.decomposition import parafac
 from torch import Tensor
 
@@ -58,6 +61,13 @@ def test_no_worse_than_the_best_of_three_of_tensorly(weight: Tensor, rank: int) 
     assert result.layer_nmse <= best_parafac(weight, rank)
 
 
+@pytest.mark.parametrize("name", ["layer1.1.conv1", "layer2.1.conv2", "layer3.2.conv1"])
+def test_no_worse_than_tensorly_on_trained_weights(shared_data: Path, name: str) -> None:
+    weight = load_file(shared_data / "weights" / "cifar10_resnet20.safetensors")[f"{name}.weight"]
+    result = decompose_coupled([weight], len(weight))[0]
+    assert result.layer_nmse <= best_parafac(weight, len(weight))
+
+
 def test_clusters_are_no_worse_than_tensorly_on_each() -> None:
     weight, cluster = trained_like(24, 16), torch.arange(24) % 3
     result = decompose_coupled([weight], 3 * 8, clusters=[cluster])[0]
@@ -67,7 +77,7 @@ def test_clusters_are_no_worse_than_tensorly_on_each() -> None:
         assert float(error) <= best_parafac(part, 8)
 
 
-@pytest.mark.parametrize("shape", [(16, 20, 3, 3), (12, 6, 5, 3), (30, 8, 1, 5), (40, 3, 3, 3)])
+@pytest.mark.parametrize("shape", [(16, 20, 3, 3), (12, 6, 5, 3), (30, 8, 1, 5), (40, 3, 3, 3), (4, 80, 3, 3)])
 @pytest.mark.parametrize("clusters", [1, 2])
 def test_shared_components_are_recovered(shape: tuple[int, int, int, int], clusters: int) -> None:
     weight, cluster = planted(shape, clusters, 3)

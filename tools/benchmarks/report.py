@@ -12,6 +12,7 @@ from pathlib import Path
 
 from report_bccd import bccd
 from report_comparison import comparison
+from report_coupled import coupled_speed
 from report_detectors import detectors
 from report_fuzz import fuzz
 from report_levels import levels, levels_finetune
@@ -179,6 +180,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
+    ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
     ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
     ("fuzz.json", "Hostile and odd input", fuzz),
