@@ -14,7 +14,7 @@ from report_bccd import bccd
 from report_comparison import comparison
 from report_detectors import detectors
 from report_fuzz import fuzz
-from report_levels import equal_latency, level_latency
+from report_levels import equal_latency, level_latency, model_latency
 from report_table import Facts, table
 
 
@@ -177,6 +177,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
     ("equal_latency.json", "Error of the levels, Tucker-2 and spatial SVD at equal milliseconds", equal_latency),
+    ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),

@@ -130,4 +130,24 @@ def _ahead(entries: list[dict[str, Any]]) -> str:
         f"{shape} ({', '.join(f'{ratio:.2f}' if ratio else 'alone' for ratio in ratios)})"
         for shape, ratios in won.items()
     )
-    return f"Tucker-2 or spatial SVD ahead of every level on {len(won)} shapes, with their error over the levels' best: {each}."
+    return (
+        f"There, Tucker-2 or spatial SVD is ahead of every level on {len(won)} of {len(entries)} shapes (the quotient "
+        f"of their error and that of the best level, by rising time; `alone` where no level is that fast): {each}."
+    )
+
+
+def model_latency(facts: Facts) -> str:
+    """Latency of whole models at equal MACs."""
+    rows = []
+    for entry in facts["rows"]:
+        for method, speedups in entry["speedup"].items():
+            name = NAMES[method] + (" level" if method in LEVELS else "")
+            where = [f"{entry['model']}, {entry['size']}", entry["runtime"], f"{entry['dense_ms']:.0f}"]
+            rows.append([*where, name, *(f"{value:.2f}" for value in speedups.values())])
+    ranks = list(facts["rows"][0]["speedup"]["filter"])
+    return (
+        f"{facts['method']} Batch 1, fp32, norms folded, random weights, one run. All plain 3x3 convolutions in which "
+        "rank R saves MACs are decomposed, Tucker-2 and spatial SVD to no more MACs than the filter level of that rank "
+        "(RetinaNet: backbone, neck and head). Speed-up over the dense model in the same runtime:\n\n"
+        + table(["model, image", "runtime", "dense, ms", "method", *(f"R = {rank}" for rank in ranks)], rows)
+    )
