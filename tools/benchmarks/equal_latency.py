@@ -21,6 +21,7 @@ from typing import Any
 
 import onnxruntime
 import torch
+from equal_latency_plot import plot
 from layer_chains import dense_conv, forms_of, level_chain, random_chain, rank_within
 from layer_errors import EFFORT, errors
 from layer_shapes import CLUSTERS, LAYERS, Layer
@@ -158,7 +159,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     check = model_check(arguments.weights)
     print(check, flush=True)
-    for layer in (*CIFAR, *LAYERS):
+    for layer in sorted((*LAYERS, *CIFAR), key=lambda layer: layer.channels):
         weights = weights_of(layer.channels, arguments.weights)
         for method, size in sizes(layer):
             if (layer.channels, method, size) not in known:
@@ -179,6 +180,7 @@ def main() -> None:
             "rows": rows,
         }
         (arguments.output / "equal_latency.json").write_text(json.dumps(content, indent=1) + "\n")
+    plot(rows, arguments.output / "equal_latency.png")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def chain_macs(chain: nn.Module, layer: Layer) -> int:
 def _conv(
     weight: Tensor, *, stride: tuple[int, int] = (1, 1), padding: tuple[int, int] = (0, 0), bias: bool = False
 ) -> nn.Conv2d:
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding, bias=bias, device=weight.device)
+    conv = nn.Conv2d(
+        weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), stride, padding, bias=bias, device=weight.device
+    )
     conv.weight.data.copy_(weight)
     if conv.bias is not None:
         conv.bias.data.zero_()

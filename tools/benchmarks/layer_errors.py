@@ -28,8 +28,7 @@ def errors(weights: Sequence[Tensor], method: str, size: int, *, clusters: int) 
         energies = [weight.flatten(1).square().sum(1) for weight in weights]
         results = decompose_layers(list(weights), [size] * len(weights), **EFFORT)
         return statistics.fmean(
-            float((result.nmse * energy).sum() / energy.sum())
-            for result, energy in zip(results, energies, strict=True)
+            float((result.nmse * energy).sum() / energy.sum()) for result, energy in zip(results, energies, strict=True)
         )
     if method in ("cluster", "layer"):
         index = [cluster_of(weight, clusters) if method == "cluster" else None for weight in weights]

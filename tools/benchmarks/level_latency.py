@@ -81,7 +81,8 @@ def measure(layer: Layer, batch: int, ranks: list[int], runs: int) -> list[dict[
 def entry(layer: Layer, level: str, rank: int, best: dict[Any, Any], timed: list[dict[Any, float]]) -> dict[str, Any]:
     """Return the figures of one level at one rank."""
     layout = layer.layout(level, rank)
-    assert layout is not None
+    if layout is None:
+        raise ValueError(f"{layer.name} has no {level} level at rank {rank}, although its filter level has that rank")
     form, memory_format = best[rank, level]
     return {
         "components": layout.components or layout.rank * layer.channels,

@@ -33,12 +33,12 @@ def prepare() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
 
 
-def seconds(calls: Mapping[Any, Callable[[], Any]], *, rounds: int, budget: float) -> dict[Any, float]:
-    """Return the median processor seconds of every call, measured in turns, each right after an untimed one."""
-    twice = [call for call in calls.values() for _ in range(2)]
+def seconds(calls: Mapping[Any, Callable[[], Any]], *, rounds: int, budget: float, times: int = 2) -> dict[Any, float]:
+    """Return the median processor seconds of every call, measured in turns, the last of ``times`` in a row."""
+    rows = [call for call in calls.values() for _ in range(times)]
     with torch.inference_mode():
-        found = compare_latency(twice, rounds=rounds, warmup=1, budget=budget, clock=time.process_time)
-    return dict(zip(calls, found.seconds[1::2], strict=True))
+        found = compare_latency(rows, rounds=rounds, warmup=1, budget=budget, clock=time.process_time)
+    return dict(zip(calls, found.seconds[times - 1 :: times], strict=True))
 
 
 def fastest(
@@ -46,7 +46,7 @@ def fastest(
 ) -> dict[Any, Any]:
     """Return for every candidate which of its variants is the fastest."""
     flat = {(name, variant): call for name, variants in candidates.items() for variant, call in variants.items()}
-    found = seconds(flat, rounds=rounds, budget=budget)
+    found = seconds(flat, rounds=rounds, budget=budget, times=1)
     return {name: min(variants, key=lambda v, n=name: found[n, v]) for name, variants in candidates.items()}
 
 
