@@ -133,6 +133,12 @@ def weights_of(width: int, path: Path) -> list[Tensor]:
     return [trained_like(trained_layers(path, 64), width)]
 
 
+def measured_errors(path: Path) -> dict[tuple[int, str, int], float]:
+    """Return the errors of a file written before, by width, method and size."""
+    rows = json.loads(path.read_text())["rows"]
+    return {(int(row["shape"].split("x")[0]), p["method"], p["size"]): p["nmse"] for row in rows for p in row["points"]}
+
+
 def model_check(path: Path) -> dict[str, dict[str, float]]:
     """Return the errors on trained weights and on weights with their spectra, at 64 channels and equal MACs."""
     layer = Layer(64, 56)
@@ -151,11 +157,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="cifar10_resnet56.safetensors")
     parser.add_argument("--runs", type=int, default=3, help="interleaved runs of 9 calls each")
+    parser.add_argument("--keep-errors", action="store_true", help="take errors from the file that is there")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for equal_latency.json")
     arguments = parser.parse_args()
     prepare()
     torch.manual_seed(0)
-    known: dict[tuple[int, str, int], float] = {}
+    known = measured_errors(arguments.output / "equal_latency.json") if arguments.keep_errors else {}
     rows: list[dict[str, Any]] = []
     check = model_check(arguments.weights)
     print(check, flush=True)
