@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--runs", nargs="+", default=RUNS, help="level:rank:optimizer:lr:seed")
-    parser.add_argument("--train-images", type=int, default=8000, help="training images of every run")
+    parser.add_argument("--train-images", type=int, default=16000, help="training images of every run")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))

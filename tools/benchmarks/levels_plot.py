@@ -34,7 +34,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     networks = [name for name in TITLES if any(row["network"] == name for row in rows)]
     figure, axes = pyplot.subplots(
-        2, len(networks), figsize=(5.2 * len(networks), 7.4), layout="constrained", squeeze=False, sharey="row"
+        2,
+        len(networks),
+        figsize=(5.2 * len(networks), 7.4),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey="row",
     )
     for column, network in enumerate(networks):
         for axis, key in zip(axes[:, column], ("mean_nmse", "top1"), strict=True):
