@@ -85,6 +85,16 @@ def finetune(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    momentum: Annotated[
+        float | None,
+        typer.Option(
+            "--momentum",
+            metavar="F",
+            help="Of SGD; of AdamW the first beta, in [0, 1).",
+            show_default=_OF_MODEL,
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     weight_decay: Annotated[
         float | None,
         typer.Option(
@@ -159,8 +169,8 @@ def finetune(
 ) -> None:
     """Fine-tune an artefact (or a dense source) on a folder of images, and write the result as an artefact.
 
-    Without --optimizer, --lr, --weight-decay and --warmup-epochs they are chosen by how far the model's filters share
-    components, and shown: AdamW for decomposed models, SGD for others.
+    What --optimizer, --lr, --momentum, --weight-decay and --warmup-epochs do not give is chosen by how far the
+    model's filters share components, and shown: AdamW for decomposed models, SGD for others.
 
     An interrupted run goes on with the same command and --resume.
 
@@ -176,6 +186,7 @@ def finetune(
         lr=lr,
         batch_size=batch_size,
         optimizer=None if optimizer is None else _OPTIMIZERS.get(optimizer.lower(), optimizer),
+        momentum=momentum,
         weight_decay=weight_decay,
         warmup_epochs=warmup_epochs,
         label_smoothing=label_smoothing,
@@ -270,7 +281,7 @@ def _chosen(model: nn.Module, settings: FinetuneSettings) -> str:
     level, choice = level_of(model), settings.choice_for(model)
     model_is = "no layer is decomposed" if level == "dense" else f"decomposed at the {level} level"
     return (
-        f"{model_is}: {choice.optimizer}, learning rate {choice.lr:g}, weight decay {choice.weight_decay:g}, "
+        f"{model_is}: {choice.optimizer}, learning rate {choice.lr:g}, momentum {choice.momentum:g}, weight decay {choice.weight_decay:g}, "
         f"warm-up {choice.warmup_epochs:g} epochs"
     )
 

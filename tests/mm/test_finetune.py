@@ -237,13 +237,13 @@ def test_every_factor_decays_by_the_number_of_factors():
 
 
 CHOICES = {
-    "dense": ("SGD", 1e-2, 5e-4, 0.0),
-    "filter": ("AdamW", 1e-2, 1e-3, 0.6),
-    "cluster": ("AdamW", 5e-3, 1e-3, 0.6),
-    "layer": ("AdamW", 5e-3, 1e-3, 0.6),
-    "layer, 1x1": ("AdamW", 5e-3, 1e-3, 0.6),
-    "layer, groups": ("AdamW", 5e-3, 1e-3, 0.6),
-    "linear": ("AdamW", 5e-3, 1e-3, 0.6),
+    "dense": ("SGD", 1e-2, 0.9, 5e-4, 0.0),
+    "filter": ("AdamW", 1e-2, 0.5, 1e-3, 0.6),
+    "cluster": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
+    "layer": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
+    "layer, 1x1": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
+    "layer, groups": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
+    "linear": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
 }
 
 
@@ -252,8 +252,8 @@ def test_the_level_of_the_model_chooses_how_it_is_trained(level):
     model, settings = net_at(level), FinetuneSettings(epochs=4)
     assert level_of(model) == {"linear": "layer"}.get(level, level.partition(",")[0])
     choice = settings.choice_for(model)
-    assert (choice.optimizer, choice.lr, choice.weight_decay) == CHOICES[level][:3]
-    assert choice.warmup_epochs == pytest.approx(CHOICES[level][3])
+    assert (choice.optimizer, choice.lr, choice.momentum, choice.weight_decay) == CHOICES[level][:4]
+    assert choice.warmup_epochs == pytest.approx(CHOICES[level][4])
     given = settings.replace(optimizer="SGD", lr=0.3, weight_decay=0.0, warmup_epochs=0.0).choice_for(model)
     assert (given.optimizer, given.lr, given.weight_decay, given.warmup_epochs) == ("SGD", 0.3, 0.0, 0.0)
     assert settings.replace(lr=0.3).choice_for(model) == replace(choice, lr=0.3)
@@ -261,7 +261,7 @@ def test_the_level_of_the_model_chooses_how_it_is_trained(level):
 
 def test_the_page_shows_the_defaults(repository):
     rows = re.findall(
-        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \|$", (repository / "docs/method.md").read_text(), re.M
+        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", (repository / "docs/method.md").read_text(), re.M
     )
     shown = [(level, name, *map(float, numbers)) for level, name, *numbers in rows]
     table = [(level, name, *numbers) for level, names in levels._TABLE.items() for name, numbers in names.items()]

@@ -221,10 +221,10 @@ def _optimizer(classifier: TimmClassifier, settings: FinetuneSettings, choice: O
         raise SourceError("the model has no parameter that requires a gradient; unfreeze some before fine-tuning")
     optimizer: torch.optim.Optimizer
     if choice.optimizer == "SGD":
-        nesterov = settings.momentum > 0
-        optimizer = torch.optim.SGD(groups, lr=choice.lr, momentum=settings.momentum, nesterov=nesterov)
+        nesterov = choice.momentum > 0
+        optimizer = torch.optim.SGD(groups, lr=choice.lr, momentum=choice.momentum, nesterov=nesterov)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=choice.lr)
+        optimizer = torch.optim.AdamW(groups, lr=choice.lr, betas=(choice.momentum, 0.999))
     clip = {"max_norm": settings.clip_grad} if settings.clip_grad else None
     if settings.amp:
         return AmpOptimWrapper(dtype="float16", optimizer=optimizer, clip_grad=clip)

@@ -26,7 +26,7 @@ class FinetuneSettings:
             trained with; much higher rates undo the compression's starting point.
         batch_size: Images per step, at least 1.
         optimizer: ``SGD`` (Nesterov) or ``AdamW``; ``None`` for AdamW where the model has blocks, SGD elsewhere.
-        momentum: Of SGD, in [0, 1).
+        momentum: Of SGD, or the first beta of AdamW, in [0, 1); ``None`` as for ``lr``.
         weight_decay: At least 0; ``None`` as for ``lr``.
         factor_decay: Multiplier of ``weight_decay`` for factors, at least 0, or ``"auto"``: one over the number of
             factors of a weight; see :func:`norton_plugin.mm.parameter_groups`.
@@ -51,7 +51,7 @@ class FinetuneSettings:
     lr: float | None = None
     batch_size: int = 128
     optimizer: str | None = None
-    momentum: float = 0.9
+    momentum: float | None = None
     weight_decay: float | None = None
     factor_decay: FactorDecay = "auto"
     warmup_epochs: float | None = None
@@ -79,7 +79,7 @@ class FinetuneSettings:
         for name in ("lr", "temperature"):
             self._require(name, self._open(name) or 0 < getattr(self, name) < float("inf"), "a number above 0")
         for name in ("momentum", "label_smoothing", "ema"):
-            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+            self._require(name, self._open(name) or 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("final_lr", "distill_weight"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         check_factor_decay(self.factor_decay)
