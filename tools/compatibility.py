@@ -47,7 +47,7 @@ TESTS = (
     "tests/zoo",
     "tests/cli",
 )
-NEEDED_BY_TESTS = ("pytest>=8",)
+NEEDED_BY_TESTS = ("pytest>=8", "scipy>=1.10")
 IMPORTS = "import norton_plugin as n; [getattr(n, name) for name in n.__all__]; print('imported')"
 VERSIONS = (
     "import json, sys; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"

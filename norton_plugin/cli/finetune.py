@@ -281,8 +281,8 @@ def _chosen(model: nn.Module, settings: FinetuneSettings) -> str:
     level, choice = level_of(model), settings.choice_for(model)
     model_is = "no layer is decomposed" if level == "dense" else f"decomposed at the {level} level"
     return (
-        f"{model_is}: {choice.optimizer}, learning rate {choice.lr:g}, momentum {choice.momentum:g}, weight decay {choice.weight_decay:g}, "
-        f"warm-up {choice.warmup_epochs:g} epochs"
+        f"{model_is}: {choice.optimizer}, learning rate {choice.lr:g}, momentum {choice.momentum:g}, "
+        f"weight decay {choice.weight_decay:g}, warm-up {choice.warmup_epochs:g} epochs"
     )
 
 

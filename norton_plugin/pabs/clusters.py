@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from norton_plugin.errors import DecompositionError
+from norton_plugin.errors import DecompositionError, MissingExtraError
 from norton_plugin.pabs.angles import angles_between, row_subspaces
 
 # Optimal leaf ordering takes time cubic in the filters: up to this number it is a matter of seconds.
@@ -32,6 +32,7 @@ def cluster_filters(heads: Tensor, clusters: int, *, groups: int = 1) -> Tensor:
         DecompositionError: The heads are no finite floating (N, R, C); the numbers do not fit each other; or every
             head spans the whole space (R >= C), so that nothing tells filters apart: compare the filters as vectors
             (heads of shape (N, 1, C * Kh * Kw)) instead.
+        MissingExtraError: scipy is not installed.
     """
     spans = row_subspaces(heads)
     count = len(heads)
@@ -61,8 +62,11 @@ def cluster_filters(heads: Tensor, clusters: int, *, groups: int = 1) -> Tensor:
 
 def _leaf_order(distance: Tensor) -> Tensor:
     """Order of the leaves of the dendrogram, neighbours close to each other."""
-    from scipy.cluster.hierarchy import leaves_list, linkage  # here, as it takes longer than the rest of the package
-    from scipy.spatial.distance import squareform
+    try:  # here, as it takes longer than the rest of the package
+        from scipy.cluster.hierarchy import leaves_list, linkage
+        from scipy.spatial.distance import squareform
+    except ImportError as error:
+        raise MissingExtraError("scipy is not installed; run: pip install 'norton-plugin[cluster]'") from error
 
     condensed = squareform(distance.cpu().numpy().round(_DECIMALS), checks=False)
     tree = linkage(condensed, method="average", optimal_ordering=len(distance) <= _OPTIMAL_UP_TO)

@@ -261,7 +261,9 @@ def test_the_level_of_the_model_chooses_how_it_is_trained(level):
 
 def test_the_page_shows_the_defaults(repository):
     rows = re.findall(
-        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", (repository / "docs/method.md").read_text(), re.M
+        r"^\| (\w+) \| (SGD|AdamW) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$",
+        (repository / "docs/method.md").read_text(),
+        re.M,
     )
     shown = [(level, name, *map(float, numbers)) for level, name, *numbers in rows]
     table = [(level, name, *numbers) for level, names in levels._TABLE.items() for name, numbers in names.items()]

@@ -81,20 +81,25 @@ def _plain_outcome(title: str, rows: list[Facts]) -> str:
     )
 
 
+# Rank, level, optimizer, rate, momentum.
+_Key = tuple[int, str, str, float, float]
+
+
 def levels_finetune(facts: Facts) -> str:
     """Return the section on levels after fine-tuning."""
     rows = list(facts["variants"].values())
-    groups: dict[tuple[int, str, str, float], list[Facts]] = {}
+    groups: dict[_Key, list[Facts]] = {}
     for row in rows:
-        groups.setdefault((row["rank"], row["level"], row["optimizer"], row["lr"]), []).append(row)
+        groups.setdefault((row["rank"], row["level"], row["optimizer"], row["lr"], row["momentum"]), []).append(row)
     order = {level: place for place, level in enumerate(_LEVELS)}
-    keys = sorted(groups, key=lambda key: (key[0], order[key[1]], key[2], key[3]))
+    keys = sorted(groups, key=lambda key: (key[0], order[key[1]], *key[2:]))
     body = [_finetuned_row(key, sorted(groups[key], key=lambda row: row["seed"])) for key in keys]
     header = [
         "MACs %",
         "level",
         "optimizer",
         "rate",
+        "momentum",
         "NMSE at the start",
         "top-1 % (seeds)",
         "mean",
@@ -111,7 +116,7 @@ def _schedule(facts: Facts, rows: list[Facts]) -> str:
         f"{facts['model']}; {facts['data']}. Every run: {settings['epochs']} epochs, {rows[0]['steps']} steps of "
         f"{settings['batch_size']} images with flips and shifted crops, one cycle of the rate ({warm:.0f} % linear "
         f"warm-up from a tenth, then a cosine to zero), weight decay {settings['weight_decay']} on all parameters, "
-        "AdamW or SGD with Nesterov momentum 0.9, by `norton_plugin.mm.finetune`. The start is what `compress` gives "
+        "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The start is what `compress` gives "
         "from the weights alone; the blocks rebuild their weight in training (the dense form). BatchNorm trains on "
         "the statistics of each batch, so statistics re-estimated at the start would change nothing. A seed draws "
         "the images, their order and augmentation, and the starts of the decomposition. MACs as in the section above."
@@ -119,13 +124,14 @@ def _schedule(facts: Facts, rows: list[Facts]) -> str:
     )
 
 
-def _finetuned_row(key: tuple[int, str, str, float], rows: list[Facts]) -> list[object]:
-    _, level, optimizer, lr = key
+def _finetuned_row(key: _Key, rows: list[Facts]) -> list[object]:
+    _, level, optimizer, lr, momentum = key
     return [
         f"{100 * rows[0]['macs_share']:.1f}",
         _LEVELS[level],
         optimizer,
         f"{lr:g}",
+        f"{momentum:g}",
         f"{rows[0]['nmse']:.3f}",
         ", ".join(f"{row['top1']:.2f}" for row in rows),
         f"{fmean(row['top1'] for row in rows):.2f}",
@@ -133,13 +139,13 @@ def _finetuned_row(key: tuple[int, str, str, float], rows: list[Facts]) -> list[
     ]
 
 
-def _finetuned_outcome(groups: dict[tuple[int, str, str, float], list[Facts]], rank: int) -> str:
+def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int) -> str:
     """Compare the levels, each with the optimizer and rate of the best mean."""
     best: dict[str, tuple[float, str]] = {}
-    for (budget, level, optimizer, lr), rows in groups.items():
+    for (budget, level, optimizer, lr, momentum), rows in groups.items():
         score = fmean(row["top1"] for row in rows)
         if budget == rank and score > best.get(level, (0.0, ""))[0]:
-            best[level] = (score, f"{optimizer} {lr:g}, {len(rows)} seed(s)")
+            best[level] = (score, f"{optimizer} {lr:g}, momentum {momentum:g}, {len(rows)} seed(s)")
     share = next(100 * rows[0]["macs_share"] for key, rows in groups.items() if key[:2] == (rank, "filter"))
     found = ", ".join(f"{title} {best[level][0]:.2f} ({best[level][1]})" for level, title in _LEVELS.items()
                       if level in best)  # fmt: skip
