@@ -238,7 +238,7 @@ def test_every_factor_decays_by_the_number_of_factors():
 
 CHOICES = {
     "dense": ("SGD", 1e-2, 0.9, 5e-4, 0.0),
-    "filter": ("AdamW", 1e-2, 0.5, 1e-3, 0.6),
+    "filter": ("AdamW", 2e-2, 0.5, 1e-3, 0.6),
     "cluster": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
     "layer": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
     "layer, 1x1": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),

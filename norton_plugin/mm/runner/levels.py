@@ -40,7 +40,7 @@ class OptimizerChoice:
 # Measured in docs/results/levels_finetune.json on ResNet-20 and CIFAR-10, batch 128, one cycle.
 _TABLE: dict[ModelLevel, dict[str, tuple[float, float, float, float]]] = {
     "dense": {"SGD": (1e-2, 0.9, 5e-4, 0.0), "AdamW": (1e-2, 0.9, 5e-4, 0.0)},
-    "filter": {"AdamW": (1e-2, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
+    "filter": {"AdamW": (2e-2, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
     "cluster": {"AdamW": (5e-3, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
     "layer": {"AdamW": (5e-3, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
 }
