@@ -107,8 +107,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for batch in arguments.batches:
         for layer in LAYERS:
-            rows += measure(layer, batch, arguments.ranks, arguments.runs)
-            for row in rows[-len(arguments.ranks) :]:
+            found = measure(layer, batch, arguments.ranks, arguments.runs)
+            rows += found
+            for row in found:
                 levels = " ".join(f"{name} {level['speedup']:.2f}" for name, level in row["levels"].items())
                 print(f"{row['shape']} batch {row['batch']} R={row['rank']}: {levels}; {row['layer_over_filter']}")
             content = {
