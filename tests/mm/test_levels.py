@@ -234,7 +234,8 @@ def test_sgd_on_shared_factors_is_warned_of_once(tmp_path, level, wrapper, warne
     assert len(told) == (1 if warned else 0)
     if warned:
         assert warned in told[0] and "stage.conv1 ..." in told[0] and "63.2 %" in told[0] and "79.0 %" in told[0]
-        assert "optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.005, weight_decay=0.001))" in told[0]
+        betas = "betas=(0.5, 0.999)"
+        assert f"optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.005, {betas}, weight_decay=0.001))" in told[0]
 
 
 def test_the_warning_comes_with_a_checkpoint_too(tmp_path):

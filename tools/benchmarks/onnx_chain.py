@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from norton_plugin.deploy.lowering import SelectChannels
+
+# onnx and onnxruntime are imported where they are used: no extra of the package installs them.
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def chain_session(chain: nn.Module, x: Tensor) -> onnxruntime.InferenceSession:
@@ -19,6 +22,8 @@ def chain_session(chain: nn.Module, x: Tensor) -> onnxruntime.InferenceSession:
         chain: A convolution, or several in a row; the last may put channels into order.
         x: An input of the shape it will see.
     """
+    from onnx import TensorProto, helper, numpy_helper
+
     nodes, values, name = [], [], "x"
     for index, module in enumerate(module for module in chain.modules() if not list(module.children())):
         inputs = [name]
@@ -43,6 +48,8 @@ def chain_session(chain: nn.Module, x: Tensor) -> onnxruntime.InferenceSession:
 
 def session(model: bytes | Path) -> onnxruntime.InferenceSession:
     """Return a session on one thread of the processor, from bytes or a file."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     source = model if isinstance(model, bytes) else str(model)
@@ -55,6 +62,8 @@ def run(session: onnxruntime.InferenceSession, x: numpy.ndarray) -> list[numpy.n
 
 
 def _node(module: nn.Module, inputs: list[str], output: str) -> object:
+    from onnx import helper
+
     if isinstance(module, SelectChannels):
         return helper.make_node("Gather", inputs, [output], axis=1)
     if not isinstance(module, nn.Conv2d):

@@ -116,7 +116,10 @@ def _check_state(block: CPDBlock, arguments: dict[str, Any]) -> None:
 def _check_select(rng: random.Random, block: CPDBlock) -> None:
     weight = block.weight.detach().clone()
     axis, size = rng.choice((("filters", weight.shape[0]), ("channels", weight.shape[1])))
-    keep = sorted(rng.sample(range(size), rng.randint(1, size)))
+    parts = block.groups if axis == "filters" else 1  # every channel group keeps as many filters
+    each = size // parts
+    count = rng.randint(1, each)
+    keep = [part * each + place for part in range(parts) for place in sorted(rng.sample(range(each), count))]
     attempt("select_", block.select_, keep, axis)
     kept = weight[keep] if axis == "filters" else weight[:, keep]
     if not torch.allclose(block.weight, kept, rtol=1e-12, atol=0):
