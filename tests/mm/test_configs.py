@@ -125,7 +125,7 @@ class FirstStep(Hook):
     [
         pytest.param(name, marks=[] if "resnet18" in name else [pytest.mark.slow])
         for name in CONFIGS
-        if name.startswith("timm/")
+        if name.startswith("timm/") and name not in LEVELS  # those train with AdamW
     ],
 )
 def test_classifiers_are_compressed_and_take_a_step_as_by_hand(name, tmp_path):

@@ -41,7 +41,7 @@ def levels(facts: Facts) -> str:
         own = [row for row in rows if row["network"] == network]
         if own:
             parts += [_dense(title, own), _network_table(own), _plain_outcome(title, own)]
-    return "\n\n".join([*parts, "![error and accuracy at equal MACs](levels.png)"])
+    return "\n\n".join(parts)
 
 
 def _dense(title: str, rows: list[Facts]) -> str:
@@ -72,6 +72,8 @@ def _plain_outcome(title: str, rows: list[Facts]) -> str:
     for budget in sorted({row["budget_rank"] for row in rows if row["method"] != "dense"}):
         by_seed = {m: {r["seed"]: r["top1"] for r in _chosen(rows, m, budget)} for m in ("filter", "layer")}
         common = by_seed["filter"].keys() & by_seed["layer"].keys()
+        if not common:
+            continue
         gaps[budget] = fmean(by_seed["layer"][seed] - by_seed["filter"][seed] for seed in common)
         shares[budget], seeds[budget] = 100 * _chosen(rows, "filter", budget)[0]["macs_share"], len(common)
     found = ", ".join(f"{gap:+.1f} at R = {budget} ({seeds[budget]} seed(s))" for budget, gap in gaps.items())
