@@ -36,7 +36,7 @@ def levels(facts: Facts) -> str:
     """Return the section on levels without fine-tuning."""
     rows = list(facts["variants"].values())
     parts = [f"{facts['data']}. {_SETTING} Behind the mean, in brackets, the range over calibration seeds (images for "
-             "BatchNorm) where there are several."]  # fmt: skip
+             "BatchNorm) where there are several. - where a run was not made."]  # fmt: skip
     for network, title in _NETWORKS.items():
         own = [row for row in rows if row["network"] == network]
         if own:
