@@ -15,6 +15,12 @@ import pytest
 from norton_plugin.cli import signals
 
 
+def _default_signals():
+    """Let the command be told by signals, even where the tests run under nohup or in the background of a script."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def _running(folder, environment, *arguments):
     """A command in a session of its own, with a folder of its own for whatever is temporary."""
@@ -32,6 +38,7 @@ def _running(folder, environment, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_default_signals,
     )
     try:
         deadline = time.monotonic() + 120
