@@ -7,8 +7,12 @@ to different clusters.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+BlockLevel = Literal["filter", "cluster", "layer"]
 
 
 def slots_of(cluster: Tensor, clusters: int, *, size: int = 0) -> tuple[Tensor, int]:

@@ -18,7 +18,7 @@ from norton_plugin.blocks.arguments import (
     pair,
     whole_number,
 )
-from norton_plugin.blocks.clusters import even_clusters, slots_of, wrong_slots
+from norton_plugin.blocks.clusters import BlockLevel, even_clusters, slots_of, wrong_slots
 from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.blocks.selection import select_
@@ -159,6 +159,13 @@ class CPDBlock(nn.Module):
 
     def init_weights(self) -> None:
         """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""
+
+    @property
+    def level(self) -> BlockLevel:
+        """Which filters share components: ``"filter"`` none, ``"layer"`` all (of a group), ``"cluster"`` some."""
+        if self.mix is None:
+            return "filter"
+        return "layer" if self.clusters == self.groups else "cluster"
 
     @property
     def components(self) -> int:

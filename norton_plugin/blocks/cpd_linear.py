@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import check_flag, check_placement, check_size, whole_number
+from norton_plugin.blocks.clusters import BlockLevel
 from norton_plugin.blocks.selection import select_linear_
 from norton_plugin.errors import SurgeryError
 
@@ -37,6 +38,8 @@ class CPDLinear(nn.Module):
 
     # mmengine's BaseModule.init_weights asks children for this; the factors must survive it.
     is_init = True
+    # All outputs share all components; see ``CPDBlock.level``.
+    level: BlockLevel = "layer"
 
     head: nn.Parameter
     mix: nn.Parameter

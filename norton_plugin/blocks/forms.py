@@ -62,15 +62,27 @@ class BlockFactors(NamedTuple):
         places = self.head.shape[0] * self.cluster_size
         return rows.new_zeros(places, *rows.shape[1:]).index_copy(0, self.slot, rows)
 
+    def placed_bias(self) -> Tensor | None:
+        """Put the bias to the places of the filters, (K * S,); None without one."""
+        return None if self.bias is None else self.placed(self.bias)
+
+    def mixing_kernels(self) -> Tensor | None:
+        """Return the kernels from R components to the places of their cluster, (K * S, R, Kh, Kw); None for 1x1."""
+        kernels = self.spatial_kernels()
+        if kernels is None or self.mix is None:
+            return kernels
+        k, r, _ = self.head.shape
+        return (self.placed(self.mix).view(k, -1, r, 1, 1) * kernels[:, None]).flatten(0, 1)
+
     def weight(self) -> Tensor:
         """Rebuild the dense weight, (N, C, Kh, Kw)."""
         kernels = self.spatial_kernels()
         if self.mix is None and kernels is not None:
             return torch.einsum("nrc,nrhw->nchw", self.head, kernels)
         k, r, c = self.head.shape
-        basis = (
-            self.head.view(k, r, c, 1, 1) if kernels is None else self.head.view(k, r, c, 1, 1) * kernels[:, :, None]
-        )
+        basis = self.head.view(k, r, c, 1, 1)
+        if kernels is not None:
+            basis = basis * kernels[:, :, None]
         mix = self.placed(cast("Tensor", self.mix)).view(k, -1, r)
         weight = (mix @ basis.flatten(2)).view(-1, *basis.shape[2:])
         return weight if self.slot is None else weight.index_select(0, self.slot)
@@ -88,8 +100,7 @@ def _pointwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tens
 def _mixed(x: Tensor, factors: BlockFactors) -> Tensor:
     """Map components (B, K * R, Ho, Wo) to filters (B, N, Ho, Wo), and add the bias."""
     weight = factors.placed(cast("Tensor", factors.mix))[:, :, None, None]
-    bias = None if factors.bias is None else factors.placed(factors.bias)
-    x = F.conv2d(x, weight, bias, groups=factors.head.shape[0])
+    x = F.conv2d(x, weight, factors.placed_bias(), groups=factors.head.shape[0])
     return x if factors.slot is None else x.index_select(-3, factors.slot)  # an input without a batch axis is legal
 
 
@@ -111,16 +122,12 @@ def separable(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tenso
 
 def grouped(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
     """Pointwise, then one Kh x Kw convolution in K groups that also sums or mixes."""
-    kernels = factors.spatial_kernels()
+    kernels = factors.mixing_kernels()
     x = _pointwise(x, factors, geometry)
     if kernels is None:
         return _mixed(x, factors)
-    bias, clusters = factors.bias, kernels.shape[0]
-    if factors.mix is not None:
-        mix = factors.placed(factors.mix).view(clusters, -1, kernels.shape[1], 1, 1)
-        kernels = (mix * kernels[:, None]).flatten(0, 1)
-        bias = None if bias is None else factors.placed(bias)
-    x = F.conv2d(x, kernels, bias, geometry.stride, geometry.padding, geometry.dilation, clusters)
+    stride, padding, dilation, _ = geometry
+    x = F.conv2d(x, kernels, factors.placed_bias(), stride, padding, dilation, factors.head.shape[0])
     return x if factors.slot is None else x.index_select(-3, factors.slot)
 
 

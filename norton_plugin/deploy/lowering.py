@@ -152,12 +152,8 @@ def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, int]) -> list
     if kernels is None or factors.vertical is None or factors.horizontal is None:
         return [_conv(pointwise, None, groups=block.groups, **whole), *_mix(factors)]
     layers: list[nn.Module] = [_conv(pointwise, None, groups=block.groups)]
-    if form == "grouped":
-        if factors.mix is None:
-            return [*layers, _conv(kernels, bias, groups=k, **whole)]
-        mixed = (factors.placed(factors.mix).view(k, -1, r, 1, 1) * kernels[:, None]).flatten(0, 1)
-        bias = None if bias is None else factors.placed(bias)
-        return [*layers, _conv(mixed, bias, groups=k, **whole), *_order(factors)]
+    if form == "grouped" and (mixing := factors.mixing_kernels()) is not None:
+        return [*layers, _conv(mixing, factors.placed_bias(), groups=k, **whole), *_order(factors)]
     if form == "depthwise":
         layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=k * r, **whole))
         return [*layers, *_mix(factors)]
@@ -175,8 +171,8 @@ def _mix(factors: BlockFactors) -> list[nn.Module]:
     k, r, _ = factors.head.shape
     if factors.mix is None:
         return [_conv(torch.ones_like(factors.head[:, :, :1]).unsqueeze(-1), factors.bias, groups=k)]
-    bias = None if factors.bias is None else factors.placed(factors.bias)
-    return [_conv(factors.placed(factors.mix).view(-1, r, 1, 1), bias, groups=k), *_order(factors)]
+    mix = factors.placed(factors.mix).view(-1, r, 1, 1)
+    return [_conv(mix, factors.placed_bias(), groups=k), *_order(factors)]
 
 
 def _order(factors: BlockFactors) -> list[nn.Module]:

@@ -183,14 +183,14 @@ def _layer_reports(
 
 def sharing(module: nn.Module) -> dict[str, Any]:
     """Return rank, level, clusters and components of a module as ``LayerReport`` names them; None of a dense one."""
-    rank = level = clusters = components = None
+    rank = clusters = components = None
+    level = module.level if isinstance(module, CPDBlock | CPDLinear) else None
     if isinstance(module, CPDLinear):
-        rank, level, clusters, components = module.components, "layer", 1, module.components
+        rank, clusters, components = module.components, 1, module.components
     elif isinstance(module, CPDBlock):
-        rank, level = module.rank, "filter"
+        rank = module.rank
         if module.mix is not None:
             clusters, components = module.clusters, module.components
-            level = "layer" if clusters == module.groups else "cluster"
     return {"rank": rank, "level": level, "clusters": clusters, "components": components}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from norton_plugin.cpd import CoupledFactors, CPDFactors, decompose_coupled, decompose_filters, decompose_layers
 from norton_plugin.pabs import cluster_filters
@@ -111,7 +111,13 @@ def _all(jobs: Sequence[tuple[int, Target, Layout]], decomposition: Decompositio
     shared = [i for i, (_, _, layout) in enumerate(jobs) if layout.clusters is not None]
     weights = [jobs[i][1].contract.weight for i in shared]
     components = [jobs[i][2].components or 0 for i in shared]
-    clusters = [_clusters(jobs[i][1], jobs[i][2], seed=decomposition.seed) for i in shared]
+    # A layer may stand here in several sizes, with the same clusters.
+    known: dict[tuple[nn.Module, int | None], Tensor | None] = {}
+    for _, target, layout in (jobs[i] for i in shared):
+        key = (target.module, layout.clusters)
+        if key not in known:
+            known[key] = _clusters(target, layout, seed=decomposition.seed)
+    clusters = [known[jobs[i][1].module, jobs[i][2].clusters] for i in shared]
     for i, coupled in zip(
         shared,
         decompose_coupled(weights, components, clusters=clusters, **options),  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ def _consider(
         return contract
     sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
     shape = shape_of(contract, sizes)
-    if shape.pointwise and (request.level == "filter" or request.rank is not None or (linear and shape.groups > 1)):
+    if shape.pointwise and (request.level == "filter" or request.rank is not None):
         return (Reason.LINEAR if linear else Reason.KERNEL_1X1).because()
     if shape.channels == 1:
         return Reason.ONE_INPUT_CHANNEL.because()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fuzzing.blocks import convolved
 from fuzzing.verdict import Wrong, attempt
 from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear
 from norton_plugin.deploy import lower_block
@@ -50,22 +50,6 @@ def weight_of(factors: dict[str, Any], cluster: Tensor) -> Tensor:
         mix = torch.ones_like(terms[:, 0, 0, 0]) if factors["mix"] is None else factors["mix"][n]
         filters.append(sum(m * term for m, term in zip(mix, terms, strict=True)))
     return torch.stack(filters)  # type: ignore[arg-type]
-
-
-def convolved(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Run the dense convolution, padded by the rules that torch and TensorFlow document."""
-    amounts: list[int] = []
-    for axis in (1, 0):
-        span = block.dilation[axis] * (block.kernel_size[axis] - 1)
-        if block.padding == "dynamic_same":
-            outputs = -(-x.shape[-2 + axis] // block.stride[axis])
-            span = max((outputs - 1) * block.stride[axis] + span + 1 - x.shape[-2 + axis], 0)
-        elif block.padding != "same":
-            span = 2 * block.padding[axis]  # type: ignore[assignment, operator]
-        amounts += [span // 2, span - span // 2]
-    mode = "constant" if block.padding_mode == "zeros" else block.padding_mode
-    padded = F.pad(x, amounts, mode=mode) if any(amounts) else x
-    return F.conv2d(padded, weight, bias, block.stride, 0, block.dilation, block.groups)
 
 
 def close(found: Tensor | None, expected: Tensor) -> bool:

@@ -20,7 +20,6 @@ import mmengine.runner.runner
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.blocks.clusters import wrong_slots
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm.runner.migration import unwrap
 from norton_plugin.mm.runner.optimizer import FactorDecay
@@ -133,9 +132,7 @@ def wrong_places(model: nn.Module, state: Mapping[str, Any]) -> str | None:
         given = state.get(key, state.get(f"module.{key}"))  # of a wrapped model, which mmengine unwraps
         if not isinstance(given, Tensor):
             return f"it has no {key}"
-        problem = wrong_slots(
-            given, filters=block.out_channels, clusters=block.clusters, size=block.cluster_size, groups=block.groups
-        )
+        problem = block.wrong_places(given)
         if problem:
             return f"{key} {problem}"
     return None

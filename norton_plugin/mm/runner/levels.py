@@ -52,13 +52,13 @@ def level_of(model: nn.Module) -> ModelLevel:
 
     Where blocks of several levels are mixed, the level at which most filters share: it takes the lowest rate.
     """
-    found = {_level_of_block(m) for m in model.modules() if isinstance(m, CPDBlock | CPDLinear)}
+    found = {m.level for m in model.modules() if isinstance(m, CPDBlock | CPDLinear)}
     return next((level for level in ("layer", "cluster", "filter") if level in found), "dense")
 
 
 def shares_components(module: nn.Module) -> bool:
     """Tell whether a module is a block whose filters share components."""
-    return isinstance(module, CPDBlock | CPDLinear) and _level_of_block(module) != "filter"
+    return isinstance(module, CPDBlock | CPDLinear) and module.level != "filter"
 
 
 def default_choice(level: ModelLevel, optimizer: str | None = None, *, epochs: int) -> OptimizerChoice:
@@ -73,11 +73,3 @@ def default_choice(level: ModelLevel, optimizer: str | None = None, *, epochs: i
     name = optimizer or next(iter(rows))
     lr, momentum, weight_decay, warmup = rows[name]
     return OptimizerChoice(name, lr, momentum, weight_decay, warmup * epochs)
-
-
-def _level_of_block(block: CPDBlock | CPDLinear) -> ModelLevel:
-    if isinstance(block, CPDLinear):
-        return "layer"
-    if block.mix is None:
-        return "filter"
-    return "layer" if block.clusters == block.groups else "cluster"
