@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from norton_plugin.artifact import save as save
     from norton_plugin.blocks import CPDBlock as CPDBlock
     from norton_plugin.blocks import CPDLinear as CPDLinear
+    from norton_plugin.blocks import SpatialSVDBlock as SpatialSVDBlock
     from norton_plugin.cpd import CoupledFactors as CoupledFactors
     from norton_plugin.cpd import CoupledResult as CoupledResult
     from norton_plugin.cpd import CPDFactors as CPDFactors
     from norton_plugin.cpd import CPDResult as CPDResult
+    from norton_plugin.cpd import SpatialFactors as SpatialFactors
+    from norton_plugin.cpd import SpatialResult as SpatialResult
     from norton_plugin.cpd import decompose_coupled as decompose_coupled
     from norton_plugin.cpd import decompose_filters as decompose_filters
     from norton_plugin.cpd import decompose_layers as decompose_layers
+    from norton_plugin.cpd import decompose_spatial as decompose_spatial
     from norton_plugin.deploy import lower_ as lower_
     from norton_plugin.deploy import select_forms_ as select_forms_
     from norton_plugin.errors import ArtifactError as ArtifactError
@@ -74,6 +78,9 @@ _HOME = {
     "RecipeError": "errors",
     "Scope": "recipe",
     "SourceError": "errors",
+    "SpatialFactors": "cpd",
+    "SpatialResult": "cpd",
+    "SpatialSVDBlock": "blocks",
     "SurgeryError": "errors",
     "TracingError": "errors",
     "compress": "pipeline",
@@ -81,6 +88,7 @@ _HOME = {
     "decompose_coupled": "cpd",
     "decompose_filters": "cpd",
     "decompose_layers": "cpd",
+    "decompose_spatial": "cpd",
     "load": "artifact",
     "load_source": "zoo",
     "lower_": "deploy",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from norton_plugin.blocks import CPDBlock, Form
+from norton_plugin.blocks import ConvBlock, Form
 from norton_plugin.errors import SurgeryError
 
 Call = Callable[[], Any]
@@ -46,7 +46,7 @@ class ModelCost:
 @contextmanager
 def _forms(model: nn.Module, form: Form) -> Iterator[None]:
     """Count blocks by their factors, whichever of the equivalent forms is chosen for speed."""
-    blocks = [(m, m.form) for m in model.modules() if isinstance(m, CPDBlock)]
+    blocks = [(m, m.form) for m in model.modules() if isinstance(m, ConvBlock)]
     try:
         for block, _ in blocks:
             block.form = form
@@ -125,7 +125,8 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
 
     CPDBlocks are counted in their separable form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` without clusters, and
     ``M (C Hi Wi + Kh Ho Wi + Kw Ho Wo) + N M / K Ho Wo`` for M components in K clusters (``blocks.coupled_cost``); a
-    CPDLinear by its two products, ``M (C + N)`` a row.
+    SpatialSVDBlock by its two convolutions, ``M (C Kh Ho Wi + N Kw Ho Wo)`` without groups (``blocks.spatial_cost``);
+    a CPDLinear by its two products, ``M (C + N)`` a row.
 
     Args:
         model: Any model.

@@ -1,21 +1,27 @@
-"""CPDBlock and CPDLinear, the layers that own factors, their equivalent forms and their cost."""
+"""The layers that own factors (CPDBlock, SpatialSVDBlock, CPDLinear), their equivalent forms and their cost."""
 
-from norton_plugin.blocks.cost import ConvCost, break_even_rank, conv_cost, coupled_cost, cpd_cost
+from norton_plugin.blocks.conv_block import ConvBlock
+from norton_plugin.blocks.cost import ConvCost, break_even_rank, conv_cost, coupled_cost, cpd_cost, spatial_cost
 from norton_plugin.blocks.cpd_block import CPDBlock
 from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.forms import FORMS, Form
-from norton_plugin.blocks.registration import CPD_LAYER, CPD_LINEAR_LAYER
+from norton_plugin.blocks.registration import CPD_LAYER, CPD_LINEAR_LAYER, SPATIAL_SVD_LAYER
+from norton_plugin.blocks.spatial_svd_block import SpatialSVDBlock
 
 __all__ = [
     "CPD_LAYER",
     "CPD_LINEAR_LAYER",
     "FORMS",
+    "SPATIAL_SVD_LAYER",
     "CPDBlock",
     "CPDLinear",
+    "ConvBlock",
     "ConvCost",
     "Form",
+    "SpatialSVDBlock",
     "break_even_rank",
     "conv_cost",
     "coupled_cost",
     "cpd_cost",
+    "spatial_cost",
 ]

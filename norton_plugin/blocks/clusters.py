@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BlockLevel = Literal["filter", "cluster", "layer"]
+BlockLevel = Literal["filter", "cluster", "layer", "spatial"]
 
 
 def slots_of(cluster: Tensor, clusters: int, *, size: int = 0) -> tuple[Tensor, int]:

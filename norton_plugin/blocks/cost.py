@@ -130,3 +130,34 @@ def coupled_cost(
         return ConvCost(components * channels * ho * wo + mixed, components * channels + filters * rank)
     macs = components * (channels * hi * wi + kh * ho * wi + kw * ho * wo) + mixed
     return ConvCost(macs, components * (channels + kh + kw) + filters * rank)
+
+
+def spatial_cost(
+    filters: int,
+    channels: int,
+    kernel_size: tuple[int, int],
+    components: int,
+    *,
+    groups: int = 1,
+    input_size: tuple[int, int] = (1, 1),
+    output_size: tuple[int, int] = (1, 1),
+) -> ConvCost:
+    """Return the cost of a spatial SVD: ``M C Kh Ho Wi + N M / G Kw Ho Wo`` MACs.
+
+    The vertical convolution takes the vertical stride, so the horizontal one sees the whole width of the map.
+
+    Args:
+        filters: N.
+        channels: C, the channels that one filter sees.
+        kernel_size: (Kh, Kw).
+        components: M, of all channel groups.
+        groups: G.
+        input_size: (Hi, Wi).
+        output_size: (Ho, Wo).
+
+    Returns:
+        MACs, and ``M C Kh + N M / G Kw`` parameters.
+    """
+    (kh, kw), (_, wi), (ho, wo) = kernel_size, input_size, output_size
+    vertical, horizontal = components * channels * kh, filters * (components // groups) * kw
+    return ConvCost(vertical * ho * wi + horizontal * ho * wo, vertical + horizontal)

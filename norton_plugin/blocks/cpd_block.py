@@ -8,25 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks.arguments import (
-    check_channels,
-    check_clusters,
-    check_flag,
-    check_placement,
-    check_size,
-    choice,
-    pair,
-    whole_number,
-)
+from norton_plugin.blocks.arguments import check_clusters, check_size, whole_number
 from norton_plugin.blocks.clusters import BlockLevel, even_clusters, slots_of, wrong_slots
-from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
-from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
+from norton_plugin.blocks.conv_block import ConvBlock
+from norton_plugin.blocks.forms import FORM_FUNCTIONS, BlockFactors, ConvGeometry, Form
+from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.blocks.selection import select_
 from norton_plugin.cpd import CoupledFactors, CPDFactors
 from norton_plugin.errors import SurgeryError
 
 
-class CPDBlock(nn.Module):
+class CPDBlock(ConvBlock):
     """A 2-D convolution whose filters are sums of outer products (NORTON, section III-B).
 
     Without ``clusters`` every filter has R components of its own, as in the paper. With them, the filters of a cluster
@@ -67,17 +59,10 @@ class CPDBlock(nn.Module):
         without ``clusters`` and for one cluster.
     """
 
-    # Read by code that expects a convolution; a block is never transposed.
-    transposed = False
-    output_padding = (0, 0)
-    # mmengine's BaseModule.init_weights asks children for this; the factors must survive it.
-    is_init = True
-
     head: nn.Parameter
     vertical: nn.Parameter | None
     horizontal: nn.Parameter | None
     mix: nn.Parameter | None
-    bias: nn.Parameter | None
     slot: Tensor | None
 
     def __init__(
@@ -100,26 +85,25 @@ class CPDBlock(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.in_channels = whole_number(in_channels, "in_channels")
-        self.out_channels = whole_number(out_channels, "out_channels")
-        self.kernel_size = pair(kernel_size, "kernel_size")
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+            form=form,
+            training_form=training_form,
+            device=device,
+            dtype=dtype,
+        )
         self.rank = whole_number(rank, "rank")
-        self.stride = pair(stride, "stride")
-        self.dilation = pair(dilation, "dilation")
-        self.groups = whole_number(groups, "groups")
-        self.padding = normalise_padding(padding, padding_mode)
-        self.padding_mode = padding_mode
-        if self.padding == "same" and self.stride != (1, 1):
-            raise SurgeryError(f"padding 'same' needs stride 1, got {self.stride}; use 'dynamic_same' or pixels")
-        self.form = form
-        self.training_form = training_form
-        check_flag(bias, "bias")
-        check_channels(self.in_channels, self.out_channels, self.groups)
         n, r, c = self.out_channels, self.rank, self.in_channels // self.groups
         self.clusters, self.cluster_size = check_clusters(clusters, cluster_size, filters=n, groups=self.groups)
         check_size(filters=n, channels=c, kernel_size=self.kernel_size, rank=r, clusters=self.clusters)
-        check_placement(device, dtype)
         self._register(shared=clusters is not None, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -138,11 +122,6 @@ class CPDBlock(nn.Module):
         slot = slots_of(even_clusters(n, k), k, size=self.cluster_size)[0].to(device) if shared and k > 1 else None
         self.register_buffer("slot", slot)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("form", "training_form"):
-            choice(value, name, FORMS)
-        super().__setattr__(name, value)
-
     def reset_parameters(self) -> None:
         """Draw factors whose product has the variance of ``nn.Conv2d``'s default initialisation."""
         kh, kw = self.kernel_size
@@ -157,15 +136,17 @@ class CPDBlock(nn.Module):
             bound = fan_in**-0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def init_weights(self) -> None:
-        """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""
-
     @property
     def level(self) -> BlockLevel:
         """Which filters share components: ``"filter"`` none, ``"layer"`` all (of a group), ``"cluster"`` some."""
         if self.mix is None:
             return "filter"
         return "layer" if self.clusters == self.groups else "cluster"
+
+    @property
+    def filter_factor(self) -> str:
+        """Name of the factor whose rows are of one filter each; the weight is linear in it."""
+        return "head" if self.mix is None else "mix"
 
     @property
     def components(self) -> int:
@@ -252,22 +233,8 @@ class CPDBlock(nn.Module):
         """
         select_(self, keep, axis)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
-        left, right, top, bottom = sides(
-            self.padding,
-            size=(x.shape[-2], x.shape[-1]),
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            dilation=self.dilation,
-        )
-        inner = (0, 0)
-        if self.padding_mode == "zeros" and left == right and top == bottom:
-            inner = (top, left)
-        else:
-            x = pad(x, (left, right, top, bottom), self.padding_mode)
-        geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
-        form = self.training_form if self.training else self.form
+    def run_form(self, form: Form, x: Tensor, geometry: ConvGeometry) -> Tensor:
+        """Compute the padded convolution in one of the equivalent forms."""
         return FORM_FUNCTIONS[form](x, self.block_factors(), geometry)
 
     def wrong_places(self, slot: Tensor) -> str:
@@ -284,13 +251,6 @@ class CPDBlock(nn.Module):
             return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def extra_repr(self) -> str:
-        """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"]
-        if self.mix is not None:
-            parts.append(f"clusters={self.clusters}")
-        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
-        parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
-        if self.bias is None:
-            parts.append("bias=False")
-        return ", ".join(parts)
+    def size_arguments(self) -> dict[str, Any]:
+        """Return the arguments that say how many components there are, as ``repr`` shows them."""
+        return {"rank": self.rank} if self.mix is None else {"rank": self.rank, "clusters": self.clusters}

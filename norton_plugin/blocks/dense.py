@@ -1,14 +1,14 @@
-"""The convolution that a CPDBlock equals, with a weight of choice."""
+"""The convolution that a block equals, with a weight of choice."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.conv_block import ConvBlock
 from norton_plugin.blocks.padding import pad, sides
 
 
-def convolve(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(block: ConvBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve with a dense weight and the geometry of a block: (B, C, H, W) to (B, N, Ho, Wo)."""
     margins = sides(
         block.padding,

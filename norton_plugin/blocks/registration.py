@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from norton_plugin.blocks.conv_block import ConvBlock
 from norton_plugin.blocks.cpd_block import CPDBlock
 from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.blocks.selection import compact_, compact_linear_
+from norton_plugin.blocks.spatial_selection import compact_spatial_
+from norton_plugin.blocks.spatial_svd_block import SpatialSVDBlock
 from norton_plugin.channels.layers import (
     CurrentSizes,
     Cuts,
@@ -19,7 +22,7 @@ from norton_plugin.channels.layers import (
 )
 
 
-def _dense_weight(block: CPDBlock) -> Tensor:
+def _dense_weight(block: ConvBlock) -> Tensor:
     return block.weight
 
 
@@ -35,7 +38,7 @@ def _refresh_linear_(layer: CPDLinear, sizes: CurrentSizes) -> None:
     compact_linear_(layer)
 
 
-def _dense_forward(block: CPDBlock, weight: Tensor, x: Tensor) -> Tensor:
+def _dense_forward(block: ConvBlock, weight: Tensor, x: Tensor) -> Tensor:
     return convolve(block, x, weight, block.bias)
 
 
@@ -51,6 +54,16 @@ def _refresh_(block: CPDBlock, sizes: CurrentSizes) -> None:
     groups = block.groups
     refresh_grouped_(block, sizes, block.head.shape[2])
     compact_(block, groups=groups)
+
+
+def _spatial_cuts(block: SpatialSVDBlock) -> Cuts:
+    """Return what goes with a filter: its row of the horizontal convolution, and where there are groups, its own."""
+    return {0: [("horizontal", 0), *([] if block.group is None else [("group", 0)])], 1: [("vertical", 1)]}
+
+
+def _refresh_spatial_(block: SpatialSVDBlock, sizes: CurrentSizes) -> None:
+    refresh_grouped_(block, sizes, block.vertical.shape[1])
+    compact_spatial_(block)
 
 
 CPD_LAYER = register_layer(
@@ -73,5 +86,14 @@ CPD_LINEAR_LAYER = register_layer(
         produces=True,
         dense=DenseEquivalent(weight=_linear_weight, forward=_linear_forward, cuts={0: [("mix", 0)], 1: [("head", 1)]}),
         refresh=_refresh_linear_,
+    )
+)
+
+SPATIAL_SVD_LAYER = register_layer(
+    LayerType(
+        SpatialSVDBlock,
+        produces=True,
+        dense=DenseEquivalent(weight=_dense_weight, forward=_dense_forward, cuts=_spatial_cuts),
+        refresh=_refresh_spatial_,
     )
 )

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from norton_plugin.blocks.clusters import clusters_to_keep, slots_of
+from norton_plugin.blocks.renewal import check_groups, checked_index, gather_parameter_, select_parameter_
 from norton_plugin.errors import SurgeryError
 
 if TYPE_CHECKING:
     from norton_plugin.blocks.cpd_block import CPDBlock
     from norton_plugin.blocks.cpd_linear import CPDLinear
 
-AXES = ("filters", "channels", "components")
 _COMPONENTS = ("head", "vertical", "horizontal")
 _SHARED = (("head", 0), ("mix", 1))  # dimensions of a CPDLinear that number its components
 
@@ -23,22 +23,17 @@ _SHARED = (("head", 0), ("mix", 1))  # dimensions of a CPDLinear that number its
 def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
     """Keep some positions along one axis of a block, in place; see ``CPDBlock.select_``."""
     sizes = {"filters": block.out_channels, "channels": block.head.shape[2], "components": block.components}
-    index = _checked(keep, axis, sizes, block.head)
+    index = checked_index(keep, axis, sizes, block.head)
     if axis == "filters" and block.groups > 1:
-        counts = torch.bincount(index * block.groups // block.out_channels, minlength=block.groups)
-        if int(counts.min()) != int(counts.max()):
-            raise SurgeryError(
-                f"{counts.tolist()} filters would stay in the {block.groups} channel groups; every one has to keep as "
-                "many"
-            )
+        check_groups(index * block.groups // block.out_channels, block.groups, "filters")
     if axis == "components":
         _keep_components_(block, index)
     elif axis == "channels":
-        _select_parameter_(block, "head", index, 2)
+        select_parameter_(block, "head", index, 2)
         block.in_channels = index.numel() * block.groups
     else:
         for name in ("mix", "bias") if block.mix is not None else (*_COMPONENTS, "bias"):
-            _select_parameter_(block, name, index, 0)
+            select_parameter_(block, name, index, 0)
         if block.slot is not None:
             block.slot = block.slot.index_select(0, index)
         compact_(block, groups=block.groups)
@@ -47,9 +42,9 @@ def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
 def select_linear_(layer: CPDLinear, keep: Tensor | Sequence[int], axis: str) -> None:
     """Keep some positions along one axis of a CPDLinear, in place; see ``CPDLinear.select_``."""
     sizes = {"filters": layer.out_features, "channels": layer.in_features, "components": layer.components}
-    index = _checked(keep, axis, sizes, layer.head)
+    index = checked_index(keep, axis, sizes, layer.head)
     for name, dim in {"filters": (("mix", 0), ("bias", 0)), "channels": (("head", 1),)}.get(axis, _SHARED):
-        _select_parameter_(layer, name, index, dim)
+        select_parameter_(layer, name, index, dim)
     compact_linear_(layer)
 
 
@@ -59,19 +54,9 @@ def compact_linear_(layer: CPDLinear) -> None:
     if not bool(used.all()):
         index = used.nonzero().squeeze(1) if bool(used.any()) else used.new_zeros(1, dtype=torch.long)
         for name, dim in _SHARED:
-            _select_parameter_(layer, name, index, dim)
+            select_parameter_(layer, name, index, dim)
     layer.out_features, layer.components = layer.mix.shape
     layer.in_features = layer.head.shape[1]
-
-
-def _checked(keep: Tensor | Sequence[int], axis: str, sizes: dict[str, int], like: Tensor) -> Tensor:
-    """Return the positions to keep as an index; refuse another axis, no position, and those that are not there."""
-    if axis not in AXES:
-        raise SurgeryError(f"axis {axis!r} is unknown; expected one of {AXES}")
-    index = torch.as_tensor(keep, dtype=torch.long, device=like.device)
-    if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= sizes[axis]:
-        raise SurgeryError(f"indices {index.tolist()} do not select from {sizes[axis]} {axis}")
-    return index
 
 
 def compact_(block: CPDBlock, *, groups: int) -> None:
@@ -91,7 +76,7 @@ def compact_(block: CPDBlock, *, groups: int) -> None:
         index = torch.tensor(kept, device=cluster.device)
         if len(kept) < block.clusters:
             for name in _COMPONENTS:
-                _select_parameter_(block, name, index, 0)
+                select_parameter_(block, name, index, 0)
         block.clusters = len(kept)
         block.slot, block.cluster_size = slots_of(torch.searchsorted(index, cluster), block.clusters)
         if block.clusters == 1:
@@ -121,32 +106,7 @@ def _keep_components_(block: CPDBlock, index: Tensor) -> None:
         )
     places = (index % block.rank).view(block.clusters, -1)
     for name in _COMPONENTS:
-        _gather_parameter_(block, name, places.unsqueeze(2))
+        gather_parameter_(block, name, places)
     if block.mix is not None:
-        _gather_parameter_(block, "mix", places[block.cluster])
+        gather_parameter_(block, "mix", places[block.cluster])
     block.rank = places.shape[1]
-
-
-def _gather_parameter_(block: CPDBlock, name: str, index: Tensor) -> None:
-    """Keep components of one parameter: the positions along dimension 1, of each row its own."""
-    old = getattr(block, name)
-    if old is None:
-        return
-
-    def gathered(tensor: Tensor) -> Tensor:
-        return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
-
-    _renew_(block, name, gathered(old.detach()), None if old.grad is None else gathered(old.grad))
-
-
-def _select_parameter_(block: CPDBlock | CPDLinear, name: str, index: Tensor, dim: int) -> None:
-    old = getattr(block, name)
-    if old is not None:
-        grad = None if old.grad is None else old.grad.index_select(dim, index)
-        _renew_(block, name, old.detach().index_select(dim, index), grad)
-
-
-def _renew_(block: CPDBlock | CPDLinear, name: str, value: Tensor, grad: Tensor | None) -> None:
-    new = nn.Parameter(value, requires_grad=getattr(block, name).requires_grad)
-    new.grad = grad
-    setattr(block, name, new)

@@ -90,7 +90,7 @@ def _show_curves(out: Output, opened: Opened, *, scope: Scope, layers: Sequence[
     out.show(
         "MACs are a share of the dense layer's. A row holds, level by level, as many components as need no more MACs "
         "than the first column: filter, the rank of every filter; layer, components that all filters share; clusters, "
-        "components that the filters of a cluster share."
+        "components that the filters of a cluster share; spatial, components of a spatial SVD."
         + (" NMSE: ||W - W^||^2 / ||W||^2, without any fine-tuning." if nmse else "")
     )
     out.result({"source": opened.spec, "curves": [asdict(each) for each in curves]})

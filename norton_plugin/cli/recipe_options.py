@@ -31,11 +31,12 @@ Level = Annotated[
     _option(
         "--level",
         "NAME",
-        "Filters that share components: filter (none do), cluster, layer (all do), or auto (what errs least).",
+        "Filters that share components: filter (none do), cluster, layer (all do), spatial (all, as a spatial SVD), or "
+        "auto (what errs least).",
     ),
 ]
 Components = Annotated[
-    str | None, _option("--components", "M", "Components of every layer, at --level layer or cluster.")
+    str | None, _option("--components", "M", "Components of every layer, at --level layer, cluster or spatial.")
 ]
 Share = Annotated[str | None, _option("--share", "F", "MACs of every layer as a share of the dense one's, in (0, 1].")]
 Clusters = Annotated[str | None, _option("--clusters", "K", "Clusters of filters, for --level cluster or auto.")]
@@ -97,7 +98,7 @@ def decomposition_changes(
         found["rank"] = parse_rank(rank)  # "none" leaves all dense, and was given
     if any(name in found for name in _SIZES):
         found = {**dict.fromkeys(_SIZES), **found}
-    if level in ("filter", "layer"):
+    if level in ("filter", "layer", "spatial"):
         found.setdefault("clusters", None)
     return found
 

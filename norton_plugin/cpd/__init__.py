@@ -1,19 +1,25 @@
-"""CPD on tensors: filter-wise, and with components that filters share; factors and their batched ALS."""
+"""Decompositions of tensors: CPD of filters, with components of their own or shared, and the spatial SVD."""
 
 from norton_plugin.cpd.als import CPDResult, decompose_filters, decompose_layers
 from norton_plugin.cpd.coupled import CoupledResult, decompose_coupled
 from norton_plugin.cpd.coupled_exact import full_components
 from norton_plugin.cpd.coupled_factors import CoupledFactors
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.spatial_factors import SpatialFactors
+from norton_plugin.cpd.spatial_svd import SpatialResult, decompose_spatial, full_spatial_rank
 
 __all__ = [
     "CPDFactors",
     "CPDResult",
     "CoupledFactors",
     "CoupledResult",
+    "SpatialFactors",
+    "SpatialResult",
     "decompose_coupled",
     "decompose_filters",
     "decompose_layers",
+    "decompose_spatial",
     "exact_factors",
     "full_components",
+    "full_spatial_rank",
 ]

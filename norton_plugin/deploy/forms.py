@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, Form
+from norton_plugin.blocks import ConvBlock, Form
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
 from norton_plugin.errors import SurgeryError
@@ -31,7 +31,7 @@ class FormChoice:
 
 
 def select_forms_(model: nn.Module, example_inputs: Any, *, rounds: int = 5) -> tuple[FormChoice, ...]:
-    """Measure every form of every CPDBlock on the inputs it really gets, and keep the fastest, in place.
+    """Measure every form of every block on the inputs it really gets, and keep the fastest, in place.
 
     The forms are measured as ``lower_`` would build them, the dense convolution among them: a lowered block is not
     slower than the convolution it replaced. Weights, state dict and outputs (up to rounding) stay as they are.
@@ -47,7 +47,7 @@ def select_forms_(model: nn.Module, example_inputs: Any, *, rounds: int = 5) -> 
     Raises:
         SurgeryError: The model has no CPDBlock, or does not run on the example; all forms are as before then.
     """
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, CPDBlock)}
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ConvBlock)}
     if not blocks:
         raise SurgeryError("the model has no CPDBlock whose form could be chosen")
     inputs: dict[str, Tensor] = {}
@@ -95,13 +95,13 @@ def _run(model: nn.Module, example_inputs: Any) -> None:
         ) from error
 
 
-def _select_(name: str, block: CPDBlock, x: Tensor, rounds: int) -> FormChoice:
-    candidates = [lower_block(block, form).eval() for form in FORMS]
+def _select_(name: str, block: ConvBlock, x: Tensor, rounds: int) -> FormChoice:
+    candidates = [lower_block(block, form).eval() for form in block.forms]
 
     def runner(candidate: nn.Module) -> Callable[[], Tensor]:
         return lambda: candidate(x)
 
     timing = compare_latency([runner(candidate) for candidate in candidates], rounds=rounds, warmup=1)
-    milliseconds: dict[str, float] = {form: 1e3 * s for form, s in zip(FORMS, timing.seconds, strict=True)}
-    block.form = min(FORMS, key=lambda form: milliseconds[form])
+    milliseconds: dict[str, float] = {form: 1e3 * s for form, s in zip(block.forms, timing.seconds, strict=True)}
+    block.form = min(block.forms, key=lambda form: milliseconds[form])
     return FormChoice(name, block.form, milliseconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, Form
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock
 from norton_plugin.blocks.forms import BlockFactors
 from norton_plugin.blocks.padding import PaddingRule, pad, sides
 from norton_plugin.errors import SurgeryError
@@ -112,13 +112,14 @@ def _linear(layer: CPDLinear, form: Form | None) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def lower_block(block: CPDBlock | CPDLinear, form: Form | None = None) -> nn.Module:
+def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Module:
     """Return the ordinary layers that compute what a block computes.
 
     Args:
         block: Left as it is.
         form: Which equivalent form; the block's own by default. ``"depthwise"`` ends in a 1x1 convolution of ones
-            that sums over R, where filters share nothing. A CPDLinear becomes two Linear layers, with ``"dense"`` one.
+            that sums over R, where filters share nothing. A SpatialSVDBlock becomes its two convolutions, a CPDLinear
+            two Linear layers; with ``"dense"`` they become one.
 
     Returns:
         An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` and before a ``SelectChannels`` where they
@@ -134,7 +135,8 @@ def lower_block(block: CPDBlock | CPDLinear, form: Form | None = None) -> nn.Mod
     else:
         layers.append(Pad2d(block.padding, block.padding_mode, block.kernel_size, block.stride, block.dilation))
     with torch.no_grad():
-        layers += _convolutions(block, form, padding)
+        convolutions = _spatial_convolutions if isinstance(block, SpatialSVDBlock) else _convolutions
+        layers += convolutions(block, form, padding)  # type: ignore[arg-type]
     lowered = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
     lowered.from_block = True  # type: ignore[assignment]  # mm/fuse.py folds the norm that follows into the last
     return lowered.train(block.training)
@@ -166,6 +168,20 @@ def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, int]) -> list
     return [*layers, *_mix(factors)]
 
 
+def _spatial_convolutions(block: SpatialSVDBlock, form: Form, padding: tuple[int, int]) -> list[nn.Module]:
+    """Return the vertical and the horizontal convolution of a spatial SVD, or the dense one."""
+    (sh, sw), (ph, pw), (dh, dw), groups = block.stride, padding, block.dilation, block.groups
+    if form == "dense":
+        whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}
+        return [_conv(block.weight, block.bias, groups=groups, **whole)]
+    rows = {"stride": (sh, 1), "padding": (ph, 0), "dilation": (dh, 1)}
+    columns = {"stride": (1, sw), "padding": (0, pw), "dilation": (1, dw)}
+    return [
+        _conv(block.vertical.unsqueeze(3), None, groups=groups, **rows),
+        _conv(block.horizontal.unsqueeze(2), block.bias, groups=groups, **columns),
+    ]
+
+
 def _mix(factors: BlockFactors) -> list[nn.Module]:
     """Return the 1x1 convolution from components to filters."""
     k, r, _ = factors.head.shape
@@ -185,7 +201,7 @@ def _order(factors: BlockFactors) -> list[nn.Module]:
 
 
 def lower_(model: nn.Module) -> int:
-    """Replace every CPDBlock by the convolutions of its form, and every CPDLinear by two Linear layers.
+    """Replace every block by the convolutions of its form, and every CPDLinear by two Linear layers.
 
     It works in place and in every parent. The result has other parameter names: it is for inference and export. Keep
     the artefact for training.
@@ -199,12 +215,12 @@ def lower_(model: nn.Module) -> int:
     Raises:
         SurgeryError: The model has neither, or is one.
     """
-    if isinstance(model, CPDBlock | CPDLinear):
+    if isinstance(model, ConvBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(model).__name__}; use lower_block(model)")
     lowered: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # all names of a child: named_children() gives the first
-            if isinstance(child, CPDBlock | CPDLinear):
+            if isinstance(child, ConvBlock | CPDLinear):
                 setattr(parent, name, lowered.setdefault(child, lower_block(child)))
     if not lowered:
         raise SurgeryError("the model has no CPDBlock to lower, and no CPDLinear")

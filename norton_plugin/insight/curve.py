@@ -31,7 +31,7 @@ class CurvePoint:
     Attributes:
         step: The rank per filter that the point is no dearer than; for 1x1 kernels and Linear layers, eighths of the
             dense layer's MACs.
-        level: "filter", "cluster" or "layer".
+        level: "filter", "cluster", "layer" or "spatial".
         clusters: K, None at the level "filter".
         rank: R per filter or per cluster.
         components: M of the layer, None at the level "filter".
@@ -56,7 +56,7 @@ class LayerCurve:
         name: Its first dotted name.
         kind: Class of the module.
         shape: What decides its cost.
-        points: By step, then filter, cluster and layer level; a level that has no block at a step is left out.
+        points: By step, then filter, cluster, layer and spatial level; a level that has no block at a step is left out.
     """
 
     name: str

@@ -9,7 +9,7 @@ from norton_plugin.insight.curve import PARTS, CurvePoint, LayerCurve
 from norton_plugin.insight.fitted_table import Column, FittedTable
 from norton_plugin.insight.numbers import percent, short
 
-_LEVELS = ("filter", "layer", "cluster")
+_LEVELS = ("filter", "layer", "cluster", "spatial")
 
 
 def curve_tables(curves: Sequence[LayerCurve]) -> list[FittedTable]:
@@ -55,7 +55,7 @@ def _columns(curve: LayerCurve, level: str, *, measured: bool) -> list[Column]:
     if level == "filter":
         return [Column("filter:\nMACs", number=True), *error]
     clusters = next(point.clusters for point in curve.points if point.level == level)
-    heading = "layer:" if level == "layer" else f"{clusters} clusters:"
+    heading = f"{clusters} clusters:" if level == "cluster" else f"{level}:"
     return [Column(f"{heading}\ncomponents", number=True), Column("MACs", number=True), *error]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.modules.swap import names_by_identity
@@ -18,7 +18,7 @@ from norton_plugin.recipe import Decomposition, LayerRequest, Scope
 from norton_plugin.surgery.layouts import LayerShape, highest_layouts
 from norton_plugin.surgery.targets import plan_decomposition
 
-_KINDS = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock, CPDLinear)
+_KINDS = (nn.modules.conv._ConvNd, nn.Linear, ConvBlock, CPDLinear)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def inspect_model(
         if not isinstance(module, _KINDS):
             continue
         name = names[0]
-        default = Reason.DECOMPOSED if isinstance(module, CPDBlock | CPDLinear) else Reason.LINEAR
+        default = Reason.DECOMPOSED if isinstance(module, ConvBlock | CPDLinear) else Reason.LINEAR
         cause = None if name in eligible else causes.get(name, default.because())
         layers.append(
             InspectedLayer(

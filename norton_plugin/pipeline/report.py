@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.cost import ModelCost
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
@@ -28,7 +28,8 @@ class LayerReport:
         rank: R, components per filter, or per cluster where filters share them; None where the layer is dense.
         nmse: Mean NMSE of its filters at decomposition, None where it is dense.
         kept: Share of its output channels that stayed, in (0, 1].
-        level: Which filters share components: "filter" (none), "cluster" or "layer"; None where it is dense.
+        level: Which filters share components: "filter" (none), "cluster", "layer" or "spatial"; None where it is
+            dense.
         clusters: K, None where it is dense or its filters share nothing.
         components: M, all components of the layer, None where it is dense or its filters share nothing.
     """
@@ -184,12 +185,12 @@ def _layer_reports(
 def sharing(module: nn.Module) -> dict[str, Any]:
     """Return rank, level, clusters and components of a module as ``LayerReport`` names them; None of a dense one."""
     rank = clusters = components = None
-    level = module.level if isinstance(module, CPDBlock | CPDLinear) else None
+    level = module.level if isinstance(module, ConvBlock | CPDLinear) else None
     if isinstance(module, CPDLinear):
         rank, clusters, components = module.components, 1, module.components
-    elif isinstance(module, CPDBlock):
+    elif isinstance(module, ConvBlock):
         rank = module.rank
-        if module.mix is not None:
+        if level != "filter":
             clusters, components = module.clusters, module.components
     return {"rank": rank, "level": level, "clusters": clusters, "components": components}
 

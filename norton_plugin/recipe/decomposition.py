@@ -11,7 +11,8 @@ from norton_plugin.patterns import matches_any
 from norton_plugin.recipe.section import Section, check_bool, check_choice, check_integer, check_number, check_table
 
 Rank = int | Literal["auto"] | None
-Level = Literal["filter", "cluster", "layer", "auto"]
+Level = Literal["filter", "cluster", "layer", "spatial", "auto"]
+_WITHOUT_CLUSTERS = ("filter", "layer", "spatial")
 MAX_RANK = 4096
 MAX_COMPONENTS = 2**20
 _SIZES = ("rank", "components", "share")
@@ -22,7 +23,7 @@ class LayerRequest(Section):
     """What is asked of one layer; at most one of ``rank``, ``components`` and ``share`` is set (see ``check``).
 
     Attributes:
-        level: Which filters share components.
+        level: Which filters share components, and of what kind these are.
         rank: R per filter; at the other levels, as many components as cost no more MACs than R per filter, rounded
             down to a multiple of 16, which runs faster, where that leaves out at most 7 % of them.
         components: M of the whole layer.
@@ -64,11 +65,11 @@ class LayerRequest(Section):
         if self.components is not None and self.level in ("filter", "auto"):
             raise RecipeError(
                 f"{where}components is {self.components}, the number that filters share, but {where}level is "
-                f"{self.level!r}; set level to 'layer' or 'cluster', or give a rank or a share"
+                f"{self.level!r}; set level to 'layer', 'cluster' or 'spatial', or give a rank or a share"
             )
         if self.level == "cluster" and self.clusters is None and self.active:
             raise RecipeError(f"{where}level is 'cluster', but {where}clusters is not given; say how many clusters")
-        if self.clusters is not None and self.level in ("filter", "layer"):
+        if self.clusters is not None and self.level in _WITHOUT_CLUSTERS:
             raise RecipeError(
                 f"{where}clusters is {self.clusters}, but {where}level is {self.level!r}; set level to 'cluster' or "
                 "'auto', or leave clusters out"
@@ -81,10 +82,13 @@ class Decomposition(Section):
 
     Attributes:
         level: Which filters share components: ``"filter"`` none (NORTON), ``"cluster"`` those of a cluster,
-            ``"layer"`` all of a layer; ``"auto"`` takes in each layer, at equal MACs, the level of the lowest NMSE.
+            ``"layer"`` all of a layer; ``"spatial"`` all of a layer, but components are kernel columns of their own
+            for each channel, and are mixed by kernel rows (spatial SVD, a vertical and a horizontal convolution; 1x1
+            kernels and Linear layers as at ``"layer"``). ``"auto"`` takes in each layer, at equal MACs, the level of
+            the lowest NMSE.
         rank: R per filter; at the other levels, as many components as need no more MACs. ``"auto"`` takes the lowest
             rank that reaches ``target_nmse``; None leaves layers dense.
-        components: M of every layer, for the levels ``"cluster"`` and ``"layer"``, in place of ``rank``.
+        components: M of every layer, for the levels ``"cluster"``, ``"layer"`` and ``"spatial"``, in place of ``rank``.
         share: MACs of every layer as a share of the dense layer's, in (0, 1], in place of ``rank``.
         clusters: Clusters of filters at the level ``"cluster"``, in each group of a grouped convolution; with
             ``"auto"``, this number is tried as well.
@@ -169,7 +173,7 @@ class Decomposition(Section):
 def _over(request: LayerRequest, settings: Mapping[str, Any]) -> LayerRequest:
     """Put settings over those of a request; a new size replaces the old one, and a new level its clusters."""
     cleared: dict[str, Any] = dict.fromkeys(_SIZES) if any(name in settings for name in _SIZES) else {}
-    if settings.get("level") in ("filter", "layer"):
+    if settings.get("level") in _WITHOUT_CLUSTERS:
         cleared["clusters"] = None
     return replace(request, **{**cleared, **settings})
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.cpd import CoupledFactors
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.running import TOLERANCE
 from norton_plugin.modules.swap import swap_, take_over_flags_
@@ -30,7 +32,7 @@ def block_from_contract(
     *,
     cluster_size: int | None = None,
     like: nn.Module | None = None,
-) -> CPDBlock | CPDLinear:
+) -> ConvBlock | CPDLinear:
     """Return an uninitialised block with the geometry, device and dtype of a layer; draw no random number.
 
     Args:
@@ -40,26 +42,23 @@ def block_from_contract(
         like: The module whose training flag and ``requires_grad`` are taken over.
     """
     weight = contract.weight
-    kind = {"bias": contract.bias is not None, "device": weight.device, "dtype": weight.dtype}
-    block: CPDBlock | CPDLinear
+    kind: dict[str, Any] = {"bias": contract.bias is not None, "device": weight.device, "dtype": weight.dtype}
+    block: ConvBlock | CPDLinear
     if isinstance(contract, LinearContract):
         block = nn.utils.skip_init(CPDLinear, weight.shape[1], weight.shape[0], layout.rank, **kind)
     else:
+        geometry = ("stride", "padding", "dilation", "groups", "padding_mode")
+        kind |= {name: getattr(contract, name) for name in geometry}
+        if layout.level != "spatial":
+            # One depthwise convolution of all components is faster than two (docs/results, levels).
+            form = "separable" if layout.clusters is None else "depthwise"
+            kind |= {"clusters": layout.clusters, "cluster_size": cluster_size, "form": form}
         block = nn.utils.skip_init(
-            CPDBlock,
+            SpatialSVDBlock if layout.level == "spatial" else CPDBlock,
             contract.in_channels,
             weight.shape[0],
             contract.kernel_size,
             layout.rank,
-            clusters=layout.clusters,
-            cluster_size=cluster_size,
-            stride=contract.stride,
-            padding=contract.padding,
-            dilation=contract.dilation,
-            groups=contract.groups,
-            padding_mode=contract.padding_mode,
-            # One depthwise convolution of all components is faster than two (docs/results, levels).
-            form="separable" if layout.clusters is None else "depthwise",
             **kind,
         )
     if like is not None:
@@ -67,13 +66,13 @@ def block_from_contract(
     return block
 
 
-def block_from_factors(target: Target, found: Factorised) -> CPDBlock | CPDLinear:
+def block_from_factors(target: Target, found: Factorised) -> ConvBlock | CPDLinear:
     """Return the block of a layer with its factors."""
     factors, contract = found.factors, target.contract
     size = None
-    if found.layout.clusters is not None and found.layout.clusters > 1:
-        size = int(factors.cluster.bincount().max())  # type: ignore[union-attr]
-    block = block_from_contract(contract, found.layout, cluster_size=size, like=target.module)
+    if isinstance(factors, CoupledFactors) and factors.clusters > 1:
+        size = int(factors.cluster.bincount().max())
+    block: Any = block_from_contract(contract, found.layout, cluster_size=size, like=target.module)
     if isinstance(block, CPDLinear):
         block.set_factors(factors.head[0], factors.mix, contract.bias)  # type: ignore[union-attr]
     else:
@@ -92,13 +91,13 @@ def from_conv(
     seed: int = 0,
     restarts: int = 3,
     sweeps: int = 300,
-) -> CPDBlock:
+) -> ConvBlock:
     """Decompose one convolution, even where that needs more MACs.
 
     Args:
         conv: A 2-D convolution with kernel, stride, dilation, groups and padding of any kind.
         rank: R per filter, from 1 to Kh * Kw; at the other levels, as many components as cost no more.
-        level: Which filters share components; see ``recipe.Decomposition``.
+        level: Which filters share components, and of what kind; see ``recipe.Decomposition``.
         components: M, in place of ``rank``.
         share: MACs as a share of the convolution's, in place of ``rank``.
         clusters: For the level ``"cluster"``.
@@ -159,7 +158,7 @@ def decompose_(
     verify: bool = True,
     require: bool = True,
 ) -> DecompositionReport:
-    """Replace convolutions by CPDBlocks, and Linear layers by CPDLinear where that is asked for, in place.
+    """Replace convolutions by blocks of factors, and Linear layers by CPDLinear where that is asked for, in place.
 
     Every block is compared with the layer it replaces, given the weight rebuilt from the factors; a layer that
     differs stays as it was and is listed.
@@ -222,7 +221,7 @@ def _record(target: Target, found: Factorised, error: float | None) -> Decompose
     )
 
 
-def _error(target: Target, block: CPDBlock | CPDLinear) -> float | Cause:
+def _error(target: Target, block: ConvBlock | CPDLinear) -> float | Cause:
     """Return the block's error against the layer with the rebuilt weight, or why it must not take its place."""
     try:
         error = replacement_error(target.module, block, target.contract.weight, map_size=target.map_size)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.modules.running import TOLERANCE, relative_error, traceable
 
@@ -17,7 +17,7 @@ _SIDE = 16
 
 
 def replacement_error(
-    conv: nn.Module, block: CPDBlock | CPDLinear, weight: Tensor, *, map_size: tuple[int, int] | None = None
+    conv: nn.Module, block: ConvBlock | CPDLinear, weight: Tensor, *, map_size: tuple[int, int] | None = None
 ) -> float:
     """Compare a block with the convolution itself, on random numbers.
 
@@ -33,7 +33,7 @@ def replacement_error(
     Returns:
         Largest difference, relative to the largest expected value; infinity where shapes differ.
     """
-    size = _cut_down(block, map_size) if isinstance(block, CPDBlock) else ()
+    size = _cut_down(block, map_size) if isinstance(block, ConvBlock) else ()
     weight = weight.view_as(block.weight)
     if weight.dtype == torch.float32:
         error = _compared(conv, block, weight, size)
@@ -43,17 +43,17 @@ def replacement_error(
     return _compared(copy.deepcopy(conv).double(), copy.deepcopy(block).double(), weight.double(), size)
 
 
-def _compared(conv: nn.Module, block: CPDBlock | CPDLinear, weight: Tensor, size: tuple[int, ...]) -> float:
-    width = block.in_channels if isinstance(block, CPDBlock) else block.in_features
+def _compared(conv: nn.Module, block: ConvBlock | CPDLinear, weight: Tensor, size: tuple[int, ...]) -> float:
+    width = block.in_channels if isinstance(block, ConvBlock) else block.in_features
     x = torch.randn(1, width, *size, generator=torch.Generator().manual_seed(0)).to(weight)
     with traceable(block):
         difference = block.weight - weight
-        change = convolve(block, x, difference, None) if isinstance(block, CPDBlock) else F.linear(x, difference)
+        change = convolve(block, x, difference, None) if isinstance(block, ConvBlock) else F.linear(x, difference)
         dense = conv(x)
         return float("inf") if dense.shape != change.shape else relative_error([block(x)], [dense + change])
 
 
-def _cut_down(block: CPDBlock, map_size: tuple[int, int] | None) -> tuple[int, int]:
+def _cut_down(block: ConvBlock, map_size: tuple[int, int] | None) -> tuple[int, int]:
     sides_ = []
     for axis in (0, 1):
         least = max(_SIDE, 2 * (block.dilation[axis] * (block.kernel_size[axis] - 1) + 1))

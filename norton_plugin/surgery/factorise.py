@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.cpd import CoupledFactors, CPDFactors, decompose_coupled, decompose_filters, decompose_layers
+from norton_plugin.cpd import (
+    CoupledFactors,
+    CPDFactors,
+    SpatialFactors,
+    decompose_coupled,
+    decompose_filters,
+    decompose_layers,
+    decompose_spatial,
+)
 from norton_plugin.pabs import cluster_filters
 from norton_plugin.reasons import Reason
 from norton_plugin.recipe import Decomposition
@@ -30,11 +39,12 @@ class Factorised:
         nmse: Per filter, (N,).
         layer_nmse: ``||W - W^||^2 / ||W||^2`` of the whole layer.
         fallback: Filters (or filters of clusters) whose ALS did not converge.
-        largest_component: Norm of the largest component over that of its cluster's weight; None at level "filter".
+        largest_component: Norm of the largest component over that of its cluster's weight; None at the levels
+            "filter" and "spatial".
     """
 
     layout: Layout
-    factors: CPDFactors | CoupledFactors
+    factors: CPDFactors | CoupledFactors | SpatialFactors
     nmse: Tensor
     layer_nmse: float
     fallback: int
@@ -92,46 +102,73 @@ def _best_of(
     return [best[place] for place in range(len(targets))]
 
 
-def _all(jobs: Sequence[tuple[int, Target, Layout]], decomposition: Decomposition) -> list[Factorised]:
+Job = tuple[int, Target, Layout]
+
+
+def _all(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
     """Decompose all jobs, those of one kind in one batch."""
-    options = {
-        "restarts": decomposition.restarts,
-        "sweeps": decomposition.sweeps,
-        "tolerance": decomposition.tolerance,
-        "seed": decomposition.seed,
-    }
+    kinds = [layout.level if layout.level in ("filter", "spatial") else "shared" for _, _, layout in jobs]
     found: dict[int, Factorised] = {}
-    alone = [i for i, (_, _, layout) in enumerate(jobs) if layout.clusters is None]
-    weights = [jobs[i][1].contract.weight for i in alone]
-    ranks = [jobs[i][2].rank for i in alone]
-    for i, weight, result in zip(alone, weights, decompose_layers(weights, ranks, **options), strict=True):  # type: ignore[arg-type]
+    for kind, factors_of in {"filter": _own_components, "shared": _shared_components, "spatial": _spatial}.items():
+        places = [i for i, each in enumerate(kinds) if each == kind]
+        found |= zip(places, factors_of([jobs[i] for i in places], decomposition), strict=True)
+    return [found[i] for i in range(len(jobs))]
+
+
+def _options(decomposition: Decomposition) -> dict[str, Any]:
+    names = ("restarts", "sweeps", "tolerance", "seed")
+    return {name: getattr(decomposition, name) for name in names}
+
+
+def _own_components(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+    """Decompose layers whose filters have components of their own."""
+    weights = [target.contract.weight for _, target, _ in jobs]
+    ranks = [layout.rank for _, _, layout in jobs]
+    found = []
+    results = decompose_layers(weights, ranks, **_options(decomposition))
+    for (_, _, layout), weight, result in zip(jobs, weights, results, strict=True):
         energy = weight.double().flatten(1).square().sum(1)
         whole = float((result.nmse * energy).sum() / energy.sum().clamp_min(1e-300))
-        found[i] = Factorised(jobs[i][2], result.factors, result.nmse, whole, int(result.fallback.sum()))
-    shared = [i for i, (_, _, layout) in enumerate(jobs) if layout.clusters is not None]
-    weights = [jobs[i][1].contract.weight for i in shared]
-    components = [jobs[i][2].components or 0 for i in shared]
+        found.append(Factorised(layout, result.factors, result.nmse, whole, int(result.fallback.sum())))
+    return found
+
+
+def _shared_components(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+    """Decompose layers whose filters share components, of all of the layer or of a cluster."""
     # A layer may stand here in several sizes, with the same clusters.
     known: dict[tuple[nn.Module, int | None], Tensor | None] = {}
-    for _, target, layout in (jobs[i] for i in shared):
+    for _, target, layout in jobs:
         key = (target.module, layout.clusters)
         if key not in known:
             known[key] = _clusters(target, layout, seed=decomposition.seed)
-    clusters = [known[jobs[i][1].module, jobs[i][2].clusters] for i in shared]
-    for i, coupled in zip(
-        shared,
-        decompose_coupled(weights, components, clusters=clusters, **options),  # type: ignore[arg-type]
-        strict=True,
-    ):
-        found[i] = Factorised(
-            jobs[i][2],
+    results = decompose_coupled(
+        [target.contract.weight for _, target, _ in jobs],
+        [layout.components or 0 for _, _, layout in jobs],
+        clusters=[known[target.module, layout.clusters] for _, target, layout in jobs],
+        **_options(decomposition),
+    )
+    return [
+        Factorised(
+            layout,
             coupled.factors,
             coupled.nmse,
             coupled.layer_nmse,
             int(coupled.fallback.sum()),
             coupled.largest_component,
         )
-    return [found[i] for i in range(len(jobs))]
+        for (_, _, layout), coupled in zip(jobs, results, strict=True)
+    ]
+
+
+def _spatial(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+    """Decompose layers into a vertical and a horizontal convolution, which needs no iterations."""
+    weights = [target.contract.weight for _, target, _ in jobs]
+    groups = [target.shape.groups for _, target, _ in jobs]
+    results = decompose_spatial(weights, [layout.rank for _, _, layout in jobs], groups=groups)
+    return [
+        Factorised(layout, result.factors, result.nmse, result.layer_nmse, 0)
+        for (_, _, layout), result in zip(jobs, results, strict=True)
+    ]
 
 
 def _clusters(target: Target, layout: Layout, *, seed: int) -> Tensor | None:

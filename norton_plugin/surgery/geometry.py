@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear
 from norton_plugin.modules.swap import names_by_identity
 
 Geometry = dict[str, dict[str, Any]]
@@ -15,8 +15,9 @@ _PLAIN = (bool, int, float, str, type(None))
 _IGNORED = {"training", "_is_full_backward_hook", "_version", "is_init", "_is_init"}
 
 
-def _block_arguments(block: CPDBlock) -> dict[str, Any]:
-    shared = {} if block.mix is None else {"clusters": block.clusters, "cluster_size": block.cluster_size}
+def _block_arguments(block: ConvBlock) -> dict[str, Any]:
+    filterwise = not isinstance(block, CPDBlock) or block.mix is None
+    shared = {} if filterwise else {"clusters": block.clusters, "cluster_size": block.cluster_size}
     return {
         **shared,
         "in_channels": block.in_channels,
@@ -43,13 +44,13 @@ def geometry(model: nn.Module) -> Geometry:
     """Return shapes and plain attributes of every module, by its first dotted name.
 
     Args:
-        model: Any model; a CPDBlock is described by its arguments.
+        model: Any model; a block is described by its arguments.
     """
     described: Geometry = {}
     for module, names in names_by_identity(model).items():
         entry: dict[str, Any] = {"names": list(names)}
-        if isinstance(module, CPDBlock):
-            entry["block"] = _block_arguments(module)
+        if isinstance(module, ConvBlock):
+            entry["block" if isinstance(module, CPDBlock) else "spatial"] = _block_arguments(module)
         elif isinstance(module, CPDLinear):
             entry["linear"] = _linear_arguments(module)
         else:
@@ -99,4 +100,4 @@ def thaw(value: Any) -> Any:
 
 def kind_of_block(entry: Mapping[str, Any]) -> str | None:
     """Return the key under which an entry holds the arguments of a block; None where it describes another module."""
-    return next((kind for kind in ("block", "linear") if kind in entry), None)
+    return next((kind for kind in ("block", "spatial", "linear") if kind in entry), None)

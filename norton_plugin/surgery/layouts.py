@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from norton_plugin.blocks import conv_cost, coupled_cost, cpd_cost
-from norton_plugin.cpd import full_components
+from norton_plugin.blocks import conv_cost, coupled_cost, cpd_cost, spatial_cost
+from norton_plugin.cpd import full_components, full_spatial_rank
 from norton_plugin.errors import RecipeError
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import LayerRequest
 
 Size = tuple[int, int]
+LayoutLevel = Literal["filter", "cluster", "layer", "spatial"]
 # Convolutions of widths that fill the vector registers are up to 1.5 times faster (docs/results, levels).
 _LANES = 16
 _SPARED = 0.07  # share of the components that may be left out for it
@@ -54,23 +55,34 @@ class LayerShape:
 
     def macs(self, layout: Layout) -> int:
         """MACs of the layer in a layout."""
-        return self._macs(layout.clusters, layout.rank)
+        return self._macs(layout.clusters, layout.rank, spatial=layout.level == "spatial")
 
-    def highest_rank(self, clusters: int | None, macs: float) -> int:
-        """Return the highest rank, per filter or per cluster, that costs no more than so many MACs; 0 if none."""
-        return int(macs // self._macs(clusters, 1))
+    def highest_rank(self, clusters: int | None, macs: float, *, spatial: bool = False) -> int:
+        """Return the highest rank, per filter or per cluster, that costs no more than so many MACs; 0 if none.
 
-    def full_rank(self, clusters: int | None) -> int:
-        """Return the rank, per filter or per cluster, at which the factorisation is exact."""
+        Args:
+            clusters: K, None at the level "filter".
+            macs: Most that it may cost.
+            spatial: Whether it is a spatial SVD, of as many clusters as groups.
+        """
+        return int(macs // self._macs(clusters, 1, spatial=spatial))
+
+    def full_rank(self, clusters: int | None, *, spatial: bool = False) -> int:
+        """Return the rank, per filter or per cluster, at which the factorisation is exact; see ``highest_rank``."""
         if clusters is None:
             return self.kernel_size[0] * self.kernel_size[1]
-        return full_components(-(-self.filters // clusters), self.channels, self.kernel_size)
+        full = full_spatial_rank if spatial else full_components
+        return full(-(-self.filters // clusters), self.channels, self.kernel_size)
 
-    def _macs(self, clusters: int | None, rank: int) -> int:
+    def _macs(self, clusters: int | None, rank: int, *, spatial: bool) -> int:
         sizes = {"input_size": self.input_size, "output_size": self.output_size}
         if clusters is None:
             return cpd_cost(self.filters, self.channels, self.kernel_size, rank, **sizes).macs
         components = clusters * rank
+        if spatial:
+            return spatial_cost(
+                self.filters, self.channels, self.kernel_size, components, groups=self.groups, **sizes
+            ).macs
         return coupled_cost(self.filters, self.channels, self.kernel_size, components, clusters=clusters, **sizes).macs
 
 
@@ -79,12 +91,12 @@ class Layout:
     """One way to decompose a layer.
 
     Attributes:
-        level: Which filters share components.
-        clusters: K, None at the level "filter".
+        level: Which filters share components, and of what kind these are.
+        clusters: K, None at the level "filter", the channel groups at the levels "layer" and "spatial".
         rank: R, components per filter or per cluster.
     """
 
-    level: Literal["filter", "cluster", "layer"]
+    level: LayoutLevel
     clusters: int | None
     rank: int
 
@@ -128,22 +140,27 @@ def highest_layouts(shape: LayerShape, request: LayerRequest) -> tuple[Layout, .
     found = []
     for level, clusters in _levels(shape, request):
         if clusters is None or clusters <= shape.filters:
-            rank = min(shape.highest_rank(clusters, shape.dense_macs - 1), shape.full_rank(clusters))
-            if rank:
+            spatial = level == "spatial"
+            limit = shape.highest_rank(clusters, shape.dense_macs - 1, spatial=spatial)
+            if rank := min(limit, shape.full_rank(clusters, spatial=spatial)):
                 found.append(Layout(level, clusters, rank))
     return tuple(found)
 
 
-def _levels(
-    shape: LayerShape, request: LayerRequest
-) -> Iterator[tuple[Literal["filter", "cluster", "layer"], int | None]]:
+def _levels(shape: LayerShape, request: LayerRequest) -> Iterator[tuple[LayoutLevel, int | None]]:
     """Each level that is asked for, with its number of clusters."""
-    wanted = ("filter", "cluster", "layer") if request.level == "auto" else (request.level,)
+    wanted = ("filter", "cluster", "layer", "spatial") if request.level == "auto" else (request.level,)
     for level in wanted:
+        if level == "spatial" and shape.pointwise:  # both are a truncated SVD then, but the layer level strides first
+            if request.level != "auto":
+                yield "layer", shape.groups
+            continue
         if level == "filter" and not shape.pointwise:
             yield "filter", None
         elif level == "layer":
             yield "layer", shape.groups
+        elif level == "spatial":
+            yield "spatial", shape.groups
         elif level == "cluster" and request.clusters is not None:
             yield "cluster", shape.groups * request.clusters
 
@@ -151,13 +168,14 @@ def _levels(
 def _layout(
     shape: LayerShape,
     request: LayerRequest,
-    level: Literal["filter", "cluster", "layer"],
+    level: LayoutLevel,
     clusters: int | None,
     *,
     name: str,
     more_macs: bool,
 ) -> Layout | Cause:
-    full, limit = shape.full_rank(clusters), shape.highest_rank(clusters, shape.dense_macs - 1)
+    kind = {"spatial": level == "spatial"}
+    full, limit = shape.full_rank(clusters, **kind), shape.highest_rank(clusters, shape.dense_macs - 1, **kind)
     if request.components is not None and clusters is not None:
         if request.components > full * clusters:
             raise RecipeError(
@@ -171,7 +189,7 @@ def _layout(
             return Reason.TOO_MANY_COMPONENTS.because(components=rank * clusters, limit=limit * clusters)
         return Layout(level, clusters, rank)
     if request.share is not None:
-        rank = min(shape.highest_rank(clusters, request.share * shape.dense_macs), full)
+        rank = min(shape.highest_rank(clusters, request.share * shape.dense_macs, **kind), full)
         return (
             Layout(level, clusters, rank)
             if rank
@@ -189,7 +207,7 @@ def _layout(
     limit = shape.highest_rank(None, shape.dense_macs - 1)
     if wanted > limit and not more_macs:
         return Reason.RANK_TOO_HIGH.because(rank=wanted, limit=limit)
-    rank = shape.highest_rank(clusters, shape.macs(Layout("filter", None, wanted)))
+    rank = shape.highest_rank(clusters, shape.macs(Layout("filter", None, wanted)), **kind)
     rank = full if rank >= full else filling_lanes(rank, clusters)
     return Layout(level, clusters, rank) if rank else Reason.RANK_TOO_LOW.because(rank=wanted)
 

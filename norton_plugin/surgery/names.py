@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Decomposition, Pruning, Scope
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, CPDBlock, CPDLinear)
+_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, ConvBlock, CPDLinear)
 
 
 def check_scope(model: nn.Module, scope: Scope) -> None:

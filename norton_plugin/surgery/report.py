@@ -41,7 +41,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class DecomposedLayer:
-    """One layer that became a CPDBlock or a CPDLinear.
+    """One layer that became a CPDBlock, a SpatialSVDBlock or a CPDLinear.
 
     Attributes:
         names: Every dotted name of the module (more than one where it is shared).
@@ -51,12 +51,12 @@ class DecomposedLayer:
         fallback_filters: Filters whose ALS did not converge and that keep a truncated HOSVD.
         error: Relative difference of its outputs from those of the layer with the rebuilt weight, None where it was
             not checked.
-        level: Which filters share components: "filter" (none), "cluster" or "layer".
+        level: Which filters share components: "filter" (none), "cluster", "layer" or "spatial".
         clusters: K, None where filters share nothing.
         components: M, all components of the layer, None where filters share nothing.
         nmse_layer: ||W - W^||^2 / ||W||^2 of the whole layer, in [0, 1].
         largest_component: Norm of the largest component over that of the weight of its cluster; far above 1 where
-            components cancel each other. None where filters share nothing.
+            components cancel each other. None where filters share nothing, and for a spatial SVD.
     """
 
     names: tuple[str, ...]

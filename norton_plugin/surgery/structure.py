@@ -2,6 +2,7 @@
 
 An entry names a module (all its dotted names) and one of
     ``block``   the arguments of the CPDBlock that took its place
+    ``spatial`` the arguments of the SpatialSVDBlock that took its place
     ``linear``  the arguments of the CPDLinear that took its place
     ``resize``  new shapes of its own parameters and buffers
 and in both cases the plain attributes that changed with them (``out_channels``, ``num_features``, ``num_heads`` ...).
@@ -18,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.modules.swap import renew_references_, swap_, take_over_flags_
 from norton_plugin.surgery.geometry import Geometry, geometry, kept_out, kind_of_block, own_tensors, thaw
+from norton_plugin.surgery.structure_arguments import damaged, shortened
 from norton_plugin.surgery.structure_entries import (
     VERSION,
     BlockEntry,
     Entry,
     LinearEntry,
     ResizeEntry,
+    SpatialEntry,
     check_version,
-    damaged,
     read_entries,
-    shortened,
 )
 from norton_plugin.surgery.structure_fit import check_block, check_linear, check_resize, may_become
 
@@ -159,7 +160,7 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
     entries = read_entries(structure)
     places = list(zip(entries, _find(model, entries), strict=True))
     for entry, module in places:
-        if isinstance(entry, BlockEntry):
+        if isinstance(entry, BlockEntry | SpatialEntry):
             check_block(entry, module)
         elif isinstance(entry, LinearEntry):
             check_linear(entry, module)
@@ -198,10 +199,16 @@ def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:
     return list(found)
 
 
-def _build_block(entry: BlockEntry | LinearEntry, old: nn.Module) -> CPDBlock | CPDLinear:
+_KINDS: dict[type, type[ConvBlock | CPDLinear]] = {
+    BlockEntry: CPDBlock,
+    SpatialEntry: SpatialSVDBlock,
+    LinearEntry: CPDLinear,
+}
+
+
+def _build_block(entry: BlockEntry | SpatialEntry | LinearEntry, old: nn.Module) -> nn.Module:
     reference = next(old.parameters())
-    kind = CPDBlock if isinstance(entry, BlockEntry) else CPDLinear
-    block: CPDBlock | CPDLinear = kind(**entry.arguments, device=reference.device, dtype=reference.dtype)
+    block = _KINDS[type(entry)](**entry.arguments, device=reference.device, dtype=reference.dtype)
     take_over_flags_(block, old)
     return block
 

@@ -6,20 +6,23 @@ with the module it changes.
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
-from norton_plugin.blocks.forms import FORMS
-from norton_plugin.blocks.padding import PADDING_MODES
 from norton_plugin.errors import ArtifactError
+from norton_plugin.surgery.structure_arguments import (
+    LARGEST,
+    block_arguments,
+    damaged,
+    is_whole,
+    linear_arguments,
+    shortened,
+    spatial_arguments,
+)
 
 VERSION = 1
-# No width, kernel or number of channels of any network comes near; torch itself counts with 64 bits.
-LARGEST = 2**31 - 1
 _MOST_AXES = 16
-_PADDING_RULES = ("same", "valid", "dynamic_same")
 Attribute = int | list[int] | tuple[int, ...]
 
 
@@ -49,6 +52,30 @@ class BlockEntry:
         if clusters is not None:
             shapes["mix"] = (filters, rank)
             shapes |= {"slot": (filters,)} if clusters > 1 else {}
+        return {**shapes, "bias": (filters,)} if found["bias"] else shapes
+
+
+@dataclass(frozen=True)
+class SpatialEntry:
+    """A module that a SpatialSVDBlock takes the place of.
+
+    Attributes:
+        names: All dotted names of the module.
+        arguments: Of the block's constructor, pairs as tuples.
+    """
+
+    names: tuple[str, ...]
+    arguments: dict[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the block's parameters."""
+        found = self.arguments
+        filters, rank, groups, (kh, kw) = (found[key] for key in ("out_channels", "rank", "groups", "kernel_size"))
+        shapes: dict[str, tuple[int, ...]] = {
+            "vertical": (groups * rank, found["in_channels"] // groups, kh),
+            "horizontal": (filters, rank, kw),
+        }
         return {**shapes, "bias": (filters,)} if found["bias"] else shapes
 
 
@@ -91,22 +118,7 @@ class ResizeEntry:
     attributes: dict[str, Attribute]
 
 
-Entry = BlockEntry | LinearEntry | ResizeEntry
-
-
-def damaged(what: str, found: Any, expected: str) -> ArtifactError:
-    """Describe a value that no structure holds."""
-    return ArtifactError(
-        f"the structure cannot be applied: {what} is {shortened(found)}, expected {expected}; it was edited or damaged"
-    )
-
-
-def shortened(value: Any) -> str:
-    """Show a value of any size and kind in a few words."""
-    try:
-        return reprlib.repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits has no text
-        return f"a {type(value).__name__} too large to show"
+Entry = BlockEntry | SpatialEntry | LinearEntry | ResizeEntry
 
 
 def check_version(structure: Mapping[str, Any]) -> None:
@@ -168,10 +180,11 @@ def _entry(where: str, plain: Any) -> Entry:
         raise damaged(f"'names' of {where}", names, "a list of dotted names")
     where = f"{names[0]!r}" if names[0] else "the model"
     if set(entry) == {"names", "block"}:
-        return BlockEntry(tuple(names), _block_arguments(where, _dict(f"'block' of {where}", entry["block"])))
+        return BlockEntry(tuple(names), block_arguments(where, _dict(f"'block' of {where}", entry["block"])))
+    if set(entry) == {"names", "spatial"}:
+        return SpatialEntry(tuple(names), spatial_arguments(where, _dict(f"'spatial' of {where}", entry["spatial"])))
     if set(entry) == {"names", "linear"}:
-        plain = _dict(f"'linear' of {where}", entry["linear"])
-        return LinearEntry(tuple(names), _checked_arguments(f"'linear' of {where}", plain, _LINEAR_ARGUMENTS))
+        return LinearEntry(tuple(names), linear_arguments(where, _dict(f"'linear' of {where}", entry["linear"])))
     if set(entry) == {"names", "resize", "attributes"}:
         shapes = _dict(f"'resize' of {where}", entry["resize"])
         attributes = _dict(f"'attributes' of {where}", entry["attributes"])
@@ -180,18 +193,13 @@ def _entry(where: str, plain: Any) -> Entry:
             {name: _shape(f"the shape of {name!r} in {where}", shape) for name, shape in shapes.items()},
             {name: _attribute(f"the attribute {name!r} of {where}", value) for name, value in attributes.items()},
         )
-    raise damaged(f"the entry of {where}", sorted(entry), "names with block, linear, or resize and attributes")
+    raise damaged(f"the entry of {where}", sorted(entry), "names with block, spatial, linear, or resize and attributes")
 
 
 def _dict(what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise damaged(what, value, "a table with names as keys")
     return dict(value)
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Tell whether a value is an integer and no bool."""
-    return type(value) is int
 
 
 def _shape(what: str, value: Any) -> tuple[int, ...]:
@@ -213,69 +221,3 @@ def _attribute(what: str, value: Any) -> Attribute:
     if not isinstance(numbers, list) or not all(map(is_whole, numbers)):
         raise damaged(what, value, "an integer, or a list or a tuple of integers")
     return tuple(numbers) if marked else list(numbers)
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value in choices
-
-
-def _number(value: Any) -> bool:
-    return is_whole(value) and 1 <= value <= LARGEST
-
-
-def _pair_from(least: int) -> Callable[[Any], bool]:
-    def fits(value: Any) -> bool:
-        pair = isinstance(value, list | tuple) and len(value) == 2
-        return pair and all(is_whole(number) and least <= number <= LARGEST for number in value)
-
-    return fits
-
-
-def _padding(value: Any) -> bool:
-    return _one_of(_PADDING_RULES)(value) or _pair_from(0)(value)
-
-
-# Every argument of a block that JSON may give: what it must be, in code and in words.
-_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("in_channels", "out_channels", "rank", "groups"), (_number, "a positive integer")),
-    **dict.fromkeys(("kernel_size", "stride", "dilation"), (_pair_from(1), "two positive integers")),
-    "padding": (_padding, f"two numbers of pixels or one of {_PADDING_RULES}"),
-    "bias": (lambda value: isinstance(value, bool), "true or false"),
-    "padding_mode": (_one_of(PADDING_MODES), f"one of {PADDING_MODES}"),
-    **dict.fromkeys(("form", "training_form"), (_one_of(FORMS), f"one of {FORMS}")),
-}
-
-
-# Those that only a block whose filters share components has.
-_SHARED_ARGUMENTS = {**_ARGUMENTS, **dict.fromkeys(("clusters", "cluster_size"), (_number, "a positive integer"))}
-_LINEAR_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("in_features", "out_features", "components"), (_number, "a positive integer")),
-    "bias": (lambda value: isinstance(value, bool), "true or false"),
-}
-
-
-def _checked_arguments(
-    what: str, plain: dict[str, Any], arguments: Mapping[str, tuple[Callable[[Any], bool], str]]
-) -> dict[str, Any]:
-    if set(plain) != set(arguments):
-        raise damaged(what, sorted(plain), f"the arguments {', '.join(arguments)}")
-    for name, (fits, expected) in arguments.items():
-        if not fits(plain[name]):
-            raise damaged(f"{name} of {what}", plain[name], expected)
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
-
-
-def _block_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
-    arguments = _SHARED_ARGUMENTS if "clusters" in plain else _ARGUMENTS
-    found = _checked_arguments(f"'block' of {where}", plain, arguments)
-    channels, filters, groups = found["in_channels"], found["out_channels"], found["groups"]
-    if channels % groups or filters % groups:
-        raise damaged(f"groups of the block {where}", groups, f"a divisor of {channels} and {filters} channels")
-    clusters, size = found.get("clusters", groups), found.get("cluster_size", filters)
-    if clusters % groups or not clusters <= filters <= clusters * size or size > filters:
-        raise damaged(
-            f"clusters and cluster_size of the block {where}",
-            [clusters, size],
-            f"a multiple of {groups} groups, and places for {filters} filters",
-        )
-    return found

@@ -12,17 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.blocks.padding import normalise_padding
-from norton_plugin.cpd import full_components
+from norton_plugin.cpd import full_components, full_spatial_rank
+from norton_plugin.surgery.structure_arguments import LARGEST, damaged, is_whole, shortened
 from norton_plugin.surgery.structure_entries import (
-    LARGEST,
     BlockEntry,
     LinearEntry,
     ResizeEntry,
-    damaged,
-    is_whole,
-    shortened,
+    SpatialEntry,
 )
 
 
@@ -54,7 +52,7 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         ArtifactError: A tensor is absent or would grow, or an attribute is absent, private or of another type.
     """
     where = entry.names[0] or "the model"
-    if isinstance(module, CPDBlock | CPDLinear):
+    if isinstance(module, ConvBlock | CPDLinear):
         raise damaged(f"the entry of {where}", f"new sizes for a {type(module).__name__}", "the arguments of one")
     for name, shape in entry.shapes.items():
         if name not in own:
@@ -71,7 +69,7 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
             raise damaged(f"the attribute {where}.{name}", value, expected)
 
 
-def check_block(entry: BlockEntry, module: nn.Module) -> None:
+def check_block(entry: BlockEntry | SpatialEntry, module: nn.Module) -> None:
     """Check that a block can take a module's place: a convolution of the same geometry and no fewer channels.
 
     Args:
@@ -82,8 +80,10 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
         ArtifactError: It is no convolution, or an argument contradicts it.
     """
     where = entry.names[0] or "the model"
-    if not isinstance(module, nn.Conv2d | CPDBlock):
-        raise damaged(f"{where} in the model", type(module).__name__, "a 2-D convolution, which a CPDBlock replaces")
+    kind = SpatialSVDBlock if isinstance(entry, SpatialEntry) else CPDBlock
+    if not isinstance(module, nn.Conv2d | kind):
+        expected = f"a 2-D convolution, which a {kind.__name__} replaces"
+        raise damaged(f"{where} in the model", type(module).__name__, expected)
     kernel = _pair(module.kernel_size)
     fixed = {
         "kernel_size": kernel,
@@ -96,8 +96,11 @@ def check_block(entry: BlockEntry, module: nn.Module) -> None:
         if entry.arguments[name] != value:
             raise damaged(f"{name} of the block {where}", entry.arguments[name], f"{value!r}, as of its convolution")
     per_filter = module.in_channels // module.groups
-    highest = _highest_rank(entry.arguments.get("clusters"), module.out_channels, per_filter, kernel)
-    highest = max(highest, module.rank if isinstance(module, CPDBlock) else 1)
+    if isinstance(entry, SpatialEntry):  # at most twice what the weight takes
+        highest = full_spatial_rank(module.out_channels // module.groups, per_filter, (kernel[0], kernel[1]))
+    else:
+        highest = _highest_rank(entry.arguments.get("clusters"), module.out_channels, per_filter, kernel)
+    highest = max(highest, module.rank if isinstance(module, ConvBlock) else 1)
     most = {
         "in_channels": module.in_channels,
         "out_channels": module.out_channels,

@@ -241,7 +241,7 @@ def _entry(structure: dict, kind: str) -> dict:
         (lambda s: _entry(s, "block")["block"].update(command="rm"), "'block' of .* is .*'command'"),
         (lambda s: _entry(s, "resize")["resize"].update(missing=[3]), "a tensor of .* is 'missing'"),
         (lambda s: _entry(s, "resize")["resize"].update(weight=["a"]), r"the shape of 'weight' .* is \['a'\]"),
-        (lambda s: _entry(s, "resize").pop("attributes"), "expected names with block, linear, or resize and"),
+        (lambda s: _entry(s, "resize").pop("attributes"), "expected names with block, spatial, linear, or resize and"),
     ],
 )
 def test_a_damaged_structure_changes_nothing(residual, image, damage, message):

@@ -8,9 +8,20 @@ In a program of Torch-Pruning::
     pruner.step()
 """
 
-from norton_plugin.integrations.torch_pruning.block_pruner import CPDBlockPruner, CPDLinearPruner
+from norton_plugin.integrations.torch_pruning.block_pruner import (
+    CPDBlockPruner,
+    CPDLinearPruner,
+    SpatialSVDBlockPruner,
+)
 from norton_plugin.integrations.torch_pruning.criteria import criterion_of
 from norton_plugin.integrations.torch_pruning.options import pruner_options
 from norton_plugin.integrations.torch_pruning.pabs_importance import PABSImportance
 
-__all__ = ["CPDBlockPruner", "CPDLinearPruner", "PABSImportance", "criterion_of", "pruner_options"]
+__all__ = [
+    "CPDBlockPruner",
+    "CPDLinearPruner",
+    "PABSImportance",
+    "SpatialSVDBlockPruner",
+    "criterion_of",
+    "pruner_options",
+]

@@ -1,4 +1,4 @@
-"""Torch-Pruning's view of a CPDBlock and of a CPDLinear."""
+"""Torch-Pruning's view of a CPDBlock, a SpatialSVDBlock and a CPDLinear."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch_pruning as tp
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import SurgeryError
 
 
@@ -18,14 +18,14 @@ class CPDBlockPruner(tp.pruner.BasePruningFunc):
     over classes it was not told of.
     """
 
-    TARGET_MODULES = CPDBlock
+    TARGET_MODULES: type[ConvBlock] = CPDBlock
 
-    def prune_out_channels(self, layer: CPDBlock, idxs: Sequence[int]) -> CPDBlock:
+    def prune_out_channels(self, layer: ConvBlock, idxs: Sequence[int]) -> ConvBlock:
         """Remove filters; raises SurgeryError on indices out of range."""
         layer.select_(_kept(layer.out_channels, idxs, layer), "filters")
         return layer
 
-    def prune_in_channels(self, layer: CPDBlock, idxs: Sequence[int]) -> CPDBlock:
+    def prune_in_channels(self, layer: ConvBlock, idxs: Sequence[int]) -> ConvBlock:
         """Remove input channels; a grouped block loses the same ones in each of its groups."""
         kept = _kept(layer.in_channels, idxs, layer)
         per_group = layer.in_channels // layer.groups
@@ -37,21 +37,27 @@ class CPDBlockPruner(tp.pruner.BasePruningFunc):
         layer.select_(local[0], "channels")
         return layer
 
-    def get_out_channels(self, layer: CPDBlock) -> int:
+    def get_out_channels(self, layer: ConvBlock) -> int:
         """Return the number of filters."""
         return layer.out_channels
 
-    def get_in_channels(self, layer: CPDBlock) -> int:
+    def get_in_channels(self, layer: ConvBlock) -> int:
         """Return the channels of the input."""
         return layer.in_channels
 
-    def get_in_channel_groups(self, layer: CPDBlock) -> int:
+    def get_in_channel_groups(self, layer: ConvBlock) -> int:
         """Return how many groups the input channels fall into."""
         return layer.groups
 
-    def get_out_channel_groups(self, layer: CPDBlock) -> int:
+    def get_out_channel_groups(self, layer: ConvBlock) -> int:
         """Return how many groups the filters fall into."""
         return layer.groups
+
+
+class SpatialSVDBlockPruner(CPDBlockPruner):
+    """Prune a SpatialSVDBlock by index selects on its factors; to be registered as ``CPDBlockPruner`` is."""
+
+    TARGET_MODULES = SpatialSVDBlock
 
 
 class CPDLinearPruner(tp.pruner.BasePruningFunc):

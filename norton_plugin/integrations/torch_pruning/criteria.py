@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.node import Node
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.errors import SurgeryError
 
@@ -20,7 +20,7 @@ _CONVOLUTION, _LINEAR = nn.modules.conv._ConvNd, nn.Linear
 def criterion_of(importance: tp.importance.Importance) -> Callable[[ChannelGroup], Tensor]:
     """Make a criterion of an importance.
 
-    The importance is given all channels of a group, numbered as by Torch-Pruning's own graph. CPDBlocks and CPDLinears
+    The importance is given all channels of a group, numbered as by Torch-Pruning's own graph. Blocks and CPDLinears
     are shown to it as the convolutions and Linear layers they equal, without gradients.
 
     Args:
@@ -79,7 +79,7 @@ def _shown(module: Any) -> Any:
     """Return the module itself, or the convolution or Linear layer that a block equals."""
     if isinstance(module, CPDLinear):
         dense: Any = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-    elif isinstance(module, CPDBlock):
+    elif isinstance(module, ConvBlock):
         dense = nn.Conv2d(
             module.in_channels,
             module.out_channels,

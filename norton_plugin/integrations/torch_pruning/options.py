@@ -1,4 +1,4 @@
-"""The keyword arguments that a Torch-Pruning pruner needs for models with CPDBlocks and CPDLinears."""
+"""The keyword arguments that a Torch-Pruning pruner needs for models with blocks of factors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from typing import Any
 
 import torch_pruning as tp
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
-from norton_plugin.integrations.torch_pruning.block_pruner import CPDBlockPruner, CPDLinearPruner
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.integrations.torch_pruning.block_pruner import (
+    CPDBlockPruner,
+    CPDLinearPruner,
+    SpatialSVDBlockPruner,
+)
 
 
 def pruner_options() -> dict[str, Any]:
@@ -17,13 +21,17 @@ def pruner_options() -> dict[str, Any]:
     one and the same dict for all pruners of a process, and what one model writes there breaks the next.
 
     Returns:
-        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM, CPDBlock and CPDLinear) and empty
-        tables.
+        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM, and the three kinds of blocks) and
+        empty tables.
     """
     tables = ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups")
-    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, CPDBlock, CPDLinear]
+    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, CPDBlock, SpatialSVDBlock, CPDLinear]
     return {
-        "customized_pruners": {CPDBlock: CPDBlockPruner(), CPDLinear: CPDLinearPruner()},
+        "customized_pruners": {
+            CPDBlock: CPDBlockPruner(),
+            SpatialSVDBlock: SpatialSVDBlockPruner(),
+            CPDLinear: CPDLinearPruner(),
+        },
         "root_module_types": roots,
         **{table: {} for table in tables},
     }

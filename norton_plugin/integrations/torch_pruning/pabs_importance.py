@@ -6,13 +6,13 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError
 from norton_plugin.pabs import removal_scores
 from norton_plugin.recipe import Criterion
 from norton_plugin.surgery.distances import group_distance
 
-_PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, CPDBlock, CPDLinear)
+_PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, ConvBlock, CPDLinear)
 
 
 class PABSImportance(tp.importance.Importance):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import ConvBlock
 
 _NORM = nn.modules.batchnorm._BatchNorm
 
@@ -27,10 +27,10 @@ def fold_norms_(model: nn.Module) -> int:
     """Fold BatchNorms into the blocks listed before them among the children of one module, as mmcv does.
 
     A norm scales filter n by g = weight / sqrt(var + eps), hence the factor that belongs to this filter alone: row n of
-    the mix is multiplied by g, or head n where filters share nothing, and the bias becomes (bias - mean) g + shift. In
-    a lowered block it is the last convolution, whose filters may stand in another order than the norm's (see
-    ``deploy.lowering.SelectChannels``). Blocks with several parents (heads that share convolutions but not their
-    norms) and norms without running statistics are left as they are.
+    the mix is multiplied by g, head n where filters share nothing, row n of the horizontal convolution of a spatial
+    SVD, and the bias becomes (bias - mean) g + shift. In a lowered block it is the last convolution, whose filters may
+    stand in another order than the norm's (see ``deploy.lowering.SelectChannels``). Blocks with several parents (heads
+    that share convolutions but not their norms) and norms without running statistics are left as they are.
 
     Args:
         model: For evaluation only; changed in place, with all below it.
@@ -53,7 +53,7 @@ def _norms_of_blocks(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
     for module in model.modules():
         last = None
         for name, child in module._modules.items():
-            if child is not None and (isinstance(child, CPDBlock) or hasattr(child, "from_block")):
+            if child is not None and (isinstance(child, ConvBlock) or hasattr(child, "from_block")):
                 last = child
             elif isinstance(child, nn.Conv2d):
                 last = None
@@ -82,13 +82,12 @@ def _fold_(block: nn.Module, norm: Any) -> None:
     if norm.weight is not None:
         gain = gain * norm.weight
     rows = [gain, norm.running_mean, torch.zeros_like(gain) if norm.bias is None else norm.bias]
-    if not isinstance(layers[-1], nn.Conv2d | CPDBlock):  # the last layer picks filters from their places
+    if not isinstance(layers[-1], nn.Conv2d | ConvBlock):  # the last layer picks filters from their places
         index, places = layers.pop().index, layers[-1].out_channels
         rows = [row.new_zeros(places).index_copy(0, index, row) for row in rows]
     gain, mean, shift = rows
     owner = layers[-1]
-    own_factor = "head" if getattr(owner, "mix", None) is None else "mix"
-    weight = getattr(owner, own_factor if isinstance(owner, CPDBlock) else "weight")
+    weight = getattr(owner, owner.filter_factor if isinstance(owner, ConvBlock) else "weight")
     bias = -mean * gain if owner.bias is None else (owner.bias - mean) * gain
     weight.mul_(gain.to(weight).reshape(-1, *(1,) * (weight.dim() - 1)))
     owner.bias = nn.Parameter((bias + shift).to(weight))

@@ -32,7 +32,11 @@ _FUNCTION = "_load_checkpoint_to_model"
 # The function, and the two modules that imported it by name.
 _HOLDERS = (mmengine.runner.checkpoint, mmengine.runner.runner, mmengine.infer.infer)
 _FORMS = ("form", "training_form")
-_NAMES = {"block": "CPDBlock of rank {rank}", "linear": "CPDLinear of {components} components"}
+_NAMES = {
+    "block": "CPDBlock of rank {rank}",
+    "spatial": "SpatialSVDBlock of rank {rank}",
+    "linear": "CPDLinear of {components} components",
+}
 # A structure is written into configs, which are Python: mmengine puts quotes around keys as they are, and replaces
 # {{...}} in the text of a config before it runs it.
 _UNSAFE = frozenset("'\"\\{}")

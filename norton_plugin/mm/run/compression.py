@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
@@ -71,7 +71,7 @@ def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
         recipe: As asked for.
         model: Gives the flags. Norms do not count: they follow the layers around them.
     """
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock, CPDLinear)
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, ConvBlock, CPDLinear)
     names = tuple(
         name
         for name, module in model.named_modules(remove_duplicate=False)

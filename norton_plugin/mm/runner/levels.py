@@ -11,9 +11,9 @@ from typing import Literal
 
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear
 
-ModelLevel = Literal["dense", "filter", "cluster", "layer"]
+ModelLevel = Literal["dense", "filter", "cluster", "layer", "spatial"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ _TABLE: dict[ModelLevel, dict[str, tuple[float, float, float, float]]] = {
     "filter": {"AdamW": (2e-2, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
     "cluster": {"AdamW": (5e-3, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
     "layer": {"AdamW": (5e-3, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
+    "spatial": {"AdamW": (5e-3, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
 }
 OPTIMIZERS = tuple(_TABLE["dense"])
 
@@ -52,12 +53,12 @@ def level_of(model: nn.Module) -> ModelLevel:
 
     Where blocks of several levels are mixed, the level at which most filters share: it takes the lowest rate.
     """
-    found = {m.level for m in model.modules() if isinstance(m, CPDBlock | CPDLinear)}
-    return next((level for level in ("layer", "cluster", "filter") if level in found), "dense")
+    found = {m.level for m in model.modules() if isinstance(m, ConvBlock | CPDLinear)}
+    return next((level for level in ("layer", "cluster", "spatial", "filter") if level in found), "dense")
 
 
 def shares_components(module: nn.Module) -> bool:
-    """Tell whether a module is a block whose filters share components."""
+    """Tell whether a module is a CPD whose filters share components; a spatial SVD is better conditioned."""
     return isinstance(module, CPDBlock | CPDLinear) and module.level != "filter"
 
 

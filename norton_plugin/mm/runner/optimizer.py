@@ -7,7 +7,7 @@ import torch
 from mmengine.optim import _ParamScheduler
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import RecipeError
 
 # A multiplier, or "auto": one over the number of factors whose product is the weight.
@@ -33,8 +33,9 @@ def parameter_groups(
     """Split parameters into those that decay as usual and the factors of blocks, which decay less.
 
     A weight is a product of f factors: three where every filter has its own components (head, vertical, horizontal),
-    four where filters share them (and mix), two for a shared 1x1 kernel or a Linear layer (head, mix). With decay d
-    on each, one step of size lr shrinks each by (1 - lr d), hence the product by (1 - lr d)^f, about 1 - f lr d.
+    four where filters share them (and mix), two for a spatial SVD (vertical, horizontal), a shared 1x1 kernel or a
+    Linear layer (head, mix). With decay d on each, one step of size lr shrinks each by (1 - lr d), hence the product by
+    (1 - lr d)^f, about 1 - f lr d.
     ``factor_decay="auto"`` multiplies d by 1/f, which gives the product the shrinkage that the dense weight had. A
     number multiplies for all factors alike: 0 leaves them alone, 1 treats them like any parameter.
 
@@ -128,7 +129,7 @@ def _values_by_group(scheduler: _ParamScheduler) -> Iterator[tuple[str, list[flo
 
 def factors_of(module: nn.Module) -> list[nn.Parameter]:
     """Return the parameters whose product is the weight of a block; none for any other module."""
-    if not isinstance(module, CPDBlock | CPDLinear):
+    if not isinstance(module, ConvBlock | CPDLinear):
         return []
     return [factor for factor in (getattr(module, name, None) for name in _FACTORS) if factor is not None]
 

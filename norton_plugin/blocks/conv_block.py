@@ -1,0 +1,155 @@
+"""What every layer that takes a convolution's place has in common: the contract of ``nn.Conv2d``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks.arguments import check_channels, check_flag, check_placement, choice, pair, whole_number
+from norton_plugin.blocks.clusters import BlockLevel
+from norton_plugin.blocks.forms import FORMS, ConvGeometry, Form
+from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
+from norton_plugin.errors import SurgeryError
+
+
+class ConvBlock(nn.Module, ABC):
+    """A 2-D convolution whose weight is computed from factors; what these are, its subclasses say.
+
+    The whole contract of ``nn.Conv2d`` is kept: geometry, padding mode, groups, bias, device, dtype. ``weight`` gives
+    the rebuilt dense weight for code that reads it. The same factors run in several equivalent forms, which change no
+    state dict.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: N, number of filters.
+        kernel_size: (Kh, Kw) or one number for both.
+        stride: Pixels, one or (vertical, horizontal).
+        padding: Pixels, ``"same"``, ``"valid"`` or ``"dynamic_same"`` (see ``blocks.padding``).
+        dilation: Pixels, one or (vertical, horizontal).
+        groups: Groups of channels; each filter sees C = ``in_channels / groups`` of them.
+        bias: Whether a bias is added.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        form: Which of the equivalent forms runs in evaluation mode.
+        training_form: Which one runs in training mode; ``"dense"`` needs the least activation memory.
+        device: Device of the factors.
+        dtype: Data type of the factors.
+
+    Raises:
+        SurgeryError: An argument is of a wrong type or out of range.
+    """
+
+    # Read by code that expects a convolution; a block is never transposed.
+    transposed = False
+    output_padding = (0, 0)
+    # mmengine's BaseModule.init_weights asks children for this; the factors must survive it.
+    is_init = True
+    forms: tuple[Form, ...] = FORMS
+
+    rank: int
+    clusters: int
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        *,
+        stride: int | Sequence[int],
+        padding: PaddingRule | int | str,
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        form: Form,
+        training_form: Form,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = whole_number(in_channels, "in_channels")
+        self.out_channels = whole_number(out_channels, "out_channels")
+        self.kernel_size = pair(kernel_size, "kernel_size")
+        self.stride = pair(stride, "stride")
+        self.dilation = pair(dilation, "dilation")
+        self.groups = whole_number(groups, "groups")
+        self.padding = normalise_padding(padding, padding_mode)
+        self.padding_mode = padding_mode
+        if self.padding == "same" and self.stride != (1, 1):
+            raise SurgeryError(f"padding 'same' needs stride 1, got {self.stride}; use 'dynamic_same' or pixels")
+        self.form = form
+        self.training_form = training_form
+        check_flag(bias, "bias")
+        check_channels(self.in_channels, self.out_channels, self.groups)
+        check_placement(device, dtype)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("form", "training_form"):
+            choice(value, name, self.forms)
+        super().__setattr__(name, value)
+
+    def init_weights(self) -> None:
+        """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""
+
+    @property
+    @abstractmethod
+    def level(self) -> BlockLevel:
+        """Which filters share components, and of what kind they are."""
+
+    @property
+    @abstractmethod
+    def components(self) -> int:
+        """M, components of all clusters (or of all filters) together."""
+
+    @property
+    @abstractmethod
+    def filter_factor(self) -> str:
+        """Name of the factor whose rows are of one filter each; the weight is linear in it."""
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The dense weight (N, C, Kh, Kw) rebuilt from the factors; assign to the factors, not to it."""
+
+    @abstractmethod
+    def run_form(self, form: Form, x: Tensor, geometry: ConvGeometry) -> Tensor:
+        """Compute the padded convolution in one of the equivalent forms."""
+
+    @abstractmethod
+    def size_arguments(self) -> dict[str, Any]:
+        """Return the arguments that say how many components there are, as ``repr`` shows them."""
+
+    @abstractmethod
+    def select_(self, keep: Tensor | Sequence[int], axis: str) -> None:
+        """Keep some filters, input channels or components, in place; parameters become new objects."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
+        left, right, top, bottom = sides(
+            self.padding,
+            size=(x.shape[-2], x.shape[-1]),
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+        )
+        inner = (0, 0)
+        if self.padding_mode == "zeros" and left == right and top == bottom:
+            inner = (top, left)
+        else:
+            x = pad(x, (left, right, top, bottom), self.padding_mode)
+        geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
+        return self.run_form(self.training_form if self.training else self.form, x, geometry)
+
+    def extra_repr(self) -> str:
+        """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
+        parts += [f"{name}={value}" for name, value in self.size_arguments().items()]
+        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
