@@ -8,7 +8,7 @@ import torch
 from layer_shapes import Layer
 from torch import Tensor, nn
 
-from norton_plugin import CPDBlock
+from norton_plugin import CPDBlock, SpatialSVDBlock
 from norton_plugin.blocks import Form
 from norton_plugin.deploy import lower_block
 from norton_plugin.surgery.layouts import Layout, filling_lanes
@@ -16,6 +16,9 @@ from norton_plugin.surgery.layouts import Layout, filling_lanes
 
 def level_chain(layer: Layer, layout: Layout, form: Form) -> nn.Module:
     """Return a lowered block with random factors, its filters in no order where they come in clusters."""
+    if layout.level == "spatial":
+        spatial = SpatialSVDBlock(layer.channels, layer.filters, 3, layout.rank, stride=layer.stride, padding=1)
+        return lower_block(spatial.eval(), form)
     block = CPDBlock(
         layer.channels, layer.filters, 3, layout.rank, clusters=layout.clusters, stride=layer.stride, padding=1
     )
@@ -26,6 +29,8 @@ def level_chain(layer: Layer, layout: Layout, form: Form) -> nn.Module:
 
 def forms_of(layout: Layout) -> tuple[Form, ...]:
     """Return the forms that compute fewer MACs than the dense one; grouped is nearly dense for large clusters."""
+    if layout.level == "spatial":
+        return ("separable",)
     return ("separable", "grouped", "depthwise") if layout.level == "filter" else ("separable", "depthwise")
 
 

@@ -54,10 +54,11 @@ class Layer:
         found = layouts_for(self.shape, request, name=self.name, more_macs=False)
         return found[0] if isinstance(found, tuple) else None
 
-    def layout_within(self, level: Literal["cluster", "layer"], macs: float) -> Layout | None:
+    def layout_within(self, level: Literal["cluster", "layer", "spatial"], macs: float) -> Layout | None:
         """Return the largest layout of a shared level within so many MACs, as the recipe rounds it; None if none."""
         clusters = CLUSTERS if level == "cluster" else 1
-        rank = filling_lanes(self.shape.highest_rank(clusters, macs), clusters)
+        highest = self.shape.highest_rank(clusters, macs, spatial=level == "spatial")
+        rank = filling_lanes(highest, clusters)
         return Layout(level, clusters, rank) if rank else None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fuzzing.target import Target
 from fuzzing.verdict import OK, REFUSED, Result, Wrong, attempt, note
-from norton_plugin.blocks import FORMS, CPDBlock
+from norton_plugin.blocks import FORMS, ConvBlock, CPDBlock
 
 _TOLERANCE = 1e-10  # of double precision, relative to the largest output
 _MODES = ("zeros", "reflect", "replicate", "circular")
@@ -62,14 +62,14 @@ def geometry(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def input_of(rng: random.Random, block: CPDBlock) -> Tensor:
+def input_of(rng: random.Random, block: ConvBlock) -> Tensor:
     """Draw a map or a batch of maps that the block can read."""
     size = [rng.randint(12, 17), rng.randint(12, 17)]  # no padding mode reaches further than that
     shape = [block.in_channels, *size] if rng.random() < 0.1 else [rng.randint(1, 3), block.in_channels, *size]
     return torch.randn(shape, dtype=torch.float64)
 
 
-def convolved(block: CPDBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolved(block: ConvBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Run the dense convolution, padded by the rules that torch and TensorFlow document."""
     amounts: list[int] = []
     for axis in (1, 0):

@@ -14,10 +14,24 @@ from fuzzing import (
     pickles,
     planted,
     savers,
+    spatial,
     truncations,
 )
 from fuzzing.target import Target
 
-_MODULES = (manifests, truncations, bit_flips, pickles, cpd, blocks, levels, networks, command_lines, kills, savers)
+_MODULES = (
+    manifests,
+    truncations,
+    bit_flips,
+    pickles,
+    cpd,
+    blocks,
+    levels,
+    spatial,
+    networks,
+    command_lines,
+    kills,
+    savers,
+)
 PLANTED = planted.TARGET
 TARGETS: dict[str, Target] = {module.TARGET.name: module.TARGET for module in _MODULES}
