@@ -27,11 +27,14 @@ def network() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"level": "filters"}, "decomposition.level is 'filters'; expected one of filter, cluster, layer, auto"),
+        (
+            {"level": "filters"},
+            "decomposition.level is 'filters'; expected one of filter, cluster, layer, spatial, auto",
+        ),
         ({"level": None}, "decomposition.level is None"),
         ({"level": ["layer"]}, r"decomposition.level is \['layer'\]"),
         ({"components": 4}, "components is 4, the number that filters share, but .*level is 'filter'; set level to"),
-        ({"level": "auto", "components": 4}, "level is 'auto'; set level to 'layer' or 'cluster'"),
+        ({"level": "auto", "components": 4}, "level is 'auto'; set level to 'layer', 'cluster' or 'spatial'"),
         ({"level": "layer", "rank": 2, "components": 4}, "rank and decomposition.components contradict each other"),
         ({"level": "layer", "share": 0.5, "components": 4}, "components and decomposition.share contradict each"),
         ({"rank": "auto", "share": 0.5}, "rank and decomposition.share contradict each other; give one of them"),
@@ -46,6 +49,9 @@ def network() -> nn.Sequential:
         ({"level": "cluster", "rank": 2}, "level is 'cluster', but decomposition.clusters is not given; say how many"),
         ({"level": "layer", "rank": 2, "clusters": 4}, "clusters is 4, but .*level is 'layer'; set level to 'cluster'"),
         ({"clusters": 4, "rank": 2}, "clusters is 4, but decomposition.level is 'filter'"),
+        ({"level": "spatial", "rank": 2, "clusters": 4}, "clusters is 4, but .*level is 'spatial'; set level to 'clus"),
+        ({"level": "spatial", "share": 0.5, "components": 4}, "components and decomposition.share contradict each"),
+        ({"level": "spatial", "layers": {"0": {"clusters": 2, "rank": 1}}}, r"layers\['0'\].clusters is 2, but"),
         ({"level": "cluster", "rank": 2, "clusters": 0}, "clusters is 0; expected a whole number from 1"),
         ({"layers": {"0": {"levle": "layer"}}}, "levle.*level"),
         ({"layers": {"0": {"rank": 0}}}, r"layers\['0'\].rank is 0; expected a whole number"),
@@ -108,6 +114,8 @@ def test_what_no_layer_can_become_leaves_the_model_alone(settings, error, messag
         ({"level": "layer", "rank": "auto"}, RecipeError, "the rank of Conv2d is 'auto'"),
         ({"rank": 2, "components": 3, "level": "layer"}, RecipeError, "contradict each other"),
         ({"level": "layer", "components": 55}, RecipeError, "55 components are asked for Conv2d, which is exact at 54"),
+        ({"level": "spatial", "components": 99}, RecipeError, "99 components are asked for Conv2d, which is exact at"),
+        ({"level": "spatial", "rank": 1, "clusters": 2}, RecipeError, "clusters is 2, but .*level is 'spatial'"),
         ({"level": "cluster", "rank": 1}, RecipeError, "clusters is not given"),
         (
             {"level": "cluster", "rank": 1, "clusters": 7},

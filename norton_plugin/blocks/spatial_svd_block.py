@@ -164,6 +164,7 @@ class SpatialSVDBlock(ConvBlock):
         with torch.no_grad():
             for name, value in values.items():
                 getattr(self, name).copy_(value)
+        self.number_groups_()  # torch's skip_init leaves buffers without values
 
     def select_(self, keep: Tensor | Sequence[int], axis: str) -> None:
         """Keep some filters, input channels or components, in place; parameters become new objects.

@@ -56,7 +56,8 @@ def _columns(curve: LayerCurve, level: str, *, measured: bool) -> list[Column]:
         return [Column("filter:\nMACs", number=True), *error]
     clusters = next(point.clusters for point in curve.points if point.level == level)
     heading = f"{clusters} clusters:" if level == "cluster" else f"{level}:"
-    return [Column(f"{heading}\ncomponents", number=True), Column("MACs", number=True), *error]
+    # Next to those of the filter level, its MACs say the least.
+    return [Column(f"{heading}\ncomponents", number=True), Column("MACs", number=True, optional=1), *error]
 
 
 def _cells(points: Sequence[CurvePoint] | None, level: str, *, measured: bool) -> list[str]:

@@ -8,7 +8,7 @@ from scipy.cluster.hierarchy import linkage
 from torch import Tensor, nn
 
 from norton_plugin.artifact import load, save
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.cost import count_cost
 from norton_plugin.deploy import lower_
 from norton_plugin.modules.snapshot import Snapshot
@@ -25,6 +25,7 @@ LEVELS = {
     "layer": Decomposition(level="layer", rank=2, **QUICK),
     "auto": Decomposition(level="auto", clusters=2, share=0.6, **QUICK),
     "everything": Decomposition(level="layer", share=0.7, linear=True, **QUICK),
+    "spatial": Decomposition(level="spatial", share=0.7, linear=True, **QUICK),
 }
 
 
@@ -53,8 +54,8 @@ def net(request: pytest.FixtureRequest) -> nn.Module:
     return Grouped().eval() if request.param == "grouped" else request.getfixturevalue(request.param)
 
 
-def blocks(model: nn.Module) -> dict[str, CPDBlock | CPDLinear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, CPDBlock | CPDLinear)}
+def blocks(model: nn.Module) -> dict[str, ConvBlock | CPDLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, ConvBlock | CPDLinear)}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -96,7 +97,20 @@ def test_levels_are_those_that_were_asked_for(net, image, level):
     assert has_linear == (level == "everything")
 
 
-@pytest.mark.parametrize("level", ["cluster", "layer", "everything"])
+def test_convolutions_become_spatial_svds_and_kernels_of_one_pixel_their_svd(net):
+    report = decompose_(net, LEVELS["spatial"])
+    found, records = blocks(net), {name: layer for layer in report.layers for name in layer.names}
+    assert {type(block) for block in found.values()} >= {SpatialSVDBlock, CPDLinear}
+    for name, block in found.items():
+        pointwise = isinstance(block, CPDLinear) or block.kernel_size == (1, 1)
+        assert isinstance(block, SpatialSVDBlock) != pointwise
+        assert (records[name].level, block.level) == (("layer",) * 2 if pointwise else ("spatial",) * 2)
+        assert records[name].components == block.components
+        assert isinstance(block, CPDLinear) or records[name].clusters == block.clusters == block.groups
+        assert (records[name].largest_component is None) != pointwise
+
+
+@pytest.mark.parametrize("level", ["cluster", "layer", "everything", "spatial"])
 def test_nmse_is_that_of_the_block(net, level):
     dense = copy.deepcopy(net)
     for layer in decompose_(net, LEVELS[level]).layers:
@@ -106,10 +120,11 @@ def test_nmse_is_that_of_the_block(net, level):
         assert layer.nmse_mean == pytest.approx(float((rows[0] / rows[1]).mean()), rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.parametrize("level", ["layer", "spatial"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_the_share_is_met_in_every_layer_as_it_runs(net, image, share):
+def test_the_share_is_met_in_every_layer_as_it_runs(net, image, share, level):
     before = count_cost(net, lambda: net(image))
-    options = Decomposition(level="layer", share=share, linear=True, restarts=1, sweeps=3)
+    options = Decomposition(level=level, share=share, linear=True, restarts=1, sweeps=3)
     report = decompose_(net, options, map_sizes=before.map_sizes)
     after = count_cost(net, lambda: net(image)).layer_macs
     assert len(report.layers) >= 3
@@ -125,14 +140,16 @@ def test_auto_takes_the_level_of_the_lowest_error():
     shared.weight.data = torch.einsum("nr,rchw->nchw", torch.randn(16, 4), terms)
     own = nn.Conv2d(16, 16, 3)  # a single component for each filter: exact at the filter level alone
     own.weight.data = torch.einsum("nc,nh,nw->nchw", torch.randn(16, 16), torch.randn(16, 3), torch.randn(16, 3))
-    model = nn.Sequential(shared, own)
+    rows = nn.Conv2d(16, 16, 3)  # three dense columns of kernels, mixed by rows: exact as a spatial SVD alone
+    rows.weight.data = torch.einsum("rch,nrw->nchw", torch.randn(3, 16, 3), torch.randn(16, 3, 3))
+    model = nn.Sequential(shared, own, rows)
     report = decompose_(model, Decomposition(level="auto", rank=1))
-    assert [layer.level for layer in report.layers] == ["layer", "filter"]
+    assert [layer.level for layer in report.layers] == ["layer", "filter", "spatial"]
     assert max(layer.nmse_layer for layer in report.layers) < 1e-6
-    assert model[0].mix is not None and model[1].mix is None
+    assert model[0].mix is not None and model[1].mix is None and isinstance(model[2], SpatialSVDBlock)
 
 
-@pytest.mark.parametrize("level", ["cluster", "layer", "everything"])
+@pytest.mark.parametrize("level", ["cluster", "layer", "everything", "spatial"])
 def test_a_group_that_differs_is_rolled_back_exactly(image, level, monkeypatch):
     torch.manual_seed(0)
     model = Grouped().eval()
@@ -160,7 +177,10 @@ def test_a_snapshot_brings_back_places_and_sizes():
     assert block.slot is slot and repr(block) == text and block.cluster_size == 3
 
 
-@pytest.mark.parametrize("options", [dict(level="layer", rank=2), dict(level="cluster", clusters=4, rank=2)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(level="layer", rank=2), dict(level="cluster", clusters=4, rank=2), dict(level="spatial", rank=2)],
+)
 def test_filters_go_by_the_angle_between_the_rebuilt_filters(options):
     """Oracle: angles from numpy, the closest pair from scipy's single linkage."""
     torch.manual_seed(0)
@@ -222,3 +242,44 @@ def test_components_of_a_linear_layer_go_with_the_outputs():
     prune_(model, torch.randn(4, 6), Pruning(keep=0.5, round_to=1), criterion=lambda group: torch.arange(8.0))
     assert model[0].components == 3 and model[0].out_features == 4
     torch.testing.assert_close(model[0].weight, weight[4:])
+
+
+class ManyGroups(nn.Module):
+    """A convolution of more groups than channels in each: whole groups go."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 1)
+        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=8)
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.grouped(torch.relu(self.stem(x)))))
+
+
+@pytest.mark.parametrize("level", ["layer", "spatial"])
+def test_whole_groups_of_a_block_go_and_it_comes_back_from_its_artefact(image, level, tmp_path):
+    torch.manual_seed(0)
+    net = ManyGroups().eval()
+    original = copy.deepcopy(net)
+    recipe = Recipe(decomposition=Decomposition(level=level, rank=2, **QUICK), pruning=Pruning(keep=0.5, round_to=1))
+    small, report = compress(net, image, recipe)
+    assert small.grouped.groups == 4 and small.grouped.out_channels == small.grouped.in_channels == 12
+    assert small.grouped.components == 4 * small.grouped.rank
+    assert report.pruning.largest_error < 1e-5 and report.status == "full"
+    loaded = load(save(tmp_path / "a", small, report.structure), copy.deepcopy(original))
+    assert torch.equal(loaded(image), small(image)) and repr(loaded) == repr(small)
+    twice, _ = compress(small, image, Recipe(pruning=Pruning(keep=0.5, round_to=1)))
+    assert twice.grouped.groups == 2 and twice.grouped.out_channels == 6
+
+
+def test_components_that_no_filter_of_a_spatial_svd_uses_go_with_the_filters(image):
+    torch.manual_seed(0)
+    model = nn.Sequential(SpatialSVDBlock(3, 9, 3, 4, padding=1), nn.ReLU(), nn.Conv2d(9, 4, 1)).eval()
+    with torch.no_grad():
+        model[0].horizontal[1:, 3] = 0  # filter 0 alone uses the last component
+    weight = model[0].weight.detach().clone()
+    kept = torch.zeros(9).index_fill(0, torch.tensor([2, 3, 7]), 1.0)
+    prune_(model, image, Pruning(keep=0.34, round_to=1), criterion=lambda group: kept)
+    assert (model[0].components, model[0].rank, model[0].vertical.shape) == (3, 3, (3, 3, 3))
+    torch.testing.assert_close(model[0].weight, weight[[2, 3, 7]])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from norton_plugin.artifact import MANIFEST, WEIGHTS, load, load_weights_, save
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.surgery import apply_structure_
 from norton_plugin.surgery.geometry import geometry
@@ -18,17 +18,18 @@ from norton_plugin.surgery.structure import diff
 
 
 class Net(nn.Module):
-    """What becomes a block of three clusters, one of a single cluster, one in groups, and a CPDLinear."""
+    """What becomes a block of three clusters, one of one cluster, one in groups, a spatial SVD, and a CPDLinear."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clustered = nn.Conv2d(3, 9, 3, padding=1)
         self.whole = nn.Conv2d(9, 8, 1)
         self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.spatial = nn.Conv2d(8, 8, 3, padding=1, groups=2)
         self.head = nn.Linear(8, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.grouped(self.whole(torch.relu(self.clustered(x)))).mean((2, 3)))
+        return self.head(self.spatial(self.grouped(self.whole(torch.relu(self.clustered(x))))).mean((2, 3)))
 
 
 def small() -> nn.Module:
@@ -38,6 +39,7 @@ def small() -> nn.Module:
     model.clustered.slot = torch.tensor([0, 4, 8, 1, 5, 9, 2, 3, 10])
     model.whole = CPDBlock(9, 8, 1, 4, clusters=1)
     model.grouped = CPDBlock(8, 8, 3, 2, clusters=4, groups=2)
+    model.spatial = SpatialSVDBlock(8, 8, 3, 5, padding=1, groups=2)
     model.head = CPDLinear(8, 6, 3)
     return model.eval()
 
@@ -49,13 +51,18 @@ def structure() -> dict:
 
 def entry(structure: dict, name: str) -> dict:
     [found] = [entry for entry in structure["modules"] if entry["names"] == [name]]
-    return found.get("block") or found["linear"]
+    return found.get("block") or found.get("spatial") or found["linear"]
 
 
 def test_what_a_structure_says(structure):
-    assert [next(kind for kind in ("block", "linear") if kind in e) for e in structure["modules"]] == [
-        "block", "block", "block", "linear",
+    assert [next(kind for kind in ("block", "spatial", "linear") if kind in e) for e in structure["modules"]] == [
+        "block", "block", "block", "spatial", "linear",
     ]  # fmt: skip
+    assert entry(structure, "spatial") == {
+        "in_channels": 8, "out_channels": 8, "kernel_size": [3, 3], "rank": 5, "stride": [1, 1], "padding": [1, 1],
+        "dilation": [1, 1], "groups": 2, "bias": True, "padding_mode": "zeros", "form": "separable",
+        "training_form": "dense",
+    }  # fmt: skip
     clustered = entry(structure, "clustered")
     assert (clustered["clusters"], clustered["cluster_size"], clustered["rank"]) == (3, 4, 2)
     assert entry(structure, "head") == {"in_features": 8, "out_features": 6, "components": 3, "bias": True}
@@ -103,6 +110,17 @@ def test_an_artefact_of_before_blocks_had_clusters_still_loads(tmp_path):
         ("clustered", {"rank": 28}, "rank of the block clustered is 28, expected at most 27"),
         ("whole", {"rank": 9}, "rank of the block whole is 9, expected at most 8"),
         ("grouped", {"rank": 28}, "rank of the block grouped is 28, expected at most 27"),
+        ("spatial", {"rank": 13}, "rank of the block spatial is 13, expected at most 12"),
+        ("spatial", {"rank": True}, "rank of 'spatial' of 'spatial' is True"),
+        ("spatial", {"form": "depthwise"}, r"form of 'spatial' of 'spatial' is 'depthwise', expected one of"),
+        ("spatial", {"training_form": "grouped"}, "training_form of 'spatial'"),
+        ("spatial", {"groups": 3}, "groups of the block 'spatial' is 3, expected a divisor of 8 and 8 channels"),
+        ("spatial", {"groups": 4}, "groups of the block spatial is 4, expected at most 2"),
+        ("spatial", {"in_channels": 16}, "in_channels of the block spatial is 16, expected at most 8"),
+        ("spatial", {"stride": [2, 1]}, r"stride of the block spatial is \\(2, 1\\), expected \\(1, 1\\)"),
+        ("spatial", {"padding": [0, 1]}, r"padding of the block spatial is \\(0, 1\\)"),
+        ("spatial", {"kernel_size": [5, 5]}, "kernel_size of the block spatial"),
+        ("spatial", {"clusters": 2}, "'spatial' of 'spatial' is .*'clusters'"),
         ("head", {"components": 7}, "components of the layer head is 7, expected at most 6"),
         ("head", {"components": 0}, "components of 'linear' of 'head' is 0"),
         ("head", {"in_features": 9}, "in_features of the layer head is 9, expected at most 8"),
@@ -119,7 +137,9 @@ def test_damaged_arguments_change_nothing(structure, name, change, message):
     assert repr(model) == text and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "missing"), [("clustered", "cluster_size"), ("head", "components")])
+@pytest.mark.parametrize(
+    ("name", "missing"), [("clustered", "cluster_size"), ("spatial", "rank"), ("head", "components")]
+)
 def test_missing_arguments_are_named(structure, name, missing):
     del entry(structure, name)[missing]
     with pytest.raises(ArtifactError, match=f"expected the arguments .*{missing}"):
@@ -127,13 +147,25 @@ def test_missing_arguments_are_named(structure, name, missing):
 
 
 def test_a_layer_of_another_kind_cannot_become_a_block(structure):
-    for old, new in (("head", "whole"), ("whole", "head")):
+    for old, new in (("head", "whole"), ("whole", "head"), ("spatial", "head")):
         swapped = copy.deepcopy(structure)
         found = next(e for e in swapped["modules"] if e["names"] == [old])
         found["names"] = [new]
         swapped["modules"] = [found]
-        with pytest.raises(ArtifactError, match="which a CPD(Block|Linear) replaces"):
+        with pytest.raises(ArtifactError, match="which a (CPDBlock|SpatialSVDBlock|CPDLinear) replaces"):
             apply_structure_(Net(), swapped)
+
+
+@pytest.mark.parametrize("name", ["spatial", "grouped"])
+def test_a_block_of_one_kind_does_not_become_one_of_the_other(structure, name):
+    """A structure applied to a model that is compressed already: only blocks of its own kind may change."""
+    other = {"spatial": CPDBlock(8, 8, 3, 2, padding=1, groups=2), "grouped": SpatialSVDBlock(8, 8, 3, 2, groups=2)}
+    model = Net()
+    setattr(model, name, other[name])
+    structure["source"] = diff(geometry(model), geometry(model))["source"]
+    structure["modules"] = [e for e in structure["modules"] if e["names"] == [name]]
+    with pytest.raises(ArtifactError, match="a 2-D convolution, which a (CPDBlock|SpatialSVDBlock) replaces"):
+        apply_structure_(model, structure)
 
 
 def test_no_memory_beyond_twice_the_weight_can_be_asked_for():
