@@ -5,13 +5,14 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import SurgeryError
 from norton_plugin.integrations.torch_pruning import (
     CPDBlockPruner,
     CPDLinearPruner,
     PABSImportance,
+    SpatialSVDBlockPruner,
     criterion_of,
     pruner_options,
 )
@@ -23,12 +24,14 @@ LEVELS = {
     "unequal clusters": dict(rank=2, clusters=4, cluster_size=6),
     "layer": dict(rank=5, clusters=1),
     "1x1": dict(rank=4, clusters=1, kernel_size=1, padding=0),
+    "spatial": dict(rank=6),
 }
 
 
 def block(level):
     torch.manual_seed(0)
-    made = CPDBlock(8, 12, **{"kernel_size": 3, "padding": 1, **LEVELS[level]}, dtype=torch.float64).eval()
+    kind = SpatialSVDBlock if level == "spatial" else CPDBlock
+    made = kind(8, 12, **{"kernel_size": 3, "padding": 1, **LEVELS[level]}, dtype=torch.float64).eval()
     if level == "unequal clusters":
         made.slot = torch.tensor([0, 6, 1, 7, 12, 2, 18, 3, 13, 4, 5, 19])
     return made
@@ -40,8 +43,9 @@ def test_filters_and_channels_go_and_the_others_stay(level):
     x[:, [1, 6]] = 0
     kept = [0, 2, 3, 7, 8, 9, 10]
     expected = layer(x)[:, kept]
-    assert CPDBlockPruner().prune_out_channels(layer, [1, 4, 5, 6, 11]) is layer
-    CPDBlockPruner().prune_in_channels(layer, [1, 6])
+    pruner = SpatialSVDBlockPruner() if level == "spatial" else CPDBlockPruner()
+    assert pruner.TARGET_MODULES is type(layer) and pruner.prune_out_channels(layer, [1, 4, 5, 6, 11]) is layer
+    pruner.prune_in_channels(layer, [1, 6])
     assert (layer.in_channels, layer.out_channels) == (6, 7)
     torch.testing.assert_close(layer(x[:, [0, 2, 3, 4, 5, 7]]), expected, rtol=1e-10, atol=1e-12)
 
@@ -132,7 +136,20 @@ def test_importances_see_a_linear_layer_as_the_dense_one_it_equals():
             torch.testing.assert_close(ours[root], scores)
 
 
-def test_both_pruners_are_among_the_options():
-    options = pruner_options()
-    assert {type(p) for p in options["customized_pruners"].values()} == {CPDBlockPruner, CPDLinearPruner}
-    assert {CPDBlock, CPDLinear} <= set(options["root_module_types"])
+def test_importances_see_a_spatial_svd_as_the_convolution_it_equals():
+    net, dense = net_of("spatial"), net_of("spatial")
+    dense.body = nn.Conv2d(8, 12, 3, padding=1)
+    dense.body.weight.data, dense.body.bias.data = net.body.weight.detach(), net.body.bias.detach()
+    ours, theirs = (
+        {group.root: criterion_of(tp.importance.FPGMImportance())(group) for group in groups}
+        for groups in (ChannelGraph(model, torch.randn(1, 3, 6, 6)).groups() for model in (net, dense))
+    )
+    assert ours.keys() == theirs.keys() and "stem" in ours
+    for root, scores in theirs.items():
+        torch.testing.assert_close(ours[root], scores)
+
+
+def test_the_pruners_of_all_blocks_are_among_the_options():
+    pruners, kinds = pruner_options()["customized_pruners"], {CPDBlock, SpatialSVDBlock, CPDLinear}
+    assert set(pruners) == kinds and all(type(p).TARGET_MODULES is kind for kind, p in pruners.items())
+    assert kinds <= set(pruner_options()["root_module_types"])

@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyData, difference, toy_config
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm import NortonHook
 from norton_plugin.mm.patches import guard
@@ -35,7 +35,8 @@ CLUSTER = {
     "factor_decay": 0.5,
 }
 FILTER = {"rank": 2, "keep": 0.5}
-NORTON = {"layer": LAYER, "cluster": CLUSTER, "filter": FILTER}
+SPATIAL = {"level": "spatial", "share": 0.6, "keep": 0.5, "factor_decay": "auto"}
+NORTON = {"layer": LAYER, "cluster": CLUSTER, "filter": FILTER, "spatial": SPATIAL}
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,9 @@ def logits(model):
         return float(copy.deepcopy(model).eval()(ToyData().images).double().sum())
 
 
-@pytest.fixture(scope="module", params=[("layer", True), ("cluster", True), ("cluster", False)], ids=str)
+@pytest.fixture(
+    scope="module", params=[("layer", True), ("cluster", True), ("cluster", False), ("spatial", True)], ids=str
+)
 def whole(request, tmp_path_factory):
     """Three epochs at a level, with the buffers averaged or copied: level, setting, runner, folder."""
     level, update_buffers = request.param
@@ -80,13 +83,16 @@ def whole(request, tmp_path_factory):
 
 def test_the_levels_that_the_config_asks_for(whole):
     level, _, runner, _ = whole
-    blocks = {name: m for name, m in runner.model.named_modules() if isinstance(m, CPDBlock | CPDLinear)}
+    blocks = {name: m for name, m in runner.model.named_modules() if isinstance(m, ConvBlock | CPDLinear)}
     assert list(blocks) == ["stage.conv1", "stage.conv2", "shared", *(["fc"] if level == "layer" else [])]
     assert runner.model.shared is runner.model.alias and runner.model.shared.clusters == 1
     if level == "cluster":
         slots = [block.slot for block in (blocks["stage.conv1"], blocks["stage.conv2"])]
         assert all(block.clusters == 3 for block in (blocks["stage.conv1"], blocks["stage.conv2"]))
         assert any(not torch.equal(slot, slot.sort().values) for slot in slots)  # neighbours are not together
+    elif level == "spatial":
+        assert {type(block) for block in blocks.values()} == {SpatialSVDBlock}
+        assert [block.out_channels for block in blocks.values()] == [8, 8, 8]
     else:
         assert blocks["stage.conv1"].clusters == 1 and blocks["stage.conv1"].out_channels == 8
 
@@ -102,7 +108,7 @@ def test_every_factor_trains_and_is_averaged(whole):
     fresh = CheckpointLoader.load_checkpoint(str(whole[3] / "epoch_1.pth"), "cpu")["ema_state_dict"]
     now, averaged = runner.model.state_dict(), average_of(runner).module.state_dict()
     factors = [name for name in trained if name.rpartition(".")[2] in ("head", "vertical", "horizontal", "mix")]
-    assert any(name.endswith(".mix") for name in factors)
+    assert any(name.endswith(".horizontal" if whole[0] == "spatial" else ".mix") for name in factors)
     for name in factors:
         assert not torch.equal(now[name], fresh[f"module.{name}"] if f"module.{name}" in fresh else fresh[name])
         assert not torch.equal(now[name], averaged[name]), name
@@ -115,8 +121,9 @@ def test_factors_decay_by_their_number(whole):
     level, _, runner, _ = whole
     decay = {id(p): g["weight_decay"] for g in runner.optim_wrapper.optimizer.param_groups for p in g["params"]}
     model, quarter, half = runner.model, pytest.approx(2.5e-3), pytest.approx(5e-3)
-    four = [decay[id(getattr(model.shared, name))] for name in ("head", "vertical", "horizontal", "mix")]
-    assert four == [quarter if level == "layer" else half] * 4
+    names = ("vertical", "horizontal") if level == "spatial" else ("head", "vertical", "horizontal", "mix")
+    found = [decay[id(getattr(model.shared, name))] for name in names]
+    assert found == [quarter if level == "layer" else half] * len(names)
     assert decay[id(model.shared.bias)] == 1e-2
     fc = [model.fc.head, model.fc.mix] if level == "layer" else [model.fc.weight]
     assert [decay[id(p)] for p in fc] == ([half, half] if level == "layer" else [1e-2])
@@ -149,7 +156,7 @@ def test_a_checkpoint_is_tested_with_the_hook_and_by_the_exported_config(whole, 
 def test_a_dense_config_without_the_hook_is_refused(whole, tmp_path):
     """T6."""
     path = str(whole[3] / "epoch_3.pth")
-    with pytest.raises(ArtifactError, match=r"another one: .*stage.conv1 is no CPDBlock of rank"):
+    with pytest.raises(ArtifactError, match=r"another one: .*stage.conv1 is no (CPD|SpatialSVD)Block of rank"):
         Runner.from_cfg(toy_config(tmp_path, custom_hooks=[], load_from=path)).test()
 
 

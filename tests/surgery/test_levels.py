@@ -1,6 +1,7 @@
 """Decompose, prune, save and load at every level, on networks with every kind of coupling."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from norton_plugin.pabs import removal_order
 from norton_plugin.pipeline import compress
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 from norton_plugin.surgery import decompose_, from_conv, prune_, surgeon
+from norton_plugin.surgery import factorise as factorise_module
 from norton_plugin.surgery.distances import layer_distance
 
 QUICK = {"restarts": 1, "sweeps": 10, "allow_more_macs": True}
@@ -147,6 +149,30 @@ def test_auto_takes_the_level_of_the_lowest_error():
     assert [layer.level for layer in report.layers] == ["layer", "filter", "spatial"]
     assert max(layer.nmse_layer for layer in report.layers) < 1e-6
     assert model[0].mix is not None and model[1].mix is None and isinstance(model[2], SpatialSVDBlock)
+
+
+@pytest.mark.parametrize(("stride", "level"), [(1, "layer"), (2, "spatial"), ((1, 2), "layer")])
+@pytest.mark.parametrize(("ratio", "close"), [(1.04, True), (1.06, False)])
+def test_auto_favours_the_spatial_svd_at_a_stride_where_it_errs_nearly_as_little(
+    stride, level, ratio, close, monkeypatch
+):
+    own = factorise_module._spatial
+
+    def as_told(jobs, decomposition):
+        errors = {id(t.module): f.layer_nmse for t, f in layer_level(jobs)}
+        found = own(jobs, decomposition)
+        return [replace(f, layer_nmse=ratio * errors[id(t.module)]) for (_, t, _), f in zip(jobs, found, strict=True)]
+
+    def layer_level(jobs):
+        shared = [(place, target, next(x for x in target.layouts if x.level == "layer")) for place, target, _ in jobs]
+        options = Decomposition(level="auto", share=0.3, **QUICK)
+        return zip([t for _, t, _ in shared], factorise_module._shared_components(shared, options), strict=True)
+
+    monkeypatch.setattr(factorise_module, "_spatial", as_told)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, stride=stride))
+    report = decompose_(model, Decomposition(level="auto", share=0.3, **QUICK))
+    assert [layer.level for layer in report.layers] == [level if close else "layer"]
 
 
 @pytest.mark.parametrize("level", ["cluster", "layer", "everything", "spatial"])

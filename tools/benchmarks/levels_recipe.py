@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from norton_plugin import CPDBlock
+from norton_plugin.blocks import ConvBlock
 from norton_plugin.recipe import Decomposition, Recipe, Scope
 
 BLOCKS = Scope(include=("layer*.conv*",))
@@ -20,11 +20,11 @@ def recipe_for(level: str, rank: int, *, seed: int = 0) -> Recipe:
     """Return the recipe of a level at the MACs of a rank per filter.
 
     Args:
-        level: ``"filter"``, ``"layer"``, ``"clusterK"`` for K clusters in each layer, ``"clusters_of_S"`` for N / S.
+        level: ``"filter"``, ``"layer"``, ``"spatial"``, ``"clusterK"`` for K clusters in each layer, ``"clusters_of_S"`` for N / S.
         rank: R.
         seed: Of the decomposition's starts.
     """
-    if level in ("filter", "layer"):
+    if level in ("filter", "layer", "spatial"):
         decomposition = Decomposition(level=level, rank=rank, seed=seed)  # type: ignore[arg-type]
     elif level.startswith("clusters_of_"):
         size = int(level.removeprefix("clusters_of_"))
@@ -39,5 +39,5 @@ def recipe_for(level: str, rank: int, *, seed: int = 0) -> Recipe:
 def run_dense_(model: nn.Module) -> None:
     """Let every block rebuild its weight: all forms compute the same, on these small maps this one is the fastest."""
     for block in model.modules():
-        if isinstance(block, CPDBlock):
+        if isinstance(block, ConvBlock):
             block.form = block.training_form = "dense"
