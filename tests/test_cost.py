@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, break_even_rank, conv_cost, cpd_cost
+from norton_plugin.blocks import CPDBlock, SpatialSVDBlock, break_even_rank, conv_cost, cpd_cost, spatial_cost
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
 
@@ -67,6 +67,19 @@ def test_counter_agrees_with_the_closed_forms(groups, stride):
         assert cost.layer_macs == {"0": cost.macs}
         assert block[0].form == form
     assert cost.parameters == cpd_cost(16, channels, (3, 3), 2).parameters + 16
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (2, 1), (1, 3)])
+def test_counter_agrees_with_the_closed_form_of_a_spatial_svd(groups, stride):
+    size = {"input_size": (12, 18), "output_size": (12 // stride[0], 18 // stride[1])}
+    block = nn.Sequential(SpatialSVDBlock(8, 16, (3, 5), 3, stride=stride, padding=(1, 2), groups=groups))
+    expected = spatial_cost(16, 8 // groups, (3, 5), 3 * groups, groups=groups, **size)
+    for form in ("separable", "dense"):
+        block[0].form = form
+        cost = count_cost(block, lambda: block(torch.zeros(1, 8, 12, 18)))
+        assert cost.macs == expected.macs == cost.layer_macs["0"] and block[0].form == form
+        assert cost.parameters == expected.parameters + 16
 
 
 def test_counter_adds_up_the_calls_of_a_shared_layer_and_sees_functions():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock
+from norton_plugin.blocks.arguments import choice
 from norton_plugin.blocks.forms import BlockFactors
 from norton_plugin.blocks.padding import PaddingRule, pad, sides
 from norton_plugin.errors import SurgeryError
@@ -124,6 +125,9 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
     Returns:
         An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` and before a ``SelectChannels`` where they
         are needed; same training flag.
+
+    Raises:
+        SurgeryError: A spatial SVD has no such form.
     """
     if isinstance(block, CPDLinear):
         return _linear(block, form).train(block.training)
@@ -170,6 +174,7 @@ def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, int]) -> list
 
 def _spatial_convolutions(block: SpatialSVDBlock, form: Form, padding: tuple[int, int]) -> list[nn.Module]:
     """Return the vertical and the horizontal convolution of a spatial SVD, or the dense one."""
+    choice(form, "form", block.forms)
     (sh, sw), (ph, pw), (dh, dw), groups = block.stride, padding, block.dilation, block.groups
     if form == "dense":
         whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}

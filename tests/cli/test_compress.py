@@ -134,12 +134,26 @@ def test_levels_of_all_layers_and_of_some(norton, tmp_path):
     assert norton("inspect", tmp_path / "a", "--json").code == 0
 
 
+def test_a_spatial_svd_of_all_layers_and_of_some(norton, tmp_path):
+    options = ["--level", "spatial", "--share", 0.3, "--layer", "layer1:level=layer", "-o", tmp_path / "a"]
+    answer = norton("compress", "demo:digits", *options)
+    assert answer.code == 0 and "spatial" in answer.out
+    found = json.loads(norton("inspect", tmp_path / "a", "--json").out)
+    layers = {layer["name"]: (layer["kind"], layer["level"], layer["components"]) for layer in found["layers"]}
+    assert layers["layer1.conv2"][:2] == ("CPDBlock", "layer")
+    # 0.3 of 128 * 128 * 9 MACs, at 3 * 128 + 3 * 128 for each component
+    assert layers["layer3.conv2"] == ("SpatialSVDBlock", "spatial", int(0.3 * 128 * 128 * 9 / (6 * 128)))
+    refused = norton("compress", "demo:digits", *options[:4], "--clusters", 4, "-o", tmp_path / "b")
+    assert refused.code != 0 and "decomposition.clusters is 4, but decomposition.level is 'spatial'" in refused.err
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (["--share", 0.4], ("cluster", None, None, 0.4, 4)),
         (["--level", "layer", "--components", 20], ("layer", None, 20, None, None)),
         (["--level", "filter", "--rank", 2], ("filter", 2, None, None, None)),
+        (["--level", "spatial", "--components", 20], ("spatial", None, 20, None, None)),
         (["--clusters", 2], ("cluster", None, 16, None, 2)),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock
+from norton_plugin.blocks import FORMS, CPDBlock, SpatialSVDBlock
 from norton_plugin.deploy import LatencyRatio, forms, select_forms_
 from norton_plugin.errors import SurgeryError
 
@@ -57,6 +57,15 @@ def test_the_fastest_form_of_each_block_is_kept(net, image, timed):
         for output in row[1:]:
             torch.testing.assert_close(output, row[0])
     torch.testing.assert_close(outputs[1][0], expected)
+
+
+@pytest.mark.parametrize(("seconds", "form"), [((0.001, 0.002), "separable"), ((0.002, 0.001), "dense")])
+def test_a_spatial_svd_has_two_forms(timed, seconds, form):
+    outputs = timed(seconds)
+    net = nn.Sequential(SpatialSVDBlock(3, 8, 3, 4)).eval()
+    (chosen,) = select_forms_(net, torch.randn(1, 3, 8, 8))
+    assert (chosen.form, net[0].form, list(chosen.milliseconds)) == (form, form, ["separable", "dense"])
+    torch.testing.assert_close(*outputs[0])
 
 
 def test_ties_keep_the_first_form_and_the_state_dict_stays(net, image, timed):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear
+from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.deploy import lower_, lower_block
 from norton_plugin.deploy.lowering import Pad2d
 from norton_plugin.errors import SurgeryError
@@ -29,6 +29,20 @@ def test_every_form_lowers_to_convolutions_of_equal_output(name, form):
     torch.testing.assert_close(lowered(x), block(x), rtol=1e-12, atol=1e-12)
     assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad2d) for m in lowered.modules())
     assert not lowered.training
+
+
+@pytest.mark.parametrize(("form", "convolutions"), [("separable", 2), ("dense", 1)])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_spatial_svd_lowers_to_its_two_convolutions_or_to_one(name, form, convolutions):
+    torch.manual_seed(0)
+    block = SpatialSVDBlock(6, 9, rank=4, **GEOMETRIES[name], dtype=torch.float64).eval()
+    lowered, x = lower_block(block, form), torch.randn(2, 6, 12, 15, dtype=torch.float64)
+    torch.testing.assert_close(lowered(x), block(x), rtol=1e-12, atol=1e-12)
+    assert sum(isinstance(m, nn.Conv2d) for m in lowered.modules()) == convolutions
+    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad2d) for m in lowered.modules())
+    assert not lowered.training and lowered.from_block
+    with pytest.raises(SurgeryError, match="form 'grouped' is unknown"):
+        lower_block(block, "grouped")
 
 
 def test_the_own_form_is_the_default_and_weights_are_copies():

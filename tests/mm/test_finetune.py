@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import RecipeError, SourceError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
@@ -206,6 +206,7 @@ BLOCKS = {
     "layer": lambda: CPDBlock(8, 8, 3, 8, clusters=1, padding=1),
     "layer, 1x1": lambda: CPDBlock(8, 8, 1, 4, clusters=1),
     "layer, groups": lambda: CPDBlock(8, 8, 3, 2, clusters=2, padding=1, groups=2),
+    "spatial": lambda: SpatialSVDBlock(8, 8, 3, 8, padding=1),
 }
 
 
@@ -225,14 +226,14 @@ def test_every_factor_decays_by_the_number_of_factors():
     weights = [module.weight.detach().clone() for module in model]
     optimizer = torch.optim.SGD(parameter_groups(model, weight_decay=0.01), lr=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.0025, 0.01 / 3, 0.005])
-    assert [len(group["params"]) for group in optimizer.param_groups] == [5 + 3, 12, 3, 4]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [6 + 3, 12, 3, 6]
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for module, weight in zip(model, weights, strict=True):
         torch.testing.assert_close(module.weight, weight * (1 - 0.1 * 0.01), rtol=1e-5, atol=1e-7)
     plain, factors = parameter_groups(model, weight_decay=0.3, factor_decay=1 / 3)
-    assert (len(plain["params"]), len(factors["params"])) == (8, 19)
+    assert (len(plain["params"]), len(factors["params"])) == (9, 21)
     assert (plain["weight_decay"], factors["weight_decay"]) == (0.3, pytest.approx(0.1))
 
 
@@ -243,6 +244,7 @@ CHOICES = {
     "layer": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
     "layer, 1x1": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
     "layer, groups": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
+    "spatial": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
     "linear": ("AdamW", 5e-3, 0.5, 1e-3, 0.6),
 }
 
@@ -275,9 +277,12 @@ def test_of_mixed_levels_the_one_with_the_lowest_rate_counts():
     model = net_at("filter")
     model.append(CPDLinear(3, 3, 1))
     assert (level_of(net_at("filter")), level_of(model)) == ("filter", "layer")
+    model = net_at("filter")
+    model.append(SpatialSVDBlock(3, 3, 3, 1))
+    assert level_of(model) == "spatial"
 
 
-@pytest.mark.parametrize("level", ["filter", "cluster", "layer"])
+@pytest.mark.parametrize("level", ["filter", "cluster", "layer", "spatial"])
 def test_it_learns_with_the_defaults_of_its_level(data, level):
     model = net_at(level)
     before = evaluate(model, data, mean=(0.5,), std=(0.2,))

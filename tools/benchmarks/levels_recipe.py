@@ -20,7 +20,8 @@ def recipe_for(level: str, rank: int, *, seed: int = 0) -> Recipe:
     """Return the recipe of a level at the MACs of a rank per filter.
 
     Args:
-        level: ``"filter"``, ``"layer"``, ``"spatial"``, ``"clusterK"`` for K clusters in each layer, ``"clusters_of_S"`` for N / S.
+        level: ``"filter"``, ``"layer"``, ``"spatial"``, ``"clusterK"`` for K clusters in each layer,
+            ``"clusters_of_S"`` for N / S.
         rank: R.
         seed: Of the decomposition's starts.
     """
