@@ -17,6 +17,7 @@ from report_detectors import detectors
 from report_fuzz import fuzz
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
+from report_strided import strided
 from report_table import Facts, table
 
 
@@ -181,6 +182,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
     ("equal_latency.json", "Error of the levels, Tucker-2 and spatial SVD at equal milliseconds", equal_latency),
+    ("strided_latency.json", "Layers of stride 2: spatial SVD against shared components", strided),
     ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
