@@ -39,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},
     "deploy": {"blocks", "artifact"},
+    "export": {"deploy"},
     "insight": {"pipeline", "artifact"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
@@ -53,6 +54,10 @@ OWNERS = {
     "mmengine": ("mm", "zoo"),
     "tensorly": (),
     "scipy": ("pabs",),
+    "onnx": ("export",),
+    "onnxruntime": ("export",),
+    "openvino": ("export",),
+    "nncf": ("export",),
 }
 
 

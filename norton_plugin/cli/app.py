@@ -14,6 +14,7 @@ from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
 from norton_plugin.cli.doctor import doctor
 from norton_plugin.cli.evaluate import evaluate
+from norton_plugin.cli.export import export
 from norton_plugin.cli.export_config import export_config
 from norton_plugin.cli.failures import INTERRUPTED, Failure, failure_of, interruption, wants_json
 from norton_plugin.cli.finetune import finetune
@@ -61,6 +62,7 @@ add_command(app, inspect, name="inspect")
 add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
+add_command(app, export, name="export")
 add_command(app, export_config, name="export-config")
 add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")
