@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "deploy": {"blocks", "artifact"},
     "export": {"deploy"},
     "insight": {"pipeline", "artifact"},
+    "bench": {"cost", "export", "insight", "modules"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }

@@ -10,6 +10,7 @@ import typer
 
 from norton_plugin import __version__
 from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
+from norton_plugin.cli.bench import bench
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
 from norton_plugin.cli.doctor import doctor
@@ -64,6 +65,7 @@ add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
 add_command(app, export, name="export")
 add_command(app, export_config, name="export-config")
+add_command(app, bench, name="bench")
 add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")
 

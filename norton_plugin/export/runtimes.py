@@ -16,17 +16,18 @@ Runtime = Literal["onnxruntime", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
 
-def open_onnxruntime(path: Path, *, image: Tensor | None = None) -> Runner:
+def open_onnxruntime(path: Path, *, image: Tensor | None = None, threads: int = 1) -> Runner:
     """Open an ONNX file in onnxruntime, on the CPU.
 
     Args:
         path: The file.
         image: Fix open axes of the one input to this size, as for a measurement of time.
+        threads: Of the processor.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # its warnings are about operators that it folds
     if image is not None:
         for axis, name in AXES.items():
@@ -41,17 +42,18 @@ def open_onnxruntime(path: Path, *, image: Tensor | None = None) -> Runner:
     return run
 
 
-def open_openvino(path: Path, *, image: Tensor | None = None) -> Runner:
+def open_openvino(path: Path, *, image: Tensor | None = None, threads: int = 1) -> Runner:
     """Open an ONNX file or an OpenVINO IR in OpenVINO, on the CPU, at the precision of the file.
 
     Args:
         path: The file.
         image: As for :func:`open_onnxruntime`.
+        threads: Likewise.
     """
     import openvino
 
     # By default, OpenVINO computes in bfloat16 where the processor can: that is a choice of users, not of a check.
-    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     core = openvino.Core()
     model = core.read_model(path)
     if image is not None:
@@ -77,6 +79,7 @@ def open_program(path: Path) -> Runner:
     return run
 
 
-def open_file(path: Path, runtime: Runtime, *, image: Tensor | None = None) -> Runner:
+def open_file(path: Path, runtime: Runtime, *, image: Tensor | None = None, threads: int = 1) -> Runner:
     """Open a file in one of :data:`RUNTIMES`."""
-    return open_onnxruntime(path, image=image) if runtime == "onnxruntime" else open_openvino(path, image=image)
+    opener = open_onnxruntime if runtime == "onnxruntime" else open_openvino
+    return opener(path, image=image, threads=threads)
