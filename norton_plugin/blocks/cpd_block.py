@@ -19,7 +19,8 @@ from norton_plugin.blocks.arguments import (
     whole_number,
 )
 from norton_plugin.blocks.clusters import BlockLevel, even_clusters, slots_of, wrong_slots
-from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
+from norton_plugin.blocks.form_choice import form_for
+from norton_plugin.blocks.forms import AUTO, FORM_FUNCTIONS, FORMS, BlockFactors, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.blocks.selection import select_
 from norton_plugin.cpd import CoupledFactors, CPDFactors
@@ -50,7 +51,8 @@ class CPDBlock(nn.Module):
         groups: Groups of channels; each filter sees C = ``in_channels / groups`` of them.
         bias: Whether a bias is added.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        form: Which of the equivalent forms runs in evaluation mode.
+        form: Which of the equivalent forms runs in evaluation mode; ``"auto"`` is the one that should be fastest on the
+            input of each call (``blocks.form_choice``).
         training_form: Which one runs in training mode; ``"dense"`` needs the least activation memory.
         device: Device of the factors.
         dtype: Data type of the factors.
@@ -95,7 +97,7 @@ class CPDBlock(nn.Module):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        form: Form = "separable",
+        form: ChosenForm = AUTO,
         training_form: Form = "dense",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -140,7 +142,7 @@ class CPDBlock(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form"):
-            choice(value, name, FORMS)
+            choice(value, name, (*FORMS, AUTO) if name == "form" else FORMS)
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
@@ -268,6 +270,8 @@ class CPDBlock(nn.Module):
             x = pad(x, (left, right, top, bottom), self.padding_mode)
         geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
         form = self.training_form if self.training else self.form
+        if form == AUTO:
+            form, _ = form_for(self, x, lowered=False)
         return FORM_FUNCTIONS[form](x, self.block_factors(), geometry)
 
     def wrong_places(self, slot: Tensor) -> str:

@@ -58,8 +58,6 @@ def block_from_contract(
             dilation=contract.dilation,
             groups=contract.groups,
             padding_mode=contract.padding_mode,
-            # One depthwise convolution of all components is faster than two (docs/results, levels).
-            form="separable" if layout.clusters is None else "depthwise",
             **kind,
         )
     if like is not None:

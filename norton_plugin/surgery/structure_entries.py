@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from norton_plugin.blocks.forms import FORMS
+from norton_plugin.blocks.forms import AUTO, FORMS
 from norton_plugin.blocks.padding import PADDING_MODES
 from norton_plugin.errors import ArtifactError
 
@@ -242,7 +242,8 @@ _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "padding": (_padding, f"two numbers of pixels or one of {_PADDING_RULES}"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "padding_mode": (_one_of(PADDING_MODES), f"one of {PADDING_MODES}"),
-    **dict.fromkeys(("form", "training_form"), (_one_of(FORMS), f"one of {FORMS}")),
+    "form": (_one_of((*FORMS, AUTO)), f"one of {(*FORMS, AUTO)}"),
+    "training_form": (_one_of(FORMS), f"one of {FORMS}"),
 }
 
 
