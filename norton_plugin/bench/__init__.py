@@ -6,4 +6,14 @@ from norton_plugin.bench.plot import plot_speed
 from norton_plugin.bench.report import BenchReport, Setting, Timing
 from norton_plugin.bench.tables import changed_layers_table, times_table
 
-__all__ = ["RUNTIMES", "BenchReport", "LayerSpeed", "Setting", "Timing", "bench", "changed_layers_table", "plot_speed", "times_table"]
+__all__ = [
+    "RUNTIMES",
+    "BenchReport",
+    "LayerSpeed",
+    "Setting",
+    "Timing",
+    "bench",
+    "changed_layers_table",
+    "plot_speed",
+    "times_table",
+]

@@ -68,7 +68,8 @@ def bench(
     compressed.eval()
     on_step("counting")
     costs = tuple(count_cost(m, partial(run_model, m, example_inputs, forward_fn)) for m in (dense, compressed))
-    timed = {"rounds": rounds, "seconds": seconds, "clock": clock}
+    ratio = costs[0].macs / max(costs[1].macs, 1)
+    timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
@@ -83,16 +84,14 @@ def bench(
             for batch in batches:
                 on_step(f"timing batch {batch} on {count} thread(s)")
                 calls = candidates.opened(of_batch(example_inputs, batch), count)
-                ratio = costs[0].macs / max(costs[1].macs, 1)
                 settings.append(setting_of(calls, batch=batch, threads=count, macs_ratio=ratio, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")
-            inputs_of_layers = of_batch(example_inputs, batches[0])
+            timed["seconds"] = _LAYER_SECONDS
             with pytorch_threads(threads[0]):
-                found = _layers(
-                    candidates.prepared, costs, inputs_of_layers, forward_fn, {**timed, "seconds": _LAYER_SECONDS}
-                )
+                image = of_batch(example_inputs, batches[0])
+                found = _layers(candidates.prepared, costs, image, forward_fn, timed)
     return BenchReport(
         device=_processor(),
         macs_dense=costs[0].macs,
@@ -115,7 +114,7 @@ def _check(*, batches: Sequence[int], threads: Sequence[int], rounds: int, runti
 
 def _layers(
     prepared: Mapping[str, nn.Module],
-    costs: tuple[ModelCost, ModelCost],
+    costs: Sequence[ModelCost],
     example_inputs: Any,
     forward_fn: ForwardFunction | None,
     timed: dict[str, Any],

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from norton_plugin import __version__
-from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
 from norton_plugin.cli.bench import bench
+from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
 from norton_plugin.cli.doctor import doctor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,13 @@ import typer
 
 from norton_plugin.cli import limits, options
 from norton_plugin.cli.output import Output
-from norton_plugin.cli.paths import existing_folder, read_path, exported_file
+from norton_plugin.cli.paths import existing_folder, exported_file, read_path
 from norton_plugin.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
     from norton_plugin.bench import BenchReport
     from norton_plugin.cli.models import Opened
-    from norton_plugin.export import Int8
+    from norton_plugin.export import Int8, Runtime
 
 _WHAT, _INT8 = "What is timed", "Int8"
 _CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
@@ -30,9 +31,7 @@ def bench(
     directory: Annotated[
         str, typer.Argument(metavar="DIR", help="An artefact of 'norton compress'.", show_default=False)
     ],
-    batches: Annotated[
-        str, typer.Option("--batch", metavar="N,N", help="Batch sizes.", rich_help_panel=_WHAT)
-    ] = "1",
+    batches: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.", rich_help_panel=_WHAT)] = "1",
     thread_counts: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +69,12 @@ def bench(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", parser=read_path, callback=exported_file, metavar="FILE", help="Write the figures as JSON."
+            "--output",
+            "-o",
+            parser=read_path,
+            callback=exported_file,
+            metavar="FILE",
+            help="Write the figures as JSON.",
         ),
     ] = None,
     plot: Annotated[
@@ -108,12 +112,10 @@ def bench(
     from norton_plugin.cli.models import open_model
     from norton_plugin.zoo import exported_part, rebuild
 
-    counts = _numbers("--thread-counts", thread_counts, most=limits.PER_CORE * (os.cpu_count() or 1)) if thread_counts else [out.threads or 1]
+    most = limits.PER_CORE * (os.cpu_count() or 1)
+    counts = _numbers("--thread-counts", thread_counts or str(out.threads or 1), most=most)
     sizes, chosen = _numbers("--batch", batches, most=limits.BATCH_SIZE), _runtimes(runtimes)
-    if clock not in _CLOCKS:
-        raise RecipeError(f"--clock is {clock!r}; expected one of {', '.join(_CLOCKS)}")
-    if clock == "processor" and max(counts) > 1:
-        raise RecipeError("--clock processor adds the time of all threads up; use it with one thread")
+    seconds_of = _clock(clock, counts)
     with out.status(f"building {directory}") as status:
         opened = open_model(directory, trust_code=trust_code)
         if opened.manifest is None:
@@ -131,17 +133,26 @@ def bench(
             int8=_int8(opened, data),
             forward_fn=opened.forward_fn,
             export_forward=exported_part(opened.spec, opened.model)[0],
-            clock=_CLOCKS[clock],
+            clock=seconds_of,
             on_step=status.update,
         )
     _show(out, report)
     found = {"source": opened.spec, "clock": clock, **report.to_dict()}
     if output is not None:
         output.write_text(json.dumps(found, indent=1) + "\n")
-        out.show(f"figures: {output}")
     if plot is not None:
-        out.show(f"picture: {plot_speed(plot, report)}")
+        plot_speed(plot, report)
+    for path in filter(None, (output, plot)):
+        out.show(f"written: {path}")
     out.result(found)
+
+
+def _clock(name: str, thread_counts: list[int]) -> Callable[[], float]:
+    if name not in _CLOCKS:
+        raise RecipeError(f"--clock is {name!r}; expected one of {', '.join(_CLOCKS)}")
+    if name == "processor" and max(thread_counts) > 1:
+        raise RecipeError("--clock processor adds the time of all threads up; use it with one thread")
+    return _CLOCKS[name]
 
 
 def _numbers(option: str, text: str, *, most: int) -> list[int]:
@@ -151,7 +162,7 @@ def _numbers(option: str, text: str, *, most: int) -> list[int]:
     return list(dict.fromkeys(int(part) for part in parts))
 
 
-def _runtimes(text: str) -> list[str]:
+def _runtimes(text: str) -> list[Runtime]:
     from norton_plugin.export import RUNTIMES
 
     names = [part.strip() for part in text.split(",")]
@@ -182,7 +193,7 @@ def _show(out: Output, report: BenchReport) -> None:
         best = max((t for t in setting.timings if t.efficiency is not None), key=lambda t: t.speed_up)
         out.show(
             f"best: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model there "
-            f"(efficiency {best.efficiency:.2f}), {best.speed_up_in_all:.2f} times as fast as the dense model in PyTorch"
+            f"(efficiency {best.efficiency:.2f}), {best.speed_up_in_all:.2f} times as the dense model in PyTorch"
         )
     if report.layers:
         out.show(changed_layers_table(report))

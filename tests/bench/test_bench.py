@@ -7,6 +7,8 @@ from itertools import count
 
 import pytest
 import torch
+from torch import nn
+
 from norton_plugin import RecipeError, compress
 from norton_plugin.bench import bench, plot_speed
 from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate
@@ -14,7 +16,6 @@ from norton_plugin.bench.layers import verdict
 from norton_plugin.bench.memory import peak_memory
 from norton_plugin.bench.timing import of_batch, samples_of, setting_of
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
-from torch import nn
 
 
 def small_network() -> nn.Sequential:
@@ -32,7 +33,7 @@ def small_network() -> nn.Sequential:
     ).eval()
 
 
-def small_report(**options: object):  # noqa: ANN201 - the report is what is tested
+def small_report(**options: object):
     dense = small_network()
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     recipe = Recipe(decomposition=Decomposition(rank=1), pruning=Pruning(keep=0.5))
@@ -190,7 +191,7 @@ def test_wrong_options_are_refused(options: dict[str, object], words: str) -> No
         bench(network, network, x, **options)  # type: ignore[arg-type]
 
 
-def test_plot(tmp_path) -> None:  # noqa: ANN001
+def test_plot(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     report, _ = small_report(layers=False)
     path = plot_speed(tmp_path / "speed.png", report)
