@@ -83,8 +83,9 @@ def bench(
         for count in threads:
             for batch in batches:
                 on_step(f"timing batch {batch} on {count} thread(s)")
-                calls = candidates.opened(of_batch(example_inputs, batch), count)
-                settings.append(setting_of(calls, batch=batch, threads=count, macs_ratio=ratio, **timed))
+                with pytorch_threads(count):
+                    opened = candidates.opened(of_batch(example_inputs, batch), count)
+                settings.append(setting_of(opened, batch=batch, threads=count, macs_ratio=ratio, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
@@ -40,6 +41,19 @@ class Candidate:
     model: str
     runtime: str
     open: Callable[[Any, int], Call]
+
+
+@dataclass(frozen=True)
+class OpenedCandidate:
+    """A candidate that has run once.
+
+    Attributes:
+        call: Runs it again.
+        peak_mib: What its first call needed, see `first_call_peak`.
+    """
+
+    call: Call
+    peak_mib: float | None
 
 
 @dataclass
@@ -102,23 +116,22 @@ class Candidates:
                 opened = partial(_from_file, quantised, int8.runtime)
                 self.found.append(Candidate(INT8, NAMES[int8.runtime], opened))
 
-    def opened(self, inputs: Any, threads: int) -> dict[Candidate, Call]:
-        """Open every candidate for an input; one that cannot take it is listed with the reason, once."""
-        calls: dict[Candidate, Call] = {}
+    def opened(self, inputs: Any, threads: int) -> dict[Candidate, OpenedCandidate]:
+        """Open every candidate for an input and call it once; one that cannot take it is listed with the reason."""
+        opened: dict[Candidate, OpenedCandidate] = {}
         for candidate in self.found:
             try:
-                calls[candidate] = candidate.open(inputs, threads)
+                call = candidate.open(inputs, threads)
                 with torch.inference_mode():
-                    calls[candidate]()
+                    opened[candidate] = OpenedCandidate(call, first_call_peak(call))
             except Exception as error:
-                calls.pop(candidate, None)
                 problem = str(error).partition("\n")[0] or type(error).__name__
                 entry = (f"{candidate.model} in {candidate.runtime}", problem)
                 if candidate.model == DENSE and candidate.runtime == PYTORCH:
                     raise NortonError(f"the dense model does not run on its example: {problem}") from error
                 if entry not in self.left:
                     self.left.append(entry)
-        return calls
+        return opened
 
 
 def _in_pytorch(model: nn.Module, forward_fn: ForwardFunction | None, inputs: Any, threads: int) -> Call:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,28 +13,33 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
-def peak_memory(call: Callable[[], Any]) -> float | None:
+def first_call_peak(call: Callable[[], Any]) -> float | None:
     """Return how far one call raises this process's resident memory at its peak.
 
-    Memory that was freed before and stayed with the process is not seen, so the first call of a model tells most.
+    Memory that a runtime keeps from one call to the next is seen at the first call alone.
 
     Args:
         call: Run once.
 
     Returns:
-        MiB, at least 0; None where the system does not offer the counters (they are Linux's), and nothing is run.
+        MiB, at least 0; None where the system does not offer the counters (they are Linux's).
     """
     gc.collect()
+    _give_back()
     try:
         _RESET.write_text(_RESET_PEAK)
         before = _status("VmRSS")
     except OSError:
-        return None
-    if before is None:
-        return None
+        before = None
     call()
-    peak = _status("VmHWM")
-    return None if peak is None else max(0.0, peak - before)
+    peak = None if before is None else _status("VmHWM")
+    return None if before is None or peak is None else max(0.0, peak - before)
+
+
+def _give_back() -> None:
+    """Let the C library return freed memory, which the next call would use again unseen."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> float | None:

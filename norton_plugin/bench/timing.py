@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from norton_plugin.bench.candidates import COMPRESSED, DELIVERED, DENSE, FOLDED, INT8, PYTORCH, Call, Candidate
-from norton_plugin.bench.memory import peak_memory
+from norton_plugin.bench.candidates import (
+    COMPRESSED,
+    DELIVERED,
+    DENSE,
+    FOLDED,
+    INT8,
+    PYTORCH,
+    Call,
+    Candidate,
+    OpenedCandidate,
+)
 from norton_plugin.bench.report import Setting, Timing
 from norton_plugin.errors import RecipeError
 
@@ -66,7 +75,7 @@ def samples_of(
 
 
 def setting_of(
-    calls: Mapping[Candidate, Call],
+    opened: Mapping[Candidate, OpenedCandidate],
     *,
     batch: int,
     threads: int,
@@ -78,7 +87,7 @@ def setting_of(
     """Time all candidates at one setting.
 
     Args:
-        calls: Opened candidates, the dense model in PyTorch among them.
+        opened: Candidates, the dense model in PyTorch among them.
         batch: Images of a call.
         threads: Of the processor.
         macs_ratio: MACs of the dense model over those of the compressed one.
@@ -87,7 +96,7 @@ def setting_of(
         clock: See `samples_of`.
     """
     with pytorch_threads(threads), torch.inference_mode():
-        peaks = {candidate: peak_memory(call) for candidate, call in calls.items()}
+        calls = {candidate: each.call for candidate, each in opened.items()}
         samples = samples_of(calls, rounds=rounds, seconds=seconds, clock=clock)
     medians = {candidate: statistics.median(own) for candidate, own in samples.items()}
     loaded = next(t for c, t in medians.items() if c.model == DENSE and c.runtime == PYTORCH)
@@ -106,7 +115,7 @@ def setting_of(
                 speed_up=speed_up,
                 speed_up_in_all=loaded / medians[candidate],
                 efficiency=speed_up / macs_ratio if candidate.model in _COMPRESSED else None,
-                peak_mib=peaks[candidate],
+                peak_mib=opened[candidate].peak_mib,
             )
         )
     return Setting(batch, threads, len(next(iter(samples.values()))), tuple(timings))

@@ -11,9 +11,9 @@ from torch import nn
 
 from norton_plugin import RecipeError, compress
 from norton_plugin.bench import bench, plot_speed
-from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate
+from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate, OpenedCandidate
 from norton_plugin.bench.layers import verdict
-from norton_plugin.bench.memory import peak_memory
+from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.bench.timing import of_batch, samples_of, setting_of
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 
@@ -82,7 +82,7 @@ def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
         candidate(DELIVERED, "onnxruntime"),
     ]
     setting = setting_of(
-        {each: lambda: None for each in candidates},
+        {each: OpenedCandidate(lambda: None, None) for each in candidates},
         batch=1,
         threads=torch.get_num_threads(),
         macs_ratio=4.0,
@@ -106,8 +106,8 @@ def test_a_batch_repeats_the_first_image() -> None:
         of_batch(("text", 2), 4)
 
 
-def test_peak_memory_sees_what_a_call_takes_and_gives_back() -> None:
-    found = peak_memory(lambda: bytearray(b"x" * 64 * 2**20))
+def test_first_call_peak_sees_what_a_call_takes_and_gives_back() -> None:
+    found = first_call_peak(lambda: bytearray(b"x" * 64 * 2**20))
     if found is None:
         pytest.skip("this system has no such counter")
     assert 60 < found < 200
