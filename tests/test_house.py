@@ -38,8 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},
-    "deploy": {"blocks", "artifact"},
-    "insight": {"pipeline", "artifact"},
+    "deploy": {"blocks", "artifact", "cost"},
+    "insight": {"pipeline", "artifact", "deploy"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }

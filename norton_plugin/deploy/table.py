@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from norton_plugin.artifact import bounded_json
+from norton_plugin.artifact.folder import temporary_name
 from norton_plugin.blocks import FORMS, Form
-from norton_plugin.errors import RecipeError
+from norton_plugin.errors import ArtifactError, RecipeError
 
 FORMAT = "norton-plugin forms"
 VERSION = 1
@@ -66,8 +68,19 @@ class DeploymentTable:
         return {"format": FORMAT, "version": VERSION, **plain, "blocks": [asdict(choice) for choice in self.blocks]}
 
     def write(self, path: Path) -> None:
-        """Write it as a file."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write it as a file: whole, or not at all.
+
+        Raises:
+            ArtifactError: It cannot be written; what was there before is untouched.
+        """
+        work = path.with_name(temporary_name())
+        try:
+            work.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+            os.replace(work, path)
+        except OSError as error:
+            raise ArtifactError(f"the table {str(path)!r} could not be written ({error.strerror})") from error
+        finally:
+            work.unlink(missing_ok=True)
 
 
 def read_table(path: str | Path) -> DeploymentTable:
