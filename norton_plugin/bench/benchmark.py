@@ -37,6 +37,7 @@ def bench(
     layers: bool = True,
     int8: Int8 | None = None,
     forward_fn: ForwardFunction | None = None,
+    timed_fn: ForwardFunction | None = None,
     export_forward: ForwardFunction | None = None,
     clock: Callable[[], float] = time.perf_counter,
     on_step: Callable[[str], None] = lambda _: None,
@@ -55,6 +56,8 @@ def bench(
         layers: Also time every changed layer by itself.
         int8: Also time the compressed model quantised by these settings.
         forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
+        timed_fn: Likewise, for what is timed in PyTorch where that is more, such as a detector's boxes; ``forward_fn``
+            by default.
         export_forward: Likewise, for the exported models; the plain call by default.
         clock: Gives seconds.
         on_step: Told what begins.
@@ -73,7 +76,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
-        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn)
+        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn)
         if runtimes or int8 is not None:
             on_step("exporting")
             inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -71,16 +71,30 @@ class Candidates:
     prepared: dict[str, nn.Module] = field(default_factory=dict)
 
     def add_pytorch(
-        self, dense: nn.Module, compressed: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        example_inputs: Any,
+        forward_fn: ForwardFunction | None,
+        timed_fn: ForwardFunction | None,
     ) -> None:
-        """Add both models as they are, and both made ready for inference, in either memory format."""
+        """Add both models as they are, and both made ready for inference, in either memory format.
+
+        Args:
+            dense: The original.
+            compressed: What became of it.
+            example_inputs: As of ``prepare``.
+            forward_fn: Likewise.
+            timed_fn: Run in its place where time is taken.
+        """
+        timed_fn = timed_fn or forward_fn
         for name, ready, model in ((DENSE, FOLDED, dense), (COMPRESSED, DELIVERED, compressed)):
-            self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, forward_fn)))
+            self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
             self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
-            self.found.append(Candidate(ready, PYTORCH, partial(_in_pytorch, model, forward_fn)))
+            self.found.append(Candidate(ready, PYTORCH, partial(_in_pytorch, model, timed_fn)))
             placed = duplicate(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.found.append(Candidate(ready, CHANNELS_LAST, partial(_in_pytorch, placed, forward_fn)))
+            self.found.append(Candidate(ready, CHANNELS_LAST, partial(_in_pytorch, placed, timed_fn)))
 
     def add_files(
         self,
