@@ -65,7 +65,6 @@ add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
 add_command(app, deploy, name="deploy")
-
 add_command(app, export, name="export")
 add_command(app, export_config, name="export-config")
 add_command(app, bench, name="bench")
