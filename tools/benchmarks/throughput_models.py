@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch_pruning as tp
@@ -142,17 +143,16 @@ def magnitude_pruned(source: Loaded, macs: int) -> nn.Module:
     for _ in range(_TRIALS):
         ratio = (low + high) / 2
         model = copy.deepcopy(source.model)
-        example = source.example_inputs
         heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1000]
         tp.pruner.MagnitudePruner(
             model,
-            example if isinstance(example, Tensor) else example[0],
+            _tuple(source.example_inputs)[0],
             importance=tp.importance.MagnitudeImportance(p=2),
             pruning_ratio=ratio,
             ignored_layers=heads,
             round_to=8,
         ).step()
-        reached = count_cost(model, lambda m=model: m(*_tuple(example))).macs  # type: ignore[misc]
+        reached = count_cost(model, partial(model, *_tuple(source.example_inputs))).macs
         if reached <= macs:
             high, best = ratio, model
         else:
