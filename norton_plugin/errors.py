@@ -43,6 +43,10 @@ class ArtifactError(NortonError, RuntimeError):
     """An artefact cannot be written, is damaged, or does not belong to the model at hand."""
 
 
+class ExportError(NortonError, RuntimeError):
+    """A model cannot be written for another runtime, or the file does not compute what the model does."""
+
+
 class SourceError(NortonError, ValueError):
     """A model or data source cannot be found, built or read."""
 

@@ -38,8 +38,10 @@ ARROWS: dict[str, set[str]] = {
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},
-    "deploy": {"blocks", "artifact"},
-    "insight": {"pipeline", "artifact"},
+    "deploy": {"blocks", "artifact", "cost"},
+    "export": {"deploy"},
+    "insight": {"pipeline", "artifact", "deploy"},
+    "bench": {"cost", "export", "insight", "modules"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
@@ -53,6 +55,10 @@ OWNERS = {
     "mmengine": ("mm", "zoo"),
     "tensorly": (),
     "scipy": ("pabs",),
+    "onnx": ("export",),
+    "onnxruntime": ("export",),
+    "openvino": ("export",),
+    "nncf": ("export",),
 }
 
 

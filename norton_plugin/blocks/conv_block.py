@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import check_channels, check_flag, check_placement, choice, pair, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
-from norton_plugin.blocks.forms import FORMS, ConvGeometry, Form
+from norton_plugin.blocks.form_choice import form_for
+from norton_plugin.blocks.forms import AUTO, FORMS, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.errors import SurgeryError
 
@@ -33,7 +34,8 @@ class ConvBlock(nn.Module, ABC):
         groups: Groups of channels; each filter sees C = ``in_channels / groups`` of them.
         bias: Whether a bias is added.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        form: Which of the equivalent forms runs in evaluation mode.
+        form: Which of the equivalent forms runs in evaluation mode; ``"auto"`` is the one that should be fastest on the
+            input of each call (``blocks.form_choice``).
         training_form: Which one runs in training mode; ``"dense"`` needs the least activation memory.
         device: Device of the factors.
         dtype: Data type of the factors.
@@ -65,7 +67,7 @@ class ConvBlock(nn.Module, ABC):
         groups: int,
         bias: bool,
         padding_mode: str,
-        form: Form,
+        form: ChosenForm,
         training_form: Form,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -89,7 +91,7 @@ class ConvBlock(nn.Module, ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form"):
-            choice(value, name, self.forms)
+            choice(value, name, (*self.forms, AUTO) if name == "form" else self.forms)
         super().__setattr__(name, value)
 
     def init_weights(self) -> None:
@@ -142,7 +144,10 @@ class ConvBlock(nn.Module, ABC):
         else:
             x = pad(x, (left, right, top, bottom), self.padding_mode)
         geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
-        return self.run_form(self.training_form if self.training else self.form, x, geometry)
+        form = self.training_form if self.training else self.form
+        if form == AUTO:
+            form, _ = form_for(self, x, lowered=False)
+        return self.run_form(form, x, geometry)
 
     def extra_repr(self) -> str:
         """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""

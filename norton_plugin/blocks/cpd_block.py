@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks.arguments import check_clusters, check_size, whole_number
 from norton_plugin.blocks.clusters import BlockLevel, even_clusters, slots_of, wrong_slots
 from norton_plugin.blocks.conv_block import ConvBlock
-from norton_plugin.blocks.forms import FORM_FUNCTIONS, BlockFactors, ConvGeometry, Form
+from norton_plugin.blocks.forms import AUTO, FORM_FUNCTIONS, BlockFactors, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.blocks.selection import select_
 from norton_plugin.cpd import CoupledFactors, CPDFactors
@@ -42,7 +42,8 @@ class CPDBlock(ConvBlock):
         groups: Groups of channels; each filter sees C = ``in_channels / groups`` of them.
         bias: Whether a bias is added.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        form: Which of the equivalent forms runs in evaluation mode.
+        form: Which of the equivalent forms runs in evaluation mode; ``"auto"`` is the one that should be fastest on the
+            input of each call (``blocks.form_choice``).
         training_form: Which one runs in training mode; ``"dense"`` needs the least activation memory.
         device: Device of the factors.
         dtype: Data type of the factors.
@@ -80,7 +81,7 @@ class CPDBlock(ConvBlock):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        form: Form = "separable",
+        form: ChosenForm = AUTO,
         training_form: Form = "dense",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -17,6 +17,9 @@ from torch import Tensor
 
 Form = Literal["separable", "grouped", "depthwise", "dense"]
 FORMS: tuple[Form, ...] = get_args(Form)
+# What a block runs in that was told none of them: the form that its sizes and its input's ask for (``form_choice``).
+AUTO: Literal["auto"] = "auto"
+ChosenForm = Form | Literal["auto"]
 
 
 class ConvGeometry(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks.arguments import check_size, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
 from norton_plugin.blocks.conv_block import ConvBlock
-from norton_plugin.blocks.forms import ConvGeometry, Form
+from norton_plugin.blocks.forms import AUTO, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.blocks.spatial_selection import select_spatial_
 from norton_plugin.cpd import SpatialFactors
@@ -36,8 +36,9 @@ class SpatialSVDBlock(ConvBlock):
         groups: Groups of channels, of both convolutions; each filter sees C = ``in_channels / groups`` of them.
         bias: Whether a bias is added.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        form: ``"separable"``, the two convolutions, or ``"dense"``, one with the rebuilt weight; in evaluation mode.
-        training_form: The same in training mode; ``"dense"`` needs the least activation memory.
+        form: In evaluation mode ``"separable"``, the two convolutions, ``"dense"``, one with the rebuilt weight, or
+            ``"auto"``, the one that should be faster on the input of each call.
+        training_form: One of the two in training mode; ``"dense"`` needs the least activation memory.
         device: Device of the factors.
         dtype: Data type of the factors.
 
@@ -74,7 +75,7 @@ class SpatialSVDBlock(ConvBlock):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        form: Form = "separable",
+        form: ChosenForm = AUTO,
         training_form: Form = "dense",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

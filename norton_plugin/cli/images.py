@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +60,34 @@ def calibration_batches(
     # a training loader for its shuffling: batches of one class each would give wrong statistics
     for batch in make_loader(data, batch_size=batch_size, training=True, seed=seed, num_workers=workers):
         yield (prepare(batch, False)["inputs"],)
+
+
+def split_sample(
+    folder: Path, preprocessing: Preprocessing, *, calibration: int, compared: int, seed: int
+) -> tuple[Sequence[Tensor], Sequence[Tensor], tuple[int, ...] | None, tuple[str, ...]]:
+    """Draw images to calibrate on, and others to compare on.
+
+    Args:
+        folder: Images, or one sub-folder of them per class.
+        preprocessing: What the model expects.
+        calibration: At most so many, taken first.
+        compared: At most so many others.
+        seed: Of the choice.
+
+    Returns:
+        Images (1, C, H, W) to calibrate on; those to compare on, which may be none; the labels of those that are
+        compared (of the first ones where there are no others), None where the folder has no classes; and files that
+        were left out, with reasons.
+
+    Raises:
+        SourceError: No image can be read.
+        MissingExtraError: mmengine is not installed.
+    """
+    from norton_plugin.mm import sample_images
+
+    sample = sample_images(folder, preprocessing, count=calibration + compared, seed=seed)
+    first, others = sample.images.split(calibration)
+    labels = sample.labels
+    if labels is not None and len(others):
+        labels = labels[calibration:]
+    return first, others, labels, sample.skipped

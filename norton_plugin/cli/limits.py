@@ -8,6 +8,7 @@ import typer
 
 PER_CORE = 4
 BATCH_SIZE = 16_384  # images
+COMPARED = 100_000  # images
 EPOCHS = 10_000
 CLASSES = 100_000
 SIDE = 16_384  # pixels

@@ -126,6 +126,22 @@ def new_config(param: typer.CallbackParam, value: Path | None) -> Path | None:
     return value
 
 
+def exported_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse an option's path that no file can be written to: a folder, or in a folder that is not there.
+
+    Raises:
+        ArtifactError: With the reason.
+    """
+    if value is not None:
+        option, target = _name(param), _resolved(_name(param), value)
+        if target.is_dir():
+            raise ArtifactError(f"{option} {_shown(value)} is a folder; give the name of a file")
+        if not target.parent.is_dir():
+            raise ArtifactError(f"{option} {_shown(value)} is in a folder that is not there; make it first")
+        _check_writable(option, target.parent)
+    return value
+
+
 def read_path(text: str | Path) -> Path:
     """Return a text as a path; an empty one would mean the current folder.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock
+from norton_plugin.blocks import AUTO, ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock, form_for
 from norton_plugin.blocks.arguments import choice
 from norton_plugin.blocks.forms import BlockFactors
 from norton_plugin.blocks.padding import PaddingRule, pad, sides
@@ -118,9 +118,10 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
 
     Args:
         block: Left as it is.
-        form: Which equivalent form; the block's own by default. ``"depthwise"`` ends in a 1x1 convolution of ones
-            that sums over R, where filters share nothing. A SpatialSVDBlock becomes its two convolutions, a CPDLinear
-            two Linear layers; with ``"dense"`` they become one.
+        form: Which equivalent form; the block's own by default, and for ``"auto"`` the one that should be fastest on
+            maps of a usual size. ``"depthwise"`` ends in a 1x1 convolution of ones that sums over R, where filters
+            share nothing. A SpatialSVDBlock becomes its two convolutions, a CPDLinear two Linear layers; with
+            ``"dense"`` they become one.
 
     Returns:
         An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` and before a ``SelectChannels`` where they
@@ -131,7 +132,8 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
     """
     if isinstance(block, CPDLinear):
         return _linear(block, form).train(block.training)
-    form = form or block.form
+    chosen = form or block.form
+    form = form_for(block)[0] if chosen == AUTO else chosen
     layers: list[nn.Module] = []
     padding = (0, 0)
     if isinstance(block.padding, tuple) and block.padding_mode == "zeros":

@@ -50,9 +50,7 @@ def block_from_contract(
         geometry = ("stride", "padding", "dilation", "groups", "padding_mode")
         kind |= {name: getattr(contract, name) for name in geometry}
         if layout.level != "spatial":
-            # One depthwise convolution of all components is faster than two (docs/results, levels).
-            form = "separable" if layout.clusters is None else "depthwise"
-            kind |= {"clusters": layout.clusters, "cluster_size": cluster_size, "form": form}
+            kind |= {"clusters": layout.clusters, "cluster_size": cluster_size}
         block = nn.utils.skip_init(
             SpatialSVDBlock if layout.level == "spatial" else CPDBlock,
             contract.in_channels,

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
-from norton_plugin.blocks import FORMS, SpatialSVDBlock
+from norton_plugin.blocks import AUTO, FORMS, SpatialSVDBlock
 from norton_plugin.blocks.padding import PADDING_MODES
 from norton_plugin.errors import ArtifactError
 
@@ -62,7 +62,8 @@ _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "padding": (_padding, f"two numbers of pixels or one of {_PADDING_RULES}"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "padding_mode": (_one_of(PADDING_MODES), f"one of {PADDING_MODES}"),
-    **dict.fromkeys(("form", "training_form"), (_one_of(FORMS), f"one of {FORMS}")),
+    "form": (_one_of((*FORMS, AUTO)), f"one of {(*FORMS, AUTO)}"),
+    "training_form": (_one_of(FORMS), f"one of {FORMS}"),
 }
 
 
@@ -70,7 +71,8 @@ _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 _SHARED_ARGUMENTS = {**_ARGUMENTS, **dict.fromkeys(("clusters", "cluster_size"), (_number, "a positive integer"))}
 _SPATIAL_ARGUMENTS = {
     **_ARGUMENTS,
-    **dict.fromkeys(("form", "training_form"), (_one_of(SpatialSVDBlock.forms), f"one of {SpatialSVDBlock.forms}")),
+    "form": (_one_of((*SpatialSVDBlock.forms, AUTO)), f"one of {(*SpatialSVDBlock.forms, AUTO)}"),
+    "training_form": (_one_of(SpatialSVDBlock.forms), f"one of {SpatialSVDBlock.forms}"),
 }
 _LINEAR_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("in_features", "out_features", "components"), (_number, "a positive integer")),

@@ -51,6 +51,27 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
     return _PartByPart(tuple(parts)), ", ".join(["backbone and neck", *parts])
 
 
+def exported_part(model: nn.Module) -> tuple[Trace, str]:
+    """Return what tools for deployment expect in a file: tensors up to the heads, without boxes and suppression.
+
+    Args:
+        model: A detector.
+
+    Returns:
+        A function of the model and normalised images (B, 3, H, W), and what it covers in words.
+    """
+    if not isinstance(model, TwoStageDetector):
+        return whole, "backbone, neck and the tensors of the head (mode 'tensor')"
+    if getattr(model, "with_rpn", False):
+        return _pyramid_and_regions, "backbone, neck and the tensors of the RPN head, without the RoI heads"
+    return features, "backbone and neck, without the RoI heads"
+
+
+def _pyramid_and_regions(model: nn.Module, example: Tensor) -> Any:
+    pyramid = features(model, example)
+    return [pyramid, _run_on_pyramid("rpn_head", model, pyramid)]
+
+
 def features(model: nn.Module, example: Tensor) -> Any:
     """Run backbone and neck alone: what is left where the dependencies of a head cannot be traced."""
     return model.extract_feat(example)  # type: ignore[operator]

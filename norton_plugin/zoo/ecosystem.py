@@ -32,7 +32,8 @@ class Ecosystem(Protocol):
     """The three functions a file of the zoo defines.
 
     One whose models a plain call does not run defines a fourth, ``trace_of``: it maps a model and an example to the
-    function that runs what can be traced, and what that covers in words.
+    function that runs what can be traced, and what that covers in words. A fifth, ``exported_part``, maps a model
+    to the function that runs what a file for another runtime holds, and what that covers.
     """
 
     def names(self) -> list[str]:

@@ -108,6 +108,13 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, An
     return detector_parts.trace_of(model, example)
 
 
+def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str]:
+    """See :func:`norton_plugin.zoo.detector_parts.exported_part`."""
+    from norton_plugin.zoo import detector_parts
+
+    return detector_parts.exported_part(model)
+
+
 def _register(name: str) -> None:
     try:
         from mmdet.utils import register_all_modules

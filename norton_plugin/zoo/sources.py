@@ -122,6 +122,23 @@ def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequen
     return lambda net, inputs: trace(net, inputs[0])
 
 
+def exported_part(spec: Mapping[str, Any], model: nn.Module) -> tuple[ForwardFunction | None, str]:
+    """Return what of a model goes into a file for another runtime.
+
+    Args:
+        spec: :attr:`ModelSource.spec`.
+        model: Built from it.
+
+    Returns:
+        ``(model, example_inputs) -> output``, ``None`` where a plain call does it; and what it covers in words.
+    """
+    part_of = getattr(_ecosystem(spec["kind"]), "exported_part", None)
+    if part_of is None:
+        return None, "the whole model"
+    part, words = part_of(model)
+    return (lambda net, inputs: part(net, inputs[0])), words
+
+
 def rebuild(spec: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build the architecture of :attr:`ModelSource.spec` again, with fresh weights and no download.
 

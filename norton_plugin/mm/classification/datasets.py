@@ -14,7 +14,7 @@ from norton_plugin.errors import SourceError
 from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 
 def list_images(root: str | Path) -> tuple[list[Path], list[int], list[str]]:
@@ -36,7 +36,7 @@ def list_images(root: str | Path) -> tuple[list[Path], list[int], list[str]]:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
         paths += found
         labels += [label] * len(found)
     if not paths:

@@ -1,0 +1,153 @@
+"""The job: a dense and a compressed model timed side by side, in one run."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_plugin.bench.candidates import DELIVERED, DENSE, FOLDED, Candidates
+from norton_plugin.bench.layers import LayerSpeed, layer_speed, seen_layers
+from norton_plugin.bench.report import BenchReport, Setting
+from norton_plugin.bench.timing import of_batch, pytorch_threads, samples_of, setting_of
+from norton_plugin.cost import ModelCost, count_cost
+from norton_plugin.errors import RecipeError
+from norton_plugin.export import RUNTIMES, Int8, Runtime
+from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+
+_LAYER_SECONDS = 0.5
+
+
+def bench(
+    dense: nn.Module,
+    compressed: nn.Module,
+    example_inputs: Any,
+    *,
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    runtimes: Sequence[Runtime] = (),
+    rounds: int = 15,
+    seconds: float = 30.0,
+    layers: bool = True,
+    int8: Int8 | None = None,
+    forward_fn: ForwardFunction | None = None,
+    timed_fn: ForwardFunction | None = None,
+    export_forward: ForwardFunction | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Time the dense and the compressed model, as loaded, as delivered and as exported, interleaved in one run.
+
+    Args:
+        dense: The original; left as it is, in evaluation mode.
+        compressed: What became of it; likewise.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as both models take them.
+        batches: Batch sizes. The example's first image is repeated.
+        threads: Numbers of processor threads.
+        runtimes: Runtimes to export to (extra ``export``); PyTorch is always timed.
+        rounds: Timed calls of each candidate, at each setting.
+        seconds: At each setting no further round begins after so many; three are made in any case, if asked for.
+        layers: Also time every changed layer by itself.
+        int8: Also time the compressed model quantised by these settings.
+        forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
+        timed_fn: Likewise, for what is timed in PyTorch where that is more, such as a detector's boxes; ``forward_fn``
+            by default.
+        export_forward: Likewise, for the exported models; the plain call by default.
+        clock: Gives seconds.
+        on_step: Told what begins.
+
+    Raises:
+        RecipeError: No batch, thread or round, or an example without a batch axis.
+        NortonError: The dense model does not run on its example.
+    """
+    _check(batches=batches, threads=threads, rounds=rounds, runtimes=runtimes)
+    dense.eval()
+    compressed.eval()
+    on_step("counting")
+    costs = tuple(count_cost(m, partial(run_model, m, example_inputs, forward_fn)) for m in (dense, compressed))
+    ratio = costs[0].macs / max(costs[1].macs, 1)
+    timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
+    with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
+        candidates = Candidates()
+        on_step("lowering and folding")
+        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn)
+        if runtimes or int8 is not None:
+            on_step("exporting")
+            inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+            models = ((DENSE, dense), (DELIVERED, compressed))
+            candidates.add_files(models, inputs, runtimes, Path(folder), forward_fn=export_forward, int8=int8)
+        settings: list[Setting] = []
+        for count in threads:
+            for batch in batches:
+                on_step(f"timing batch {batch} on {count} thread(s)")
+                with pytorch_threads(count):
+                    opened = candidates.opened(of_batch(example_inputs, batch), count)
+                settings.append(setting_of(opened, batch=batch, threads=count, macs_ratio=ratio, **timed))
+        found: tuple[LayerSpeed, ...] = ()
+        if layers:
+            on_step("timing layers")
+            timed["seconds"] = _LAYER_SECONDS
+            with pytorch_threads(threads[0]):
+                image = of_batch(example_inputs, batches[0])
+                found = _layers(candidates.prepared, costs, image, forward_fn, timed)
+    return BenchReport(
+        device=_processor(),
+        macs_dense=costs[0].macs,
+        macs=costs[1].macs,
+        parameters_dense=costs[0].parameters,
+        parameters=costs[1].parameters,
+        settings=tuple(settings),
+        layers=found,
+        left=tuple(candidates.left),
+    )
+
+
+def _check(*, batches: Sequence[int], threads: Sequence[int], rounds: int, runtimes: Sequence[str]) -> None:
+    for name, values in (("batches", batches), ("threads", threads), ("rounds", (rounds,))):
+        if not values or any(value < 1 for value in values):
+            raise RecipeError(f"{name} are {list(values)}; expected one or more numbers, each at least 1")
+    if unknown := [name for name in runtimes if name not in RUNTIMES]:
+        raise RecipeError(f"runtimes {unknown} are not known; expected some of {list(RUNTIMES)}")
+
+
+def _layers(
+    prepared: Mapping[str, nn.Module],
+    costs: Sequence[ModelCost],
+    example_inputs: Any,
+    forward_fn: ForwardFunction | None,
+    timed: dict[str, Any],
+) -> tuple[LayerSpeed, ...]:
+    """Time every layer whose MACs changed: the dense one, with its norm folded, and what took its place."""
+    before, after = (cost.layer_macs for cost in costs)
+    names = {
+        name: (macs, now)
+        for name, macs in before.items()
+        if (now := sum(own for other, own in after.items() if other == name or other.startswith(f"{name}."))) != macs
+    }
+    dense, delivered = (
+        seen_layers(prepared[kind], list(names), example_inputs, forward_fn) for kind in (FOLDED, DELIVERED)
+    )
+    found = []
+    for name, macs in names.items():
+        if name in dense and name in delivered:
+            pair = {"dense": dense[name], "delivered": delivered[name]}
+            calls = {key: partial(seen.module, seen.given) for key, seen in pair.items()}
+            found.append(layer_speed(name, pair["dense"], pair["delivered"], samples_of(calls, **timed), macs))
+    return tuple(found)
+
+
+def _processor() -> str:
+    """Return the processor's name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

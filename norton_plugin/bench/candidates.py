@@ -1,0 +1,175 @@
+"""What is timed: the dense and the compressed model, in PyTorch and as files of other runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from norton_plugin.bench.memory import first_call_peak
+from norton_plugin.deploy import prepare
+from norton_plugin.errors import ExportError, MissingExtraError, NortonError
+from norton_plugin.export import RUNTIMES, Int8, Runtime, export
+from norton_plugin.export.int8 import int8_path
+from norton_plugin.export.runtimes import open_file
+from norton_plugin.modules.duplication import duplicate
+from norton_plugin.modules.running import ForwardFunction, run_model
+
+PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
+NAMES: dict[Runtime, str] = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}
+DENSE, FOLDED, COMPRESSED, DELIVERED, INT8 = "dense", "dense, folded", "compressed", "delivered", "delivered, int8"
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model in one runtime.
+
+    Attributes:
+        model: One of the names above.
+        runtime: Likewise.
+        open: ``(inputs, threads) -> call``.
+    """
+
+    model: str
+    runtime: str
+    open: Callable[[Any, int], Call]
+
+
+@dataclass(frozen=True)
+class OpenedCandidate:
+    """A candidate that has run once.
+
+    Attributes:
+        call: Runs it again.
+        peak_mib: What its first call needed, see `first_call_peak`.
+    """
+
+    call: Call
+    peak_mib: float | None
+
+
+@dataclass
+class Candidates:
+    """All that is timed, and what could not be had.
+
+    Attributes:
+        found: To be timed.
+        left: What could not be made, each with the reason.
+        prepared: The dense and the delivered model, as ``prepare`` made them; filled by `add_pytorch`.
+    """
+
+    found: list[Candidate] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    prepared: dict[str, nn.Module] = field(default_factory=dict)
+
+    def add_pytorch(
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        example_inputs: Any,
+        forward_fn: ForwardFunction | None,
+        timed_fn: ForwardFunction | None,
+    ) -> None:
+        """Add both models as they are, and both made ready for inference, in either memory format.
+
+        Args:
+            dense: The original.
+            compressed: What became of it.
+            example_inputs: As of ``prepare``.
+            forward_fn: Likewise.
+            timed_fn: Run in its place where time is taken.
+        """
+        timed_fn = timed_fn or forward_fn
+        for name, ready, model in ((DENSE, FOLDED, dense), (COMPRESSED, DELIVERED, compressed)):
+            self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
+            self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
+        for ready, model in self.prepared.items():
+            self.found.append(Candidate(ready, PYTORCH, partial(_in_pytorch, model, timed_fn)))
+            placed = duplicate(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.found.append(Candidate(ready, CHANNELS_LAST, partial(_in_pytorch, placed, timed_fn)))
+
+    def add_files(
+        self,
+        models: Iterable[tuple[str, nn.Module]],
+        example_inputs: Sequence[Tensor],
+        runtimes: Sequence[Runtime],
+        folder: Path,
+        *,
+        forward_fn: ForwardFunction | None = None,
+        int8: Int8 | None = None,
+    ) -> None:
+        """Add what `norton_plugin.export` makes of the models; what it refuses is listed.
+
+        Args:
+            models: ``DENSE`` and ``DELIVERED``, each with its model.
+            example_inputs: Positional tensors.
+            runtimes: To open the files in.
+            folder: For the files, which are needed as long as the candidates are.
+            forward_fn: As of ``prepare``.
+            int8: Quantise the compressed model too.
+        """
+        for name, model in models:
+            path = folder / f"{name}.onnx"
+            try:
+                export(model, example_inputs, path, forward_fn=forward_fn, int8=int8 if name == DELIVERED else None)
+            except (ExportError, MissingExtraError) as error:
+                self.left.append((f"{name} as ONNX", str(error)))
+                continue
+            for runtime in runtimes:
+                self.found.append(Candidate(name, NAMES[runtime], partial(_from_file, path, runtime)))
+            if int8 is not None and name == DELIVERED:
+                quantised = int8_path(path, int8.runtime)
+                opened = partial(_from_file, quantised, int8.runtime)
+                self.found.append(Candidate(INT8, NAMES[int8.runtime], opened))
+
+    def opened(self, inputs: Any, threads: int) -> dict[Candidate, OpenedCandidate]:
+        """Open every candidate for an input and call it once; one that cannot take it is listed with the reason."""
+        opened: dict[Candidate, OpenedCandidate] = {}
+        for candidate in self.found:
+            try:
+                call = candidate.open(inputs, threads)
+                with torch.inference_mode():
+                    opened[candidate] = OpenedCandidate(call, first_call_peak(call))
+            except Exception as error:
+                problem = str(error).partition("\n")[0] or type(error).__name__
+                entry = (f"{candidate.model} in {candidate.runtime}", problem)
+                if candidate.model == DENSE and candidate.runtime == PYTORCH:
+                    raise NortonError(f"the dense model does not run on its example: {problem}") from error
+                if entry not in self.left:
+                    self.left.append(entry)
+        return opened
+
+
+def _in_pytorch(model: nn.Module, forward_fn: ForwardFunction | None, inputs: Any, threads: int) -> Call:
+    """PyTorch's threads are those of the process."""
+    model.eval()
+    memory = _memory_format(model)
+    placed = tree_map(lambda leaf: _placed(leaf, memory), inputs)
+    return lambda: run_model(model, placed, forward_fn)
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    last = bool(weights) and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _placed(leaf: Any, memory: torch.memory_format) -> Any:
+    return leaf.to(memory_format=memory) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
+
+
+def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    run = open_file(path, runtime, image=given[0] if len(given) == 1 else None, threads=threads)
+    return lambda: run(given)
+
+
+__all__ = ["RUNTIMES", "Candidate", "Candidates"]

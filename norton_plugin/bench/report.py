@@ -1,0 +1,95 @@
+"""What a benchmark found, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from norton_plugin.bench.layers import LayerSpeed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model in one runtime.
+
+    Attributes:
+        model: ``"dense"``, ``"dense, folded"``, ``"compressed"`` (its blocks as they are), ``"delivered"`` (lowered
+            and folded) or ``"delivered, int8"``.
+        runtime: ``"PyTorch"``, ``"PyTorch, channels_last"``, ``"onnxruntime"`` or ``"OpenVINO"``.
+        milliseconds: Median of one call.
+        low: First quartile, in milliseconds.
+        high: Third quartile, in milliseconds.
+        speed_up: Over the dense model, the faster of its two where it was also folded, in the same runtime; above 1 is
+            faster.
+        speed_up_in_all: Over the dense model in PyTorch as it was loaded.
+        efficiency: ``speed_up`` over the ratio of MACs (dense by compressed): 1 where every MAC saved is time saved.
+            None for the dense model.
+        peak_mib: Memory that one call needs at its peak beyond what was there before, in MiB; None where the system
+            does not tell.
+    """
+
+    model: str
+    runtime: str
+    milliseconds: float
+    low: float
+    high: float
+    speed_up: float
+    speed_up_in_all: float
+    efficiency: float | None
+    peak_mib: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All models, timed in turn at one batch size and number of threads.
+
+    Attributes:
+        batch: Images of a call.
+        threads: Of the processor.
+        rounds: Timed calls of each.
+        timings: One per model and runtime, in the order of their first call.
+    """
+
+    batch: int
+    threads: int
+    rounds: int
+    timings: tuple[Timing, ...]
+
+    def best(self, model: str) -> Timing | None:
+        """Return the runtime in which a model gains most over the dense one; None where it was not timed."""
+        own = [timing for timing in self.timings if timing.model == model]
+        return max(own, key=lambda timing: timing.speed_up, default=None)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Speed of a compressed model beside the dense one.
+
+    Attributes:
+        device: Name of the processor.
+        macs_dense: Of one image.
+        macs: Of one image, compressed.
+        parameters_dense: Numbers in the dense model.
+        parameters: Numbers in the compressed model.
+        settings: One per batch size and number of threads.
+        layers: Every layer that was changed, in the order of their calls; at the first setting.
+        left: What could not be timed, each with the reason.
+    """
+
+    device: str
+    macs_dense: int
+    macs: int
+    parameters_dense: int
+    parameters: int
+    settings: tuple[Setting, ...]
+    layers: tuple[LayerSpeed, ...]
+    left: tuple[tuple[str, str], ...]
+
+    @property
+    def macs_ratio(self) -> float:
+        """How many times fewer MACs the compressed model needs."""
+        return self.macs_dense / self.macs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**asdict(self), "macs_ratio": self.macs_ratio}

@@ -1,0 +1,201 @@
+"""``norton bench``."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from norton_plugin.cli import limits, options
+from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import existing_folder, exported_file, read_path
+from norton_plugin.errors import ArtifactError, RecipeError
+
+if TYPE_CHECKING:
+    from norton_plugin.bench import BenchReport
+    from norton_plugin.cli.models import Opened
+    from norton_plugin.export import Int8, Runtime
+
+_WHAT, _INT8 = "What is timed", "Int8"
+_CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+_ALL = "pytorch,onnxruntime,openvino"
+
+
+def bench(
+    out: Output,
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="An artefact of 'norton compress'.", show_default=False)
+    ],
+    batches: Annotated[str, typer.Option("--batch", metavar="N,N", help="Batch sizes.", rich_help_panel=_WHAT)] = "1",
+    thread_counts: Annotated[
+        str | None,
+        typer.Option(
+            "--thread-counts",
+            metavar="N,N",
+            help="Numbers of threads, one after the other; --threads alone by default, or 1.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    runtimes: Annotated[
+        str,
+        typer.Option(
+            "--runtimes",
+            metavar="NAMES",
+            help=f"Of {_ALL}; those after the first need the extra 'export'.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "pytorch",
+    layers: Annotated[
+        bool, typer.Option("--layers/--no-layers", help="Also time every changed layer.", rich_help_panel=_WHAT)
+    ] = True,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10000, metavar="N", help="Timed calls of each.")] = 15,
+    seconds: Annotated[
+        float,
+        typer.Option("--seconds", min=0, max=86400, help="No further round begins after so long, at each setting."),
+    ] = 30.0,
+    clock: Annotated[
+        str,
+        typer.Option(
+            "--clock",
+            metavar="NAME",
+            help="wall, or processor: without the time that other programs took; for one thread.",
+        ),
+    ] = "wall",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=read_path,
+            callback=exported_file,
+            metavar="FILE",
+            help="Write the figures as JSON.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            parser=read_path,
+            callback=exported_file,
+            metavar="FILE",
+            help="Draw the figures as PNG or SVG (extra 'insight').",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--int8-data",
+            parser=read_path,
+            callback=existing_folder,
+            metavar="DIR",
+            help="Images to calibrate on; int8 is timed too.",
+            rich_help_panel=_INT8,
+        ),
+    ] = None,
+    trust_code: options.TrustCode = False,
+) -> None:
+    """Time a compressed model beside its dense original: as loaded, as delivered, exported, and layer by layer.
+
+    All are timed in turn in one run; the dense model gets the same runtime and folded norms, so that what is left is
+    what compression brings. Efficiency is speed-up over the ratio of MACs: 1 where every MAC saved is time saved.
+
+    Example: norton bench resnet18-small --runtimes pytorch,onnxruntime --batch 1,8
+    """
+    from norton_plugin.bench import bench as measure
+    from norton_plugin.bench import plot_speed
+    from norton_plugin.cli.models import open_model
+    from norton_plugin.zoo import exported_part, rebuild
+
+    most = limits.PER_CORE * (os.cpu_count() or 1)
+    counts = _numbers("--thread-counts", thread_counts or str(out.threads or 1), most=most)
+    sizes, chosen = _numbers("--batch", batches, most=limits.BATCH_SIZE), _runtimes(runtimes)
+    seconds_of = _clock(clock, counts)
+    with out.status(f"building {directory}") as status:
+        opened = open_model(directory, trust_code=trust_code)
+        if opened.manifest is None:
+            raise ArtifactError(f"{directory} is no artefact; compress it first: norton compress {directory} -o DIR")
+        report = measure(
+            rebuild(opened.spec, trust_code=trust_code),
+            opened.model,
+            opened.example_inputs,
+            batches=sizes,
+            threads=counts,
+            runtimes=chosen,
+            rounds=rounds,
+            seconds=seconds,
+            layers=layers,
+            int8=_int8(opened, data),
+            forward_fn=opened.forward_fn,
+            export_forward=exported_part(opened.spec, opened.model)[0],
+            clock=seconds_of,
+            on_step=status.update,
+        )
+    _show(out, report)
+    found = {"source": opened.spec, "clock": clock, **report.to_dict()}
+    if output is not None:
+        output.write_text(json.dumps(found, indent=1) + "\n")
+    if plot is not None:
+        plot_speed(plot, report)
+    for path in filter(None, (output, plot)):
+        out.show(f"written: {path}")
+    out.result(found)
+
+
+def _clock(name: str, thread_counts: list[int]) -> Callable[[], float]:
+    if name not in _CLOCKS:
+        raise RecipeError(f"--clock is {name!r}; expected one of {', '.join(_CLOCKS)}")
+    if name == "processor" and max(thread_counts) > 1:
+        raise RecipeError("--clock processor adds the time of all threads up; use it with one thread")
+    return _CLOCKS[name]
+
+
+def _numbers(option: str, text: str, *, most: int) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and 1 <= int(part) <= most for part in parts):
+        raise RecipeError(f"{option} is {text!r}; expected numbers from 1 to {most} with commas between them")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _runtimes(text: str) -> list[Runtime]:
+    from norton_plugin.export import RUNTIMES
+
+    names = [part.strip() for part in text.split(",")]
+    if unknown := [name for name in names if name not in ("pytorch", *RUNTIMES)]:
+        raise RecipeError(f"--runtimes names {', '.join(map(repr, unknown))}; expected some of {_ALL}")
+    return [name for name in RUNTIMES if name in names]
+
+
+def _int8(opened: Opened, data: Path | None) -> Int8 | None:
+    if data is None:
+        return None
+    from norton_plugin.cli.images import split_sample
+    from norton_plugin.export import Int8
+
+    calibration, compared, labels, _ = split_sample(data, opened.preprocessing, calibration=256, compared=64, seed=0)
+    return Int8(calibration, compared if len(compared) else None, labels, "onnxruntime")
+
+
+def _show(out: Output, report: BenchReport) -> None:
+    from norton_plugin.bench import changed_layers_table, times_table
+
+    out.show(
+        f"{report.device}; MACs {report.macs_dense / 1e6:,.1f} M to {report.macs / 1e6:,.1f} M "
+        f"({report.macs_ratio:.2f} times fewer)"
+    )
+    for setting in report.settings:
+        out.show(times_table(setting))
+        best = max((t for t in setting.timings if t.efficiency is not None), key=lambda t: t.speed_up)
+        out.show(
+            f"best: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model there "
+            f"(efficiency {best.efficiency:.2f}), {best.speed_up_in_all:.2f} times as the dense model in PyTorch"
+        )
+    if report.layers:
+        out.show(changed_layers_table(report))
+    for name, reason in report.left:
+        out.warn(f"{name} was not timed: {reason}")

@@ -1,0 +1,121 @@
+"""Checks of a file that was just written, against the model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.errors import ExportError
+from norton_plugin.export.onnx_file import initializer_bytes
+from norton_plugin.export.runtimes import Runner
+
+# Largest difference of an output, over its largest value. Runtimes sum in other orders, and use Winograd's algorithm.
+TOLERANCE = 1e-3
+# Constants of shapes, masks and anchors come on top of the weights.
+_SLACK, _MORE = 2**20, 1.25
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs, and what the model returns for them.
+
+    Attributes:
+        inputs: Positional tensors.
+        expected: All tensors of the output.
+    """
+
+    inputs: tuple[Tensor, ...]
+    expected: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One runtime that gives what PyTorch gives.
+
+    Attributes:
+        runtime: ``onnxruntime``, ``openvino`` or ``torch.export``.
+        shapes: Of the first input, one for each run.
+        difference: The largest of an output over its largest value, at most :data:`TOLERANCE`.
+    """
+
+    runtime: str
+    shapes: tuple[tuple[int, ...], ...]
+    difference: float
+
+
+def check_outputs(runtime: str, opened: Callable[[Path], Runner], path: Path, cases: Sequence[Case]) -> Check:
+    """Run a file, and compare.
+
+    Args:
+        runtime: Its name.
+        opened: What opens the file in it.
+        path: The file.
+        cases: Two or more.
+
+    Raises:
+        ExportError: It does not open, does not run, or gives something else.
+    """
+    shapes = tuple(tuple(case.inputs[0].shape) for case in cases)
+    worst = 0.0
+    try:
+        run = opened(path)
+    except Exception as error:
+        raise ExportError(f"the check failed: {runtime} does not open the file ({_first_line(error, path)})") from error
+    for case, shape in zip(cases, shapes, strict=True):
+        try:
+            found = run(case.inputs)
+        except Exception as error:
+            raise ExportError(
+                f"the check failed: {runtime} does not run the file on an input of {shape} "
+                f"({_first_line(error, path)}); where the model fixes its batch, give --batch 1"
+            ) from error
+        difference = _difference(case.expected, found)
+        if not difference <= TOLERANCE:  # NaN, too
+            raise ExportError(
+                f"the check failed: {runtime} differs from PyTorch by {difference:.1e} of the largest output on an "
+                f"input of {shape}; expected at most {TOLERANCE:g}"
+            )
+        worst = max(worst, difference)
+    return Check(runtime, shapes, worst)
+
+
+def check_initializers(path: Path, model: nn.Module) -> tuple[int, int]:
+    """Compare the constants of an ONNX file with the weights of the lowered model.
+
+    Returns:
+        Bytes of the file's constants, and of the model's parameters and buffers.
+
+    Raises:
+        ExportError: The file holds more: weights were multiplied out, or stored twice.
+    """
+    tensors = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    own = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    found = initializer_bytes(path)
+    if found > _MORE * own + _SLACK:
+        raise ExportError(
+            f"the check failed: the file holds {found:,} bytes of constants, and the lowered model {own:,} of weights"
+        )
+    return found, own
+
+
+def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Return the largest relative difference; infinite where shapes differ."""
+    if [tuple(t.shape) for t in expected] != [tuple(t.shape) for t in found]:
+        return float("inf")
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if one.numel():
+            scale = max(float(one.abs().max()), torch.finfo(torch.float32).tiny)
+            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
+            if not bool(other.isfinite().all()):
+                return float("nan") if bool(one.isfinite().all()) else worst
+    return worst
+
+
+def _first_line(error: Exception, path: Path) -> str:
+    lines = str(error).replace(str(path), path.name).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"

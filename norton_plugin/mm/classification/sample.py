@@ -1,0 +1,90 @@
+"""A few images of a folder, drawn at random, with the classes of their sub-folders where it has some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from norton_plugin.errors import SourceError
+from norton_plugin.mm.classification.datasets import SUFFIXES, list_images, read_image
+from norton_plugin.zoo import Preprocessing
+from norton_plugin.zoo.transforms import image_transform
+
+
+class NormalisedImages(Sequence[Tensor]):
+    """Images as a model takes them, one by one; kept as bytes until they are asked for.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        preprocessing: For mean and standard deviation.
+    """
+
+    def __init__(self, images: Tensor, preprocessing: Preprocessing) -> None:
+        self._images = images
+        self._preprocessing = preprocessing
+        self._mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
+        self._std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are for nobody
+        """Return (1, C, H, W)."""
+        return (self._images[index][None].float() / 255 - self._mean) / self._std
+
+    def split(self, count: int) -> tuple[NormalisedImages, NormalisedImages]:
+        """Return the first ``count`` images, and the others."""
+        parts = self._images[:count], self._images[count:]
+        return NormalisedImages(parts[0], self._preprocessing), NormalisedImages(parts[1], self._preprocessing)
+
+
+@dataclass(frozen=True)
+class ImageSample:
+    """Images of a folder.
+
+    Attributes:
+        images: Normalised.
+        labels: Index of each image's sub-folder, in alphabetical order; None where images lie in the folder itself.
+        skipped: Files that are no images, each with the reason.
+    """
+
+    images: NormalisedImages
+    labels: tuple[int, ...] | None
+    skipped: tuple[str, ...]
+
+
+def sample_images(root: str | Path, preprocessing: Preprocessing, *, count: int, seed: int = 0) -> ImageSample:
+    """Draw images of a folder; those that cannot be read are left out and named.
+
+    Args:
+        root: A folder of images, or of one sub-folder per class.
+        preprocessing: What the model expects.
+        count: At most so many.
+        seed: Of the choice and the order.
+
+    Raises:
+        SourceError: No image can be read.
+    """
+    root = Path(root).expanduser()
+    flat = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES) if root.is_dir() else []
+    paths, labels = (flat, None) if flat else list_images(root)[:2]
+    transform, gray = image_transform(preprocessing), preprocessing.input_size[0] == 1
+    images: list[Tensor] = []
+    kept: list[int] = []
+    skipped: list[str] = []
+    for index in torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist():
+        if len(images) == count:
+            break
+        try:
+            images.append(transform(read_image(paths[index], gray=gray)))
+            kept.append(index)
+        except SourceError as error:
+            skipped.append(str(error))
+    if not images:
+        raise SourceError(f"none of the {len(paths)} images in {str(root)!r} can be read; the first: {skipped[0]}")
+    chosen = None if labels is None else tuple(labels[index] for index in kept)
+    return ImageSample(NormalisedImages(torch.stack(images), preprocessing), chosen, tuple(skipped))

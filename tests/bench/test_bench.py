@@ -1,0 +1,198 @@
+"""The benchmark's arithmetic, by clocks and models whose times are known."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin import RecipeError, compress
+from norton_plugin.bench import bench, plot_speed
+from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate, OpenedCandidate
+from norton_plugin.bench.layers import verdict
+from norton_plugin.bench.memory import first_call_peak
+from norton_plugin.bench.timing import of_batch, samples_of, setting_of
+from norton_plugin.recipe import Decomposition, Pruning, Recipe
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    ).eval()
+
+
+def small_report(**options: object):
+    dense = small_network()
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(decomposition=Decomposition(rank=1), pruning=Pruning(keep=0.5))
+    compressed, found = compress(dense, x, recipe)
+    return bench(dense, compressed, x, rounds=3, **options), found
+
+
+class Clock:
+    """Every call that is timed takes as long as its turn says."""
+
+    def __init__(self, durations: list[float]) -> None:
+        self.durations, self.place, self.now = durations, count(), 0.0
+
+    def __call__(self) -> float:
+        turn = next(self.place)
+        if turn % 2:
+            self.now += self.durations[turn // 2 % len(self.durations)]
+        return self.now
+
+
+def test_calls_are_timed_in_turn() -> None:
+    order: list[str] = []
+    found = samples_of(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=2,
+        seconds=10,
+        clock=Clock([1.0, 3.0, 2.0, 5.0]),
+    )
+    assert order == ["a", "b", "a", "b", "a", "b"]  # one of each to warm up
+    assert found == {"a": [1.0, 2.0], "b": [3.0, 5.0]}
+
+
+def test_no_further_round_after_the_time_is_up_but_three_in_any_case() -> None:
+    assert len(samples_of({"a": lambda: None}, rounds=50, seconds=0.0)["a"]) == 3
+
+
+def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
+    def candidate(model: str, runtime: str) -> Candidate:
+        return Candidate(model, runtime, lambda inputs, threads: lambda: None)
+
+    candidates = [
+        candidate(DENSE, PYTORCH),
+        candidate(FOLDED, CHANNELS_LAST),
+        candidate(DELIVERED, PYTORCH),
+        candidate(DENSE, "onnxruntime"),
+        candidate(DELIVERED, "onnxruntime"),
+    ]
+    setting = setting_of(
+        {each: OpenedCandidate(lambda: None, None) for each in candidates},
+        batch=1,
+        threads=torch.get_num_threads(),
+        macs_ratio=4.0,
+        rounds=1,
+        seconds=1.0,
+        clock=Clock([8.0, 6.0, 2.0, 4.0, 1.0]),
+    )
+    dense, folded, delivered, dense_file, delivered_file = setting.timings
+    assert (dense.speed_up, folded.speed_up) == (0.75, 1.0)
+    assert (delivered.speed_up, delivered.speed_up_in_all, delivered.efficiency) == (3.0, 4.0, 0.75)
+    assert (delivered_file.speed_up, delivered_file.speed_up_in_all, delivered_file.efficiency) == (4.0, 8.0, 1.0)
+    assert dense.efficiency is None and dense_file.milliseconds == 4000.0
+    assert setting.best(DELIVERED) is delivered_file
+
+
+def test_a_batch_repeats_the_first_image() -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    assert of_batch((x, 1.5), 3)[0].tolist() == [[0, 1, 2]] * 3
+    assert of_batch({"x": x}, 1)["x"].tolist() == [[0, 1, 2]]
+    with pytest.raises(RecipeError, match="no tensor with a batch axis"):
+        of_batch(("text", 2), 4)
+
+
+def test_first_call_peak_sees_what_a_call_takes_and_gives_back() -> None:
+    found = first_call_peak(lambda: bytearray(b"x" * 64 * 2**20))
+    if found is None:
+        pytest.skip("this system has no such counter")
+    assert 60 < found < 200
+
+
+@pytest.mark.parametrize(
+    ("speed_up", "ratio", "intensity", "words"),
+    [
+        (0.8, 3.0, 20.0, "slower than dense"),
+        (1.0, 1.0, 20.0, "nothing to gain"),
+        (1.0, 3.0, 2.0, "waits for memory"),
+        (1.0, 3.0, 20.0, "products are small"),
+        (2.0, 4.0, 2.0, "memory limits it"),
+        (2.0, 4.0, 20.0, "steps are small"),
+        (2.7, 3.0, 20.0, "fast"),
+    ],
+)
+def test_verdicts(speed_up: float, ratio: float, intensity: float, words: str) -> None:
+    assert words in verdict(speed_up, ratio, intensity)
+
+
+def test_report_of_a_small_network() -> None:
+    threads = torch.get_num_threads()
+    report, compression = small_report(batches=(1, 2))
+    assert (report.macs_dense, report.macs) == (compression.macs_before, compression.macs_after)
+    assert (report.parameters_dense, report.parameters) == (
+        compression.parameters_before,
+        compression.parameters_after,
+    )
+    assert [(setting.batch, setting.threads) for setting in report.settings] == [(1, 1), (2, 1)]
+    names = [(timing.model, timing.runtime) for timing in report.settings[0].timings]
+    assert names == [
+        ("dense", "PyTorch"),
+        ("compressed", "PyTorch"),
+        ("dense, folded", "PyTorch"),
+        ("dense, folded", "PyTorch, channels_last"),
+        ("delivered", "PyTorch"),
+        ("delivered", "PyTorch, channels_last"),
+    ]
+    for timing in report.settings[0].timings:
+        assert 0 < timing.low <= timing.milliseconds <= timing.high
+    assert [layer.name for layer in report.layers] == ["0", "3", "8"]
+    changed = {layer.name: (layer.macs_before, layer.macs_after) for layer in compression.layers}
+    assert {layer.name: (layer.macs_dense, layer.macs) for layer in report.layers} == changed
+    assert torch.get_num_threads() == threads
+    json.dumps(report.to_dict())
+
+
+def test_exported_models_are_timed_too() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    report, _ = small_report(runtimes=("onnxruntime",), layers=False)
+    timed = [(t.model, t.runtime) for t in report.settings[0].timings if "PyTorch" not in t.runtime]
+    assert timed == [("dense", "onnxruntime"), ("delivered", "onnxruntime")]
+    assert report.left == ()
+
+
+def test_what_cannot_be_exported_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from norton_plugin.bench import candidates
+    from norton_plugin.errors import ExportError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ExportError("no such operator")
+
+    monkeypatch.setattr(candidates, "export", refuse)
+    report, _ = small_report(runtimes=("onnxruntime",), layers=False)
+    assert report.left == (("dense as ONNX", "no such operator"), ("delivered as ONNX", "no such operator"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batches": ()}, r"batches are \[\]"),
+        ({"threads": (0,)}, r"threads are \[0\]"),
+        ({"runtimes": ("tensorrt",)}, "not known"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], words: str) -> None:
+    network, x = small_network(), torch.randn(1, 3, 16, 16)
+    with pytest.raises(RecipeError, match=words):
+        bench(network, network, x, **options)  # type: ignore[arg-type]
+
+
+def test_plot(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    report, _ = small_report(layers=False)
+    path = plot_speed(tmp_path / "speed.png", report)
+    assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,128 @@
+"""Speed of whole models as they are delivered: dense, compressed and pruned by Torch-Pruning, in one run.
+
+Weights are random: it is the time alone that is asked for. Models are compressed, lowered and folded by the package
+itself, and timed by `norton_plugin.bench`; detectors whole, with their boxes, on an image that gives all regions.
+Added to ``throughput.json`` after every point.
+
+    OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py
+    OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py --models ResNet-50 --threads 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hybrid import add_row
+from throughput_models import MODELS, Entry, Point, loaded, magnitude_pruned
+
+from norton_plugin import compress
+from norton_plugin.bench import BenchReport, Setting, Timing, bench
+from norton_plugin.recipe import Pruning, Recipe
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compress a model to a point and time it."""
+    torch.manual_seed(0)
+    source = loaded(entry)
+    recipe = Recipe(
+        scope=point.scope, decomposition=point.decomposition, pruning=Pruning(keep=point.keep), verify=False
+    )
+    model, report = compress(source.model, source.example_inputs, recipe, forward_fn=source.forward_fn)
+    settings: dict[str, Any] = {
+        "runtimes": RUNTIMES,
+        "threads": arguments.threads,
+        "batches": entry.batches,
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
+        "forward_fn": source.forward_fn,
+        "timed_fn": source.timed_fn,
+        "export_forward": source.export_fn,
+        "clock": time.process_time if arguments.threads == [1] else time.perf_counter,
+    }
+    found = bench(source.model, model, source.example_inputs, **settings)
+    row = {
+        "macs_dense": report.macs_before,
+        "macs": report.macs_after,
+        "parameters_dense": report.parameters_before,
+        "parameters": report.parameters_after,
+        "load_average": round(os.getloadavg()[0], 2),
+        **_figures(found),
+    }
+    if not entry.detector:
+        pruned = magnitude_pruned(source, report.macs_after)
+        peer = bench(source.model, pruned, source.example_inputs, **settings, layers=False)
+        row["torch_pruning"] = {"macs": peer.macs, "parameters": peer.parameters, **_figures(peer)}
+    return row
+
+
+def _figures(report: BenchReport) -> dict[str, Any]:
+    """Return what the table needs of a benchmark."""
+    slow = [layer.name for layer in report.layers if layer.speed_up < 1 / 1.05]
+    return {
+        "macs_ratio": round(report.macs_ratio, 3),
+        "settings": [_setting(setting) for setting in report.settings],
+        "layers": len(report.layers),
+        "layers_slower_than_dense": slow,
+        "left": [list(entry) for entry in report.left],
+    }
+
+
+def _setting(setting: Setting) -> dict[str, Any]:
+    """Return the best of every runtime, whichever memory format it is."""
+    found: dict[str, Any] = {}
+    for runtime in ("PyTorch", "onnxruntime", "OpenVINO"):
+        own = [timing for timing in setting.timings if timing.runtime.startswith(runtime)]
+        dense = [timing for timing in own if timing.efficiency is None]
+        delivered = [timing for timing in own if timing.model == "delivered"]
+        if dense and delivered:
+            found[runtime] = _pair(min(dense, key=_time), min(delivered, key=_time))
+    return {"batch": setting.batch, "threads": setting.threads, "rounds": setting.rounds, "runtimes": found}
+
+
+def _pair(dense: Timing, delivered: Timing) -> dict[str, Any]:
+    return {
+        "dense_ms": round(dense.milliseconds, 3),
+        "ms": round(delivered.milliseconds, 3),
+        "speed_up": round(dense.milliseconds / delivered.milliseconds, 3),
+        "efficiency": round(delivered.efficiency or 0.0, 3),
+        "over_loaded_in_pytorch": round(delivered.speed_up_in_all, 3),
+    }
+
+
+def _time(timing: Timing) -> float:
+    return timing.milliseconds
+
+
+def main() -> None:
+    """Run what is asked for and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="numbers of threads, one after the other")
+    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each")
+    parser.add_argument("--seconds", type=float, default=30.0, help="no further round begins after so long")
+    parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of throughput.json")
+    arguments = parser.parse_args()
+    facts = {
+        "command": "OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py",
+        "clock": "processor time" if arguments.threads == [1] else "wall",
+        "versions": {name: version(name) for name in ("torch", "onnxruntime", "openvino", "torch-pruning")},
+    }
+    for name in arguments.models:
+        for point in MODELS[name].points:
+            row = {"model": name, "point": point.name, "size": MODELS[name].size}
+            row |= measure(MODELS[name], point, arguments)
+            print(json.dumps(row), flush=True)
+            add_row(arguments.output / "throughput.json", f"{name}: {point.name}", row, facts)
+
+
+if __name__ == "__main__":
+    main()
