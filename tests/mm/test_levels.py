@@ -230,8 +230,14 @@ SGD = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.01}}
 
 @pytest.mark.parametrize(
     ("level", "wrapper", "warned"),
-    [("layer", SGD, "of 4 layers"), ("cluster", SGD, "of 3 layers"), ("filter", SGD, ""), ("layer", ADAMW, "")],
-    ids=["layer", "cluster", "filter", "layer with AdamW"],
+    [
+        ("layer", SGD, "of 4 layers"),
+        ("cluster", SGD, "of 3 layers"),
+        ("filter", SGD, ""),
+        ("layer", ADAMW, ""),
+        ("spatial", SGD, ""),
+    ],
+    ids=["layer", "cluster", "filter", "layer with AdamW", "spatial"],
 )
 def test_sgd_on_shared_factors_is_warned_of_once(tmp_path, level, wrapper, warned):
     """Products of four factors are badly conditioned for one rate."""
