@@ -15,6 +15,8 @@ from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
     from norton_plugin.cli.models import Opened
+    from norton_plugin.deploy import DeploymentTable, PreparedModel
+    from norton_plugin.deploy.comparison import Comparison
 
 _FORMS = "Forms"
 
@@ -69,11 +71,9 @@ def deploy(
 
     Example: norton deploy retinanet.py work_dirs/small/epoch_12.pth -o small-fast --input-size 800
     """
-    from norton_plugin.cli.models import check_directory, save_model
+    from norton_plugin.cli.models import check_directory
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
-    from norton_plugin.deploy.loading import KEY, TABLE
-    from norton_plugin.insight.deployment import blocks_table, deployment_lines
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
@@ -101,20 +101,19 @@ def deploy(
             forward_fn=opened.forward_fn,
         )
         status.update(f"writing {output}")
-        manifest = opened.manifest
-        plain: dict[str, Any] = {
-            "recipe": None if manifest is None else manifest.recipe,
-            "report": None if manifest is None else manifest.report,
-        }
-        extra = {**({} if manifest is None else manifest.extra), "weights": opened.weights}
-        save_model(output, opened.model, opened, extra={**extra, KEY: prepared.deployment.to_dict()}, **plain)
-        prepared.deployment.write(output / TABLE)
+        _save(output, opened, prepared.deployment)
+    _tell(out, output, prepared, found)
+
+
+def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison) -> None:
+    """Print what was done."""
+    from norton_plugin.insight.deployment import blocks_table, deployment_lines
+
     if prepared.table:
         out.show(blocks_table(prepared, found))
     else:
         out.show("the model has no blocks whose form could be chosen: it was not decomposed")
-    for line in deployment_lines(prepared, found):
-        out.show(line)
+    out.show(*deployment_lines(prepared, found))
     out.show(f"written to {output}; norton_plugin.deploy.load({str(output)!r}) gives the fast model")
     out.result(
         {
@@ -125,6 +124,18 @@ def deploy(
             **found.to_dict(),
         }
     )
+
+
+def _save(output: Path, opened: Opened, table: DeploymentTable) -> None:
+    """Write the artefact with its table, and a copy of the table beside it."""
+    from norton_plugin.cli.models import save_model
+    from norton_plugin.deploy.loading import KEY, TABLE
+
+    manifest = opened.manifest
+    recipe, report, extra = (None, None, {}) if manifest is None else (manifest.recipe, manifest.report, manifest.extra)
+    extra = {**extra, "weights": opened.weights, KEY: table.to_dict()}
+    save_model(output, opened.model, opened, recipe=recipe, report=report, extra=extra)
+    table.write(output / TABLE)
 
 
 def _open(source: str, checkpoint: Path | None, input_size: Any, *, trust_code: bool) -> Opened:
