@@ -27,8 +27,8 @@ def delivered(facts: Facts) -> str:
         f"{facts['method']} PyTorch {facts['torch']}, fp32, batch 1, random weights, a shared machine. Milliseconds; "
         "in brackets the speed-up over the dense model as it is. *Before*: what a loaded artefact ran in until forms "
         "were chosen. *Loaded*: `norton_plugin.load`, forms chosen by size in every call, norms not folded. *Static* "
-        "and *measured*: `norton deploy` with and without `--static`. Efficiency is the speed-up of *measured* over the "
-        "folded dense model, divided by the ratio of MACs.\n\n"
+        "and *measured*: `norton deploy` with and without `--static`. Efficiency is the speed-up of *measured* over "
+        "the folded dense model, divided by the ratio of MACs.\n\n"
         + table([*header, "loaded", "static", "measured", "efficiency"], rows)
     )
 
