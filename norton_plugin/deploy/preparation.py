@@ -59,7 +59,7 @@ def prepare(
     """Make a copy of a model that computes the same, for inference alone, as fast as can be had.
 
     Args:
-        model: Compressed, or not: it is left as it is.
+        model: Compressed, or not: it is left as it is. Forms that its blocks were given are not considered.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model will get them:
             batch, size, dtype and device are what is chosen for.
         forms: ``"static"`` chooses by the sizes of each block and its input, at once. ``"measured"`` times every form
