@@ -14,7 +14,11 @@ from norton_plugin.cli.paths import existing_file, read_path
 from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
+    import torch
+
     from norton_plugin.cli.models import Opened
+    from norton_plugin.deploy import DeploymentTable, PreparedModel
+    from norton_plugin.deploy.comparison import Comparison
 
 _FORMS = "Forms"
 
@@ -55,6 +59,9 @@ def deploy(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, metavar="N", help="Timed calls.", rich_help_panel=_FORMS)
     ] = 7,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="Where to measure: cpu, cuda or cuda:N.")
+    ] = "cpu",
     batch_size: options.BatchSize = 1,
     input_size: options.InputSize = None,
     trust_code: options.TrustCode = False,
@@ -69,19 +76,19 @@ def deploy(
 
     Example: norton deploy retinanet.py work_dirs/small/epoch_12.pth -o small-fast --input-size 800
     """
-    from norton_plugin.cli.models import check_directory, save_model
+    from norton_plugin.cli.models import check_directory
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
-    from norton_plugin.deploy.loading import KEY, TABLE
-    from norton_plugin.insight.deployment import blocks_table, deployment_lines
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
+    target = _device(device)
     given = read_table(table) if table is not None else None
     check_directory(output)
     with out.status(f"building {source}") as status:
         opened = _open(source, checkpoint, options.parse_input_size(input_size), trust_code=trust_code)
-        example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)) for x in opened.example_inputs)
+        opened.model.to(target)
+        example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)).to(target) for x in opened.example_inputs)
         status.update("choosing forms" if static or given else "measuring forms")
         prepared = prepare(
             opened.model,
@@ -101,20 +108,20 @@ def deploy(
             forward_fn=opened.forward_fn,
         )
         status.update(f"writing {output}")
-        manifest = opened.manifest
-        plain: dict[str, Any] = {
-            "recipe": None if manifest is None else manifest.recipe,
-            "report": None if manifest is None else manifest.report,
-        }
-        extra = {**({} if manifest is None else manifest.extra), "weights": opened.weights}
-        save_model(output, opened.model, opened, extra={**extra, KEY: prepared.deployment.to_dict()}, **plain)
-        prepared.deployment.write(output / TABLE)
+        opened.model.to("cpu")
+        _save(output, opened, prepared.deployment)
+    _tell(out, output, prepared, found)
+
+
+def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison) -> None:
+    """Print what was done."""
+    from norton_plugin.insight.deployment import blocks_table, deployment_lines
+
     if prepared.table:
         out.show(blocks_table(prepared, found))
     else:
         out.show("the model has no blocks whose form could be chosen: it was not decomposed")
-    for line in deployment_lines(prepared, found):
-        out.show(line)
+    out.show(*deployment_lines(prepared, found))
     out.show(f"written to {output}; norton_plugin.deploy.load({str(output)!r}) gives the fast model")
     out.result(
         {
@@ -125,6 +132,38 @@ def deploy(
             **found.to_dict(),
         }
     )
+
+
+def _device(text: str) -> torch.device:
+    """Read ``--device``.
+
+    Raises:
+        RecipeError: It is none, or not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise RecipeError(f"--device is {text!r}; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"--device is {text!r}; expected cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise RecipeError(f"--device is {text!r}, and torch finds {found} CUDA devices here; take cpu")
+    return device
+
+
+def _save(output: Path, opened: Opened, table: DeploymentTable) -> None:
+    """Write the artefact with its table, and a copy of the table beside it."""
+    from norton_plugin.cli.models import save_model
+    from norton_plugin.deploy.loading import KEY, TABLE
+
+    manifest = opened.manifest
+    recipe, report, extra = (None, None, {}) if manifest is None else (manifest.recipe, manifest.report, manifest.extra)
+    extra = {**extra, "weights": opened.weights, KEY: table.to_dict()}
+    save_model(output, opened.model, opened, recipe=recipe, report=report, extra=extra)
+    table.write(output / TABLE)
 
 
 def _open(source: str, checkpoint: Path | None, input_size: Any, *, trust_code: bool) -> Opened:

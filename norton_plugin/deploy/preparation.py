@@ -6,24 +6,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, Form, form_for
+from norton_plugin.blocks import CPDBlock, CPDLinear, Form
+from norton_plugin.deploy.choices import Forms, choose, given_forms, static_memory_format
 from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
-from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lowered_with
+from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lay_out_, lowered_with
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
-from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.modules.swap import names_by_identity, swap_
-
-Forms = Literal["static", "measured"] | Mapping[str, str] | DeploymentTable
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def prepare(
     """Make a copy of a model that computes the same, for inference alone, as fast as can be had.
 
     Args:
-        model: Compressed, or not: it is left as it is.
+        model: Compressed, or not: it is left as it is. Forms that its blocks were given are not considered.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model will get them:
             batch, size, dtype and device are what is chosen for.
         forms: ``"static"`` chooses by the sizes of each block and its input, at once. ``"measured"`` times every form
@@ -78,37 +77,36 @@ def prepare(
         SurgeryError: The model is itself a block, cannot be copied, or does not run on the example.
         RecipeError: Unknown forms, or a table that names a block which the model does not have.
     """
-    if isinstance(forms, str) and forms not in ("static", "measured"):
-        raise RecipeError(f"forms is {forms!r}; expected 'static', 'measured', or a table")
-    copied = duplicate(model)
-    copied.eval()
+    copied = duplicate(model).eval()
     if isinstance(copied, CPDBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")
     named = names_by_identity(copied)
     blocks = {module: names[0] for module, names in named.items() if isinstance(module, CPDBlock | CPDLinear)}
-    given = _given(forms, list(blocks.values()))
+    given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
-    choices = {block: _choice(name, block, inputs.get(block), given) for block, name in blocks.items()}
-    lowered = {block: lower_block(block, _form(choices[block])) for block in blocks}
-    swap_(copied, dict(lowered))
+    memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(inputs)
+    choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
+    lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
+    swap_(copied, lowered)
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
     ready = _Ready(copied, tuple(choices.values()))
     if forms == "measured":
         run = partial(_run, example_inputs, forward_fn)
         ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
-    elif isinstance(forms, DeploymentTable):
-        _lay_out_(copied, forms.memory_format)
-        ready = _Ready(copied, ready.choices, forms.memory_format, forms.compiled)
+    else:
+        lay_out_(copied, FORMATS[memory_format])
+        compiled = isinstance(forms, DeploymentTable) and forms.compiled
+        ready = _Ready(copied, ready.choices, memory_format, compiled)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
-    final = torch.compile(ready.model) if ready.compiled else ready.model
+    final: Any = torch.compile(ready.model) if ready.compiled else ready.model
     return PreparedModel(
         final,
         ready.choices,
         report.folded,
         report.left,
         deployment,
-        dict(ready.milliseconds),  # type: ignore[arg-type]
+        dict(ready.milliseconds),
     )
 
 
@@ -152,7 +150,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
     """Choose forms in both memory formats, then the faster of the two whole models, and torch.compile if asked for."""
     timer, names = FormTimer(rounds), names_by_identity(ready.model)
     variants: dict[str, _Ready] = {}
-    for memory_format in FORMATS:
+    for memory_format, memory in FORMATS.items():
         model = duplicate(ready.model)
         choices = []
         for site, static in zip(sites, ready.choices, strict=True):
@@ -162,7 +160,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
                 module = lowered_with(site.block, _form(choice), site.norm)
                 for name in names[site.module]:
                     model.set_submodule(name, module)
-        _lay_out_(model, memory_format)
+        lay_out_(model, memory)
         variants[memory_format] = _Ready(model, tuple(choices), memory_format)
     calls = {name: partial(run, variant.model) for name, variant in variants.items()}
     if compile:
@@ -184,12 +182,7 @@ def _fastest(site: _Site, static: BlockChoice, timer: FormTimer, memory_format: 
     if form == "dense":
         best = min((name for name in found if name != "dense"), key=lambda name: found[name])
         reason = f"all factored forms are slower, measured (best: {best}, {found['dense'] / found[best]:.2f}x)"
-    return BlockChoice(static.name, form, found[form], reason, dict(found))
-
-
-def _lay_out_(model: nn.Module, memory_format: str) -> None:
-    if memory_format == "channels_last":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return BlockChoice(static.name, form, found[form], reason, {str(name): ms for name, ms in found.items()})
 
 
 def _run(example_inputs: Any, forward_fn: ForwardFunction | None, model: nn.Module) -> Any:
@@ -198,30 +191,6 @@ def _run(example_inputs: Any, forward_fn: ForwardFunction | None, model: nn.Modu
 
 def _form(choice: BlockChoice) -> Form | None:
     return None if choice.form == LINEAR else choice.form
-
-
-def _given(forms: Forms, names: list[str]) -> Mapping[str, str]:
-    """Return the forms that are given; refuse those of blocks that are not there."""
-    given = forms.forms if isinstance(forms, DeploymentTable) else forms if isinstance(forms, Mapping) else {}
-    unknown = [name for name in given if name not in names]
-    if unknown:
-        raise RecipeError(
-            f"the table names the block {unknown[0]!r}, which the model does not have ({len(unknown)} such names); "
-            "give the table of this very model"
-        )
-    return given
-
-
-def _choice(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, str]) -> BlockChoice:
-    if not isinstance(block, CPDBlock):
-        return BlockChoice(name, LINEAR, None, "a Linear layer has one form")
-    for form in FORMS:
-        if given.get(name) == form:
-            return BlockChoice(name, form, None, "as given")
-    if name in given:
-        raise RecipeError(f"the form of {name} is {given[name]!r}; expected one of {FORMS}")
-    chosen, reason = form_for(block, x)
-    return BlockChoice(name, chosen, None, reason if x is not None else f"{reason}; the example does not reach it")
 
 
 def _machine(example_inputs: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from report_bccd import bccd
 from report_comparison import comparison
 from report_coupled import coupled_speed
+from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
 from report_fuzz import fuzz
 from report_level_latency import equal_latency, level_latency, model_latency
@@ -184,6 +185,9 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("equal_latency.json", "Error of the levels, Tucker-2 and spatial SVD at equal milliseconds", equal_latency),
     ("strided_latency.json", "Layers of stride 2: spatial SVD against shared components", strided),
     ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
+    ("delivered.json", "Latency of compressed models as they are delivered", delivered),
+    ("form_costs.json", "Forms of a block, and the choice that nothing is measured for", form_costs),
+    ("width_lanes.json", "Which multiple widths should be (`round_to`)", width_lanes),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),
