@@ -1,8 +1,8 @@
 """The command line: one file per command, and what they share; the jobs themselves are done by the other rooms.
 
 ``compress`` and ``finetune`` call the functions of that name, ``inspect`` calls ``insight.inspect_model``, ``evaluate``
-and ``export-config`` call ``mm``, ``export`` calls ``export.export``, ``doctor`` calls ``environment.diagnose``, ``demo``
-calls ``demo.run_demo``.
+and ``export-config`` call ``mm``, ``export`` calls ``export.export``, ``doctor`` calls ``environment.diagnose``, and
+``demo`` calls ``demo.run_demo``.
 """
 
 import sys

@@ -87,7 +87,10 @@ def prepare(
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
     chosen = {block: _choice(name, block, inputs.get(block), forms) for block, name in blocks.items()}
-    swap_(copied, {block: lower_block(block, None if choice.form == LINEAR else choice.form) for block, choice in chosen.items()})
+    swap_(
+        copied,
+        {block: lower_block(block, None if choice.form == LINEAR else choice.form) for block, choice in chosen.items()},
+    )
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     return PreparedModel(copied, tuple(chosen.values()), report.folded, report.left)
 

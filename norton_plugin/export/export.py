@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from norton_plugin.errors import ExportError
 from norton_plugin.export.checks import Case, Check, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
+from norton_plugin.export.equalise import equalise_
 from norton_plugin.export.int8 import Int8, int8_path, quantize
 from norton_plugin.export.network import ExportedNetwork, input_names
 from norton_plugin.export.onnx_file import DEFAULT_OPSET, check_opset, write_onnx
@@ -26,6 +27,7 @@ from norton_plugin.export.runtimes import Runner, open_onnxruntime, open_openvin
 from norton_plugin.modules.running import ForwardFunction, traceable
 
 SUFFIXES = (".onnx", ".pt2")
+_RANGES = 64  # images whose ranges balance the components; the quantiser sees all of them
 
 
 def export(
@@ -68,8 +70,10 @@ def export(
     with traceable(model):
         reference = ExportedNetwork(model, forward_fn)
         cases = _cases(reference, inputs, batch=batch, dynamic_size=dynamic_size)
-        network = ExportedNetwork(inference_copy(model, inputs), forward_fn).eval()
+        network = ExportedNetwork(inference_copy(model, inputs, forward_fn), forward_fn).eval()
         names = (input_names(inputs), network.output_names(inputs))
+        if int8 is not None:
+            equalise_(network, list(int8.calibration[:_RANGES]))
         # A batch of 1 would be taken for a constant; height and width of one size for one axis.
         program = trace_program(
             network,

@@ -1,4 +1,4 @@
-"""The model that goes into a file: a lowered copy in evaluation mode."""
+"""The model that goes into a file: a lowered, folded copy in evaluation mode."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock, CPDLinear
-from norton_plugin.deploy import lower_, lower_block
-from norton_plugin.modules.duplication import duplicate
+from norton_plugin.deploy import lower_block, prepare
+from norton_plugin.modules.running import ForwardFunction
 
 
-def inference_copy(model: nn.Module, example_inputs: Any) -> nn.Module:
-    """Return a copy whose blocks are ordinary layers.
+def inference_copy(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction | None = None) -> nn.Module:
+    """Return a copy whose blocks are ordinary layers, with norms folded into them.
 
     Args:
         model: Left as it is.
         example_inputs: What it runs on.
+        forward_fn: As of ``prepare``.
     """
-    copied = duplicate(model).eval()
-    if isinstance(copied, CPDBlock | CPDLinear):
-        return lower_block(copied)
-    if any(isinstance(module, CPDBlock | CPDLinear) for module in copied.modules()):
-        lower_(copied)
-    return copied
+    if isinstance(model, CPDBlock | CPDLinear):
+        return lower_block(model).eval()
+    return prepare(model, example_inputs, forward_fn=forward_fn).model
