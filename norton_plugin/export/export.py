@@ -21,7 +21,7 @@ from norton_plugin.export.onnx_file import DEFAULT_OPSET, check_opset, write_onn
 from norton_plugin.export.packages import check_export_packages, check_nncf
 from norton_plugin.export.placing import placed_whole
 from norton_plugin.export.program import AXES, open_axes, resized, trace_program
-from norton_plugin.export.ready import inference_copy
+from norton_plugin.export.ready import Forms, inference_copy
 from norton_plugin.export.report import ExportReport
 from norton_plugin.export.runtimes import Runner, open_onnxruntime, open_openvino, open_program
 from norton_plugin.modules.running import ForwardFunction, traceable
@@ -39,6 +39,7 @@ def export(
     batch: int | None = None,
     dynamic_size: bool = False,
     int8: Int8 | None = None,
+    forms: Forms = "static",
     forward_fn: ForwardFunction | None = None,
 ) -> ExportReport:
     """Write a model as ONNX or as a ``torch.export`` program, checked against the model before the file is there.
@@ -54,6 +55,8 @@ def export(
         batch: Images that every run takes; None leaves it open.
         dynamic_size: Height and width stay open too.
         int8: Write a quantised file beside it; ONNX only.
+        forms: Of the blocks, as of ``deploy.prepare``: the fast ones by size, or a mapping of names to forms. Where a
+            small map makes the dense form the fastest, the file holds the rebuilt weight; ``"depthwise"`` is smaller.
         forward_fn: ``(model, inputs) -> output`` where a plain call is not what is to be exported.
 
     Raises:
@@ -70,7 +73,7 @@ def export(
     with traceable(model):
         reference = ExportedNetwork(model, forward_fn)
         cases = _cases(reference, inputs, batch=batch, dynamic_size=dynamic_size)
-        network = ExportedNetwork(inference_copy(model, inputs, forward_fn), forward_fn).eval()
+        network = ExportedNetwork(inference_copy(model, inputs, forms=forms, forward_fn=forward_fn), forward_fn).eval()
         names = (input_names(inputs), network.output_names(inputs))
         if int8 is not None:
             equalise_(network, list(int8.calibration[:_RANGES]))

@@ -131,5 +131,5 @@ def test_resnet18_of_timm(tmp_path):
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(run(tmp_path / "a.onnx", x), model(x), atol=1e-5)
-    # nothing was multiplied out: the constants are the lowered weights, and a few axes
-    assert abs(report.constant_bytes - report.weight_bytes) < 1024
+    # the constants are the lowered weights, less biases that are equal, and a few axes
+    assert 0.99 * report.weight_bytes < report.constant_bytes < report.weight_bytes + 1024

@@ -61,8 +61,8 @@ def test_a_file_that_differs_is_not_left(small, example, tmp_path, monkeypatch, 
     (tmp_path / f"a.{suffix}").write_text("before")
     lowered = job.inference_copy
 
-    def wrong(model, inputs, forward_fn):
-        copied = lowered(model, inputs, forward_fn)
+    def wrong(*arguments, **named):
+        copied = lowered(*arguments, **named)
         with torch.no_grad():
             copied.head.weight[0, 0] += 1.0
         return copied
