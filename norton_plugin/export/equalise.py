@@ -29,6 +29,8 @@ def equalise_(model: nn.Module, images: Sequence[Tensor]) -> int:
         Maps that were balanced.
     """
     pairs = [pair for module in model.modules() for pair in _pairs(module)]
+    if not pairs:
+        return 0
     ranges: dict[nn.Module, Tensor] = {}
 
     def remember(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:

@@ -24,12 +24,13 @@ def test_a_detector_is_exported_up_to_its_heads(tmp_path, name, words, count):
     import onnxruntime
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
+    from mmengine.config import ConfigDict
 
     from norton_plugin.zoo import exported_part
 
     register_all_modules()
     torch.manual_seed(0)
-    model = MODELS.build(getattr(detectors, name)()).eval()
+    model = MODELS.build(ConfigDict(getattr(detectors, name)())).eval()
     part, covered = exported_part({"kind": "mmdet"}, model)
     assert covered == words
     report = export(model, torch.randn(1, 3, 64, 64), tmp_path / "a.onnx", forward_fn=part)

@@ -104,10 +104,21 @@ def _error_of_a_rounded_map(chain, x):
     return float((exact - rounded).norm() / exact.norm())
 
 
-def test_a_quantiser_that_refuses_leaves_nothing(small, example, images, tmp_path):
-    wrong = [torch.randn(1, 4, 12, 16)]
-    with pytest.raises(ExportError):
-        export(small, example, tmp_path / "a.onnx", int8=Int8(wrong))
+def test_a_quantiser_that_refuses_leaves_nothing(small, example, images, tmp_path, monkeypatch):
+    import onnxruntime.quantization
+
+    def refuse(*arguments, **named):
+        raise ValueError("no such operator")
+
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_static", refuse)
+    with pytest.raises(ExportError, match="quantiser of onnxruntime refuses the model .ValueError: no such operator."):
+        export(small, example, tmp_path / "a.onnx", int8=Int8(images))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_another_size_are_refused(small, example, tmp_path):
+    with pytest.raises(ExportError, match=r"an image to calibrate on has shape \(1, 4, 12, 16\); .* \(1, 3, 12, 16\)"):
+        export(small, example, tmp_path / "a.onnx", int8=Int8([torch.randn(1, 4, 12, 16)]))
     assert list(tmp_path.iterdir()) == []
 
 

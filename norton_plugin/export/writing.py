@@ -68,6 +68,8 @@ def export(
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(tensor.detach().cpu() for tensor in given)
     axes = open_axes(batch=batch, dynamic_size=dynamic_size)
+    if int8 is not None:
+        _check_images(int8, inputs)
     if dynamic_size and any(tensor.dim() != 4 for tensor in inputs):
         raise ExportError("height and width can stay open for images (B, C, H, W) only; leave out dynamic_size")
     with traceable(model):
@@ -119,6 +121,16 @@ def _check_arguments(path: Path, *, batch: int | None, opset: int, int8: Int8 | 
         raise ExportError(f"batch is {batch}, and calibration runs one image at a time; leave it open, or give 1")
     if int8.runtime == "openvino":
         check_nncf()
+
+
+def _check_images(int8: Int8, inputs: tuple[Tensor, ...]) -> None:
+    if len(inputs) != 1:
+        raise ExportError(f"int8 is calibrated on images, one input at a time; the model takes {len(inputs)} inputs")
+    wanted = (1, *inputs[0].shape[1:])
+    for images, purpose in ((int8.calibration, "calibrate on"), (int8.compared, "compare on")):
+        found = tuple(images[0].shape)
+        if found != wanted:
+            raise ExportError(f"an image to {purpose} has shape {found}; expected that of the example, {wanted}")
 
 
 def _cases(
