@@ -38,9 +38,9 @@ ARROWS: dict[str, set[str]] = {
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},
-    "deploy": {"blocks", "artifact"},
+    "deploy": {"blocks", "artifact", "cost"},
     "export": {"deploy"},
-    "insight": {"pipeline", "artifact"},
+    "insight": {"pipeline", "artifact", "deploy"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }

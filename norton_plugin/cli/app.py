@@ -12,6 +12,7 @@ from norton_plugin import __version__
 from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
+from norton_plugin.cli.deploy import deploy
 from norton_plugin.cli.doctor import doctor
 from norton_plugin.cli.evaluate import evaluate
 from norton_plugin.cli.export import export
@@ -62,6 +63,7 @@ add_command(app, inspect, name="inspect")
 add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
+add_command(app, deploy, name="deploy")
 add_command(app, export, name="export")
 add_command(app, export_config, name="export-config")
 add_command(app, doctor, name="doctor")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.artifact import MANIFEST, Manifest, check_replaceable, open_artifact, save
-from norton_plugin.cli.stored_inputs import stored_inputs
+from norton_plugin.artifact import MANIFEST, Manifest, check_replaceable, save
+from norton_plugin.artifact.opening import open_model_of
 from norton_plugin.errors import ArtifactError, SourceError
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.structure import diff
-from norton_plugin.zoo import Preprocessing, forward_of, input_facts, load_source, rebuild
+from norton_plugin.zoo import Preprocessing, input_facts, load_source, rebuild
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,11 @@ def _is_directory(source: str) -> bool:
 
 
 def _open_artefact(directory: Path, *, trust_code: bool) -> Opened:
-    with open_artifact(directory) as stored:
-        manifest = stored.manifest
-        if not manifest.source:
-            raise ArtifactError(
-                f"{directory} does not say what built its model; load it in Python with norton_plugin.load"
-            )
-        preprocessing, inputs = stored_inputs(manifest, directory)
-        model = stored.restore(rebuild(manifest.source, trust_code=trust_code))
-    generator = torch.Generator().manual_seed(0)
-    example = tuple(torch.randn((1, *preprocessing.input_size), generator=generator) for _ in range(inputs))
-    forward_fn = forward_of(manifest.source, model, example)
-    name = str(directory)
-    return Opened(model, example, preprocessing, manifest.source, name, name, manifest, forward_fn)
+    found, name = open_model_of(directory, trust_code=trust_code), str(directory)
+    spec = dict(found.manifest.source or {})
+    return Opened(
+        found.model, found.example_inputs, found.preprocessing, spec, name, name, found.manifest, found.forward_fn
+    )
 
 
 def save_model(

@@ -23,7 +23,7 @@ def is_norm(module: nn.Module) -> bool:
 def rest_of(norm: nn.Module) -> nn.Module:
     """Return what stays of a norm when its arithmetic is gone: the activation that timm puts into some."""
     children = list(norm.children())
-    return nn.Sequential(*children) if children else nn.Identity()
+    return (nn.Sequential(*children) if children else nn.Identity()).train(norm.training)
 
 
 def unfoldable(layer: nn.Module, norm: Any, *, reordered: bool = False) -> str | None:

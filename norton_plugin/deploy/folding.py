@@ -32,12 +32,12 @@ class Fold:
     Attributes:
         norm: The norm, no longer part of the model.
         layer: The layer that now computes both.
-        index: See ``fold_weights.folded``.
+        was: The layer before.
     """
 
     norm: nn.Module
     layer: nn.Module
-    index: Tensor | None
+    was: nn.Module
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fold_(model: nn.Module, example_inputs: Any, *, forward_fn: ForwardFunction 
     return FoldReport(
         tuple(names[pair.norm] for pair in new),
         tuple((names[norm], left[norm]) for norm in norms if norm in left),
-        tuple(Fold(pair.norm, layer, pair.index) for pair, layer in new.items()),
+        tuple(Fold(pair.norm, layer, pair.layer) for pair, layer in new.items()),
     )
 
 

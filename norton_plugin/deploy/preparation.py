@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, Form, form_for
+from norton_plugin.blocks import CPDBlock, CPDLinear, Form
+from norton_plugin.deploy.choices import Forms, choose, given_forms, static_memory_format
 from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
+from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
-from norton_plugin.errors import RecipeError, SurgeryError
+from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lowered_with
+from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
+from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
-from norton_plugin.modules.running import ForwardFunction
+from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.modules.swap import names_by_identity, swap_
-
-LINEAR: Literal["linear"] = "linear"  # the one form of a CPDLinear
-
-
-@dataclass(frozen=True)
-class BlockChoice:
-    """The form that one block was lowered in.
-
-    Attributes:
-        name: Dotted name of the block.
-        form: The form; ``"linear"`` for a CPDLinear, which has one only.
-        milliseconds: Median time of the form where it was measured, else None.
-        reason: Why this one, in words.
-    """
-
-    name: str
-    form: Form | Literal["linear"]
-    milliseconds: float | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -46,30 +34,40 @@ class PreparedModel:
         table: One entry per block, in the model's order; empty for a model that was only pruned.
         folded: Dotted names of the norms that were folded.
         left: Dotted names of the norms that were not, each with the reason.
+        deployment: The table with memory format and machine, to be stored and taken over.
+        milliseconds: Median time of the whole model on the example, by what was tried; empty where nothing was.
     """
 
     model: nn.Module
     table: tuple[BlockChoice, ...]
     folded: tuple[str, ...]
     left: tuple[tuple[str, str], ...]
+    deployment: DeploymentTable
+    milliseconds: Mapping[str, float]
 
 
 def prepare(
     model: nn.Module,
     example_inputs: Any,
     *,
-    forms: Literal["static", "measured"] | Mapping[str, str] = "static",
+    forms: Forms = "static",
     fold: bool = True,
+    compile: bool = False,
+    rounds: int = 5,
     forward_fn: ForwardFunction | None = None,
 ) -> PreparedModel:
     """Make a copy of a model that computes the same, for inference alone, as fast as can be had.
 
     Args:
         model: Compressed, or not: it is left as it is.
-        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model will get them.
-        forms: ``"static"`` chooses by the sizes of each block and its input, at once; a mapping of names of blocks to
-            forms takes what was chosen before.
+        example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model will get them:
+            batch, size, dtype and device are what is chosen for.
+        forms: ``"static"`` chooses by the sizes of each block and its input, at once. ``"measured"`` times every form
+            of each block, the dense one among them, and the whole model in both memory formats. A mapping of names of
+            blocks to forms, or a table that was measured elsewhere, is taken as it is.
         fold: Whether BatchNorms are folded into the layers before them (``fold_``).
+        compile: Try ``torch.compile`` as well, and keep it where it is faster; with ``forms="measured"`` alone.
+        rounds: Timed calls of everything that is measured.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call, as of ``compress``.
 
     Returns:
@@ -77,30 +75,139 @@ def prepare(
 
     Raises:
         SurgeryError: The model is itself a block, cannot be copied, or does not run on the example.
-        RecipeError: Unknown forms, or a mapping that names no block of the model.
+        RecipeError: Unknown forms, or a table that names a block which the model does not have.
     """
-    copied = duplicate(model)
-    copied.eval()
-    named = names_by_identity(copied)
-    blocks = {module: names[0] for module, names in named.items() if isinstance(module, CPDBlock | CPDLinear)}
+    copied = duplicate(model).eval()
     if isinstance(copied, CPDBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")
+    named = names_by_identity(copied)
+    blocks = {module: names[0] for module, names in named.items() if isinstance(module, CPDBlock | CPDLinear)}
+    given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
-    chosen = {block: _choice(name, block, inputs.get(block), forms) for block, name in blocks.items()}
-    swap_(
-        copied,
-        {block: lower_block(block, None if choice.form == LINEAR else choice.form) for block, choice in chosen.items()},
-    )
+    memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(inputs)
+    choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
+    lowered = {block: lower_block(block, _form(choices[block])) for block in blocks}
+    swap_(copied, dict(lowered))
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
-    return PreparedModel(copied, tuple(chosen.values()), report.folded, report.left)
+    sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
+    ready = _Ready(copied, tuple(choices.values()))
+    if forms == "measured":
+        run = partial(_run, example_inputs, forward_fn)
+        ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
+    else:
+        _lay_out_(copied, memory_format)
+        compiled = isinstance(forms, DeploymentTable) and forms.compiled
+        ready = _Ready(copied, ready.choices, memory_format, compiled)
+    deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
+    final = torch.compile(ready.model) if ready.compiled else ready.model
+    return PreparedModel(
+        final,
+        ready.choices,
+        report.folded,
+        report.left,
+        deployment,
+        dict(ready.milliseconds),  # type: ignore[arg-type]
+    )
 
 
-def _choice(name: str, block: nn.Module, x: Tensor | None, forms: str | Mapping[str, str]) -> BlockChoice:
-    if not isinstance(block, CPDBlock):
-        return BlockChoice(name, LINEAR, None, "a Linear layer has one form")
-    if isinstance(forms, Mapping) and name in forms:
-        if forms[name] not in FORMS:
-            raise RecipeError(f"the form of {name} is {forms[name]!r}; expected one of {FORMS}")
-        return BlockChoice(name, forms[name], None, "as given")  # type: ignore[arg-type]
-    form, reason = form_for(block, x)
-    return BlockChoice(name, form, None, reason if x is not None else f"{reason}; the example does not reach it")
+@dataclass(frozen=True)
+class _Site:
+    """The place of one block in the lowered model.
+
+    Attributes:
+        block: The block itself.
+        module: What stands in its place.
+        x: Its input, None where the example does not reach it.
+        norm: The norm that was folded into it.
+    """
+
+    block: CPDBlock | CPDLinear
+    module: nn.Module
+    x: Tensor | None
+    norm: nn.Module | None
+
+    @classmethod
+    def of(cls, block: CPDBlock | CPDLinear, lowered: nn.Module, x: Tensor | None, report: FoldReport) -> _Site:
+        """Find where a lowered block is after folding."""
+        for fold in report.folds:
+            if fold.was is lowered:
+                return cls(block, fold.layer, x, fold.norm)
+            if isinstance(lowered, nn.Sequential) and any(module is fold.layer for module in lowered.modules()):
+                return cls(block, lowered, x, fold.norm)
+        return cls(block, lowered, x, None)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    model: nn.Module
+    choices: tuple[BlockChoice, ...]
+    memory_format: str = "contiguous"
+    compiled: bool = False
+    milliseconds: tuple[tuple[str, float], ...] = ()
+
+
+def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compile: bool) -> _Ready:
+    """Choose forms in both memory formats, then the faster of the two whole models, and torch.compile if asked for."""
+    timer, names = FormTimer(rounds), names_by_identity(ready.model)
+    variants: dict[str, _Ready] = {}
+    for memory_format in FORMATS:
+        model = duplicate(ready.model)
+        choices = []
+        for site, static in zip(sites, ready.choices, strict=True):
+            choice = _fastest(site, static, timer, memory_format)
+            choices.append(choice)
+            if choice.form != static.form:
+                module = lowered_with(site.block, _form(choice), site.norm)
+                for name in names[site.module]:
+                    model.set_submodule(name, module)
+        _lay_out_(model, memory_format)
+        variants[memory_format] = _Ready(model, tuple(choices), memory_format)
+    calls = {name: partial(run, variant.model) for name, variant in variants.items()}
+    if compile:
+        calls |= {f"{name}, compiled": partial(run, torch.compile(v.model)) for name, v in variants.items()}
+    with torch.inference_mode():
+        timing = compare_latency(list(calls.values()), rounds=rounds, warmup=2, clock=clock())
+    milliseconds = {name: 1e3 * seconds for name, seconds in zip(calls, timing.seconds, strict=True)}
+    best = min(milliseconds, key=lambda name: milliseconds[name])
+    chosen = variants[best.removesuffix(", compiled")]
+    return _Ready(chosen.model, chosen.choices, chosen.memory_format, best not in variants, tuple(milliseconds.items()))
+
+
+def _fastest(site: _Site, static: BlockChoice, timer: FormTimer, memory_format: str) -> BlockChoice:
+    if not isinstance(site.block, CPDBlock) or site.x is None:
+        return static
+    found = timer.milliseconds(site.block, site.norm, site.x, memory_format)
+    form = min(found, key=lambda name: found[name])
+    reason = f"{found['dense'] / found[form]:.2f}x as fast as the dense form, measured"
+    if form == "dense":
+        best = min((name for name in found if name != "dense"), key=lambda name: found[name])
+        reason = f"all factored forms are slower, measured (best: {best}, {found['dense'] / found[best]:.2f}x)"
+    return BlockChoice(static.name, form, found[form], reason, dict(found))
+
+
+def _lay_out_(model: nn.Module, memory_format: str) -> None:
+    if memory_format == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _run(example_inputs: Any, forward_fn: ForwardFunction | None, model: nn.Module) -> Any:
+    return run_model(model, example_inputs, forward_fn)
+
+
+def _form(choice: BlockChoice) -> Form | None:
+    return None if choice.form == LINEAR else choice.form
+
+
+def _machine(example_inputs: Any) -> dict[str, Any]:
+    """Return what a choice depends on, for people who take the table over."""
+    tensors = output_tensors(example_inputs)
+    like = tensors[0] if tensors else torch.empty(0)
+    return {
+        "device": torch.cuda.get_device_name(like.device) if like.is_cuda else like.device.type,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(like.dtype).removeprefix("torch."),
+        "inputs": [list(tensor.shape) for tensor in tensors],
+        "torch": torch.__version__,
+    }

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.deploy import lower_block, prepare
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.modules.running import ForwardFunction
-
-Forms = Literal["static", "measured"] | Mapping[str, str]
 
 
 def inference_copy(
@@ -27,4 +26,7 @@ def inference_copy(
     """
     if isinstance(model, CPDBlock | CPDLinear):
         return lower_block(model).eval()
-    return prepare(model, example_inputs, forms=forms, forward_fn=forward_fn).model
+    prepared = prepare(model, example_inputs, forms=forms, forward_fn=forward_fn).model
+    plain: nn.Module = getattr(prepared, "_orig_mod", prepared)  # of torch.compile, which is no part of a file
+    # files have a layout of their own
+    return plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.errors import ExportError
 from norton_plugin.export.checks import Case, Check, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
@@ -21,7 +22,7 @@ from norton_plugin.export.onnx_file import DEFAULT_OPSET, check_opset, write_onn
 from norton_plugin.export.packages import check_export_packages, check_nncf
 from norton_plugin.export.placing import placed_whole
 from norton_plugin.export.program import AXES, open_axes, resized, trace_program
-from norton_plugin.export.ready import Forms, inference_copy
+from norton_plugin.export.ready import inference_copy
 from norton_plugin.export.report import ExportReport
 from norton_plugin.export.runtimes import Runner, open_onnxruntime, open_openvino, open_program
 from norton_plugin.modules.running import ForwardFunction, traceable

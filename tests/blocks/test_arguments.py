@@ -101,4 +101,4 @@ def test_a_form_is_checked_whenever_it_is_set():
     block = CPDBlock(4, 8, 3, 1)
     with pytest.raises(SurgeryError, match="form 'fast' is unknown"):
         block.form = "fast"
-    assert block.form == "separable" and arguments.MAX_PIXELS == 4096
+    assert block.form == "auto" and arguments.MAX_PIXELS == 4096

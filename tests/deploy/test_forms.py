@@ -98,12 +98,16 @@ def test_the_largest_input_of_a_shared_block_counts(timed):
     net = Pyramid()
     chosen = select_forms_(net, torch.randn(1, 3, 8, 8))
     assert [c.name for c in chosen] == ["block"] and outputs[0][0].shape == (1, 3, 8, 8)
-    assert net.unused.form == "separable"
+    assert net.unused.form == "auto"
 
 
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(SurgeryError, match="no CPDBlock"):
-        select_forms_(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.zeros(1, 3, 8, 8))
+def test_a_model_without_blocks_has_nothing_to_choose():
+    assert select_forms_(nn.Sequential(nn.Conv2d(3, 3, 3)), torch.zeros(1, 3, 8, 8)) == ()
+
+
+def test_a_model_is_run_as_it_is_told(net, image, timed):
+    timed((0.002, 0.001, 0.003, 0.004))
+    assert len(select_forms_(net, {"any": [image]}, forward_fn=lambda model, given: model(given["any"][0]))) == 2
 
 
 def test_a_wrong_example_is_refused(net):
@@ -122,4 +126,4 @@ def test_an_interruption_leaves_the_forms_as_they_were(net, image, monkeypatch):
     monkeypatch.setattr(forms, "compare_latency", interrupted)
     with pytest.raises(KeyboardInterrupt):
         select_forms_(net, image)
-    assert (net[0].form, net[2].form) == ("grouped", "separable")
+    assert (net[0].form, net[2].form) == ("grouped", "auto")

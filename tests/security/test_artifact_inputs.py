@@ -11,8 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from artefacts import in_child, rewrite
 
+from norton_plugin.artifact.stored_inputs import LARGEST_SIDE, MOST_INPUTS
 from norton_plugin.cli.models import Opened, check_directory, open_model, save_model
-from norton_plugin.cli.stored_inputs import LARGEST_SIDE, MOST_INPUTS
 from norton_plugin.errors import ArtifactError
 
 MEGABYTE = 2**20

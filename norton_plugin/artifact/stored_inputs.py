@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from norton_plugin.artifact import Manifest
+from norton_plugin.artifact.manifest import Manifest
 from norton_plugin.errors import ArtifactError
 from norton_plugin.zoo import Preprocessing
 

@@ -1,0 +1,89 @@
+"""The choice of forms and of the memory format that nothing is measured for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import FORMS, CPDBlock, form_for
+from norton_plugin.blocks.form_choice import estimate, shape_for
+from norton_plugin.deploy.table import LINEAR, MEMORY_FORMATS, BlockChoice, DeploymentTable
+from norton_plugin.errors import RecipeError
+
+Forms = Literal["static", "measured"] | Mapping[str, str] | DeploymentTable
+_WORTH = 1.1  # times faster that blocks should be with their channels last, for a model to be laid out so
+
+
+def given_forms(forms: Forms, names: list[str]) -> Mapping[str, str]:
+    """Return the forms that are given.
+
+    Args:
+        forms: As of ``prepare``.
+        names: Of the model's blocks.
+
+    Raises:
+        RecipeError: An unknown word, or the name of a block that is not there.
+    """
+    if isinstance(forms, str) and forms not in ("static", "measured"):
+        raise RecipeError(f"forms is {forms!r}; expected 'static', 'measured', or a table")
+    given = forms.forms if isinstance(forms, DeploymentTable) else forms if isinstance(forms, Mapping) else {}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise RecipeError(
+            f"the table names the block {unknown[0]!r}, which the model does not have ({len(unknown)} such names); "
+            "give the table of this very model"
+        )
+    return given
+
+
+def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, str], memory_format: str) -> BlockChoice:
+    """Choose the form of one block: the one that is given, or the one that should be fastest.
+
+    Args:
+        name: Of the block.
+        block: A CPDBlock or CPDLinear.
+        x: Its largest input, None where the example does not reach it.
+        given: Forms by names.
+        memory_format: Of the model.
+
+    Raises:
+        RecipeError: The form that is given is unknown.
+    """
+    if not isinstance(block, CPDBlock):
+        return BlockChoice(name, LINEAR, None, "a Linear layer has one form")
+    for form in FORMS:
+        if given.get(name) == form:
+            return BlockChoice(name, form, None, "as given")
+    if name in given:
+        raise RecipeError(f"the form of {name} is {given[name]!r}; expected one of {FORMS}")
+    chosen, reason = form_for(block, None if x is None else laid_out(x, memory_format))
+    return BlockChoice(name, chosen, None, reason if x is not None else f"{reason}; the example does not reach it")
+
+
+def static_memory_format(inputs: Mapping[nn.Module, Tensor]) -> str:
+    """Choose the memory format in which the blocks of a model should be fastest, each in its best form.
+
+    Args:
+        inputs: The largest input of every block.
+    """
+    totals = dict.fromkeys(MEMORY_FORMATS, 0.0)
+    for block, x in inputs.items():
+        if isinstance(block, CPDBlock):
+            shape = shape_for(block, (x.shape[-2], x.shape[-1]), x.shape[:-3].numel())
+            for name in MEMORY_FORMATS:
+                last = name == "channels_last"
+                found = estimate(shape, device=x.device.type, channels_last=last, lowered=True)
+                totals[name] += min(found.values())
+    return "channels_last" if totals["contiguous"] > _WORTH * totals["channels_last"] else "contiguous"
+
+
+def laid_out(x: Tensor, memory_format: str) -> Tensor:
+    """Return a map in a memory format; one without a batch axis stays as it is."""
+    if x.dim() != 4:
+        return x
+    return x.contiguous(
+        memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
+    )

@@ -1,0 +1,103 @@
+"""A prepared model beside the dense one it came from: MACs, milliseconds, and how much of the MACs became speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.cost import count_cost
+from norton_plugin.deploy.latency import compare_latency
+from norton_plugin.deploy.measured import clock
+from norton_plugin.deploy.preparation import PreparedModel, prepare
+from norton_plugin.errors import RecipeError
+from norton_plugin.modules.running import run_model
+from norton_plugin.zoo import forward_of, rebuild
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a compression came to.
+
+    Attributes:
+        macs_before: Of the dense model on the example.
+        macs_after: Of the compressed one, blocks by their factors.
+        layers: For every block: MACs of the dense layer and of the block.
+        dense_milliseconds: Median of the dense model, its norms folded, in its faster memory format; None where
+            nothing was measured.
+        milliseconds: Median of the prepared model, measured in turns with it.
+    """
+
+    macs_before: int
+    macs_after: int
+    layers: Mapping[str, tuple[int, int]]
+    dense_milliseconds: float | None = None
+    milliseconds: float | None = None
+
+    @property
+    def macs_ratio(self) -> float:
+        """How many times fewer MACs."""
+        return self.macs_before / max(1, self.macs_after)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster."""
+        if self.dense_milliseconds is None or not self.milliseconds:
+            return None
+        return self.dense_milliseconds / self.milliseconds
+
+    @property
+    def efficiency(self) -> float | None:
+        """Speed-up over the ratio of MACs: 1 where all that was saved became speed."""
+        return None if self.speedup is None else self.speedup / self.macs_ratio
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it."""
+        ratios = {name: getattr(self, name) for name in ("macs_ratio", "speedup", "efficiency")}
+        return {**asdict(self), **ratios, "layers": {name: list(macs) for name, macs in self.layers.items()}}
+
+
+def compare_with_dense(
+    compressed: nn.Module,
+    prepared: PreparedModel,
+    example_inputs: Sequence[Tensor],
+    spec: Mapping[str, Any],
+    *,
+    rounds: int,
+    forward_fn: Any = None,
+) -> Comparison:
+    """Compare with the dense model, which is built again and gets all that the other one got but the compression.
+
+    Args:
+        compressed: What was prepared.
+        prepared: What became of it.
+        example_inputs: Tensors that both take.
+        spec: What builds the dense model (``zoo.rebuild``); trusted.
+        rounds: Timed calls of each; 0 measures nothing.
+        forward_fn: Runs the compressed model in place of the plain call.
+
+    Raises:
+        RecipeError: A negative number of rounds.
+    """
+    if rounds < 0:
+        raise RecipeError(f"rounds is {rounds}; expected at least 0")
+    dense = rebuild(spec, trust_code=True)
+    run_dense = forward_of(spec, dense, example_inputs)
+    before = count_cost(dense, partial(run_model, dense, example_inputs, run_dense))
+    after = count_cost(compressed, partial(run_model, compressed, example_inputs, forward_fn))
+    names = [choice.name for choice in prepared.table]
+    layers = {name: (before.layer_macs.get(name, 0), after.layer_macs.get(name, 0)) for name in names}
+    if rounds == 0:
+        return Comparison(before.macs, after.macs, layers)
+    best = prepare(dense, example_inputs, forms="measured", rounds=min(rounds, 3), forward_fn=run_dense)
+    calls = [
+        partial(run_model, best.model, example_inputs, run_dense),
+        partial(run_model, prepared.model, example_inputs, forward_fn),
+    ]
+    with torch.inference_mode():
+        seconds = compare_latency(calls, rounds=rounds, warmup=1, budget=60.0, clock=clock()).seconds
+    return Comparison(before.macs, after.macs, layers, 1e3 * seconds[0], 1e3 * seconds[1])

@@ -1,0 +1,77 @@
+"""A detector from an mmengine config and a checkpoint, whatever of the two says that it is compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.mm.configs.export import BUILDER
+from norton_plugin.mm.patches.guard import stored
+from norton_plugin.surgery.structure import apply_structure_
+from norton_plugin.zoo import ModelSource, load_source
+
+
+def open_checkpoint(
+    config: str | Path, checkpoint: str | Path, *, input_size: int | tuple[int, ...] | None = None
+) -> ModelSource:
+    """Build the detector of a config and fill in a checkpoint's structure and weights.
+
+    Args:
+        config: Of the dense model, with the hook or without it, or ``norton_config.py`` of the compressed one.
+        checkpoint: That a run of mmengine wrote, compressed or not.
+        input_size: Of the example image; 320 pixels a side by default.
+
+    Returns:
+        The model with the structure and weights of the checkpoint, in evaluation mode, and what builds the dense one.
+
+    Raises:
+        RecipeError: The config cannot be read.
+        ArtifactError: The checkpoint cannot be read, or does not belong to the config.
+        SourceError: The config is not that of a detector.
+    """
+    own, structure = _model_config(config)
+    try:
+        content = _load_checkpoint(str(checkpoint), map_location="cpu")
+    except Exception as error:
+        raise ArtifactError(f"{str(checkpoint)!r} is no checkpoint of mmengine ({type(error).__name__})") from error
+    entry = stored(content)
+    if entry is not None and entry["structure"] is not None:
+        structure = entry["structure"]
+    source = load_source(f"mmdet:{config}", input_size=input_size, kwargs=None if own is None else {"model": own})
+    if structure is not None:
+        apply_structure_(source.model, structure)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    try:
+        source.model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        what = "the structure of the checkpoint" if structure is not None else "the dense model of the config"
+        raise ArtifactError(
+            f"the weights of {str(checkpoint)!r} do not fit {what}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    source.model.eval()
+    return replace(source, forward_fn=_forward_of(source))
+
+
+def _forward_of(source: ModelSource) -> Any:
+    from norton_plugin.zoo import forward_of
+
+    return forward_of(source.spec, source.model, source.example_inputs)
+
+
+def _model_config(config: str | Path) -> tuple[dict[str, Any] | None, Any]:
+    """Return the dense model's config and the structure of an exported one; None and None for any other."""
+    try:
+        model = Config.fromfile(config, import_custom_modules=False).get("model")
+    except Exception as error:  # a config is a program
+        raise RecipeError(f"config {str(config)!r} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(model, Mapping) or model.get("type") != BUILDER:
+        return None, None
+    plain = model.to_dict()  # type: ignore[attr-defined]
+    norton = plain.pop("norton")
+    return {**plain, "type": norton["type"]}, norton["structure"]

@@ -1,0 +1,165 @@
+"""``norton deploy``: from an artefact, or a detector's config and checkpoint, to the model that runs."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin import Recipe, compress
+from norton_plugin.artifact import read_manifest
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.deploy import load, load_prepared, measured, preparation, read_table
+from norton_plugin.zoo import load_source
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """An artefact of a compressed ResNet-20."""
+    source = load_source("cifar:resnet20")
+    recipe = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 2}, "pruning": {"keep": 0.8}})
+    folder = tmp_path_factory.mktemp("deploy") / "small"
+    compress(source.model, source.example_inputs, recipe).save(folder, source=source)
+    return folder
+
+
+@pytest.fixture
+def no_stopwatch(monkeypatch):
+    """Measuring is an error."""
+    monkeypatch.setattr(measured, "compare_latency", None)
+    monkeypatch.setattr(preparation, "compare_latency", None)
+
+
+def outputs(model):
+    x = torch.linspace(-2, 2, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    with torch.no_grad():
+        return model(x)
+
+
+def test_measured_static_and_taken_over(norton, small, tmp_path, monkeypatch):
+    answer = norton("deploy", small, "-o", tmp_path / "fast", "--rounds", 1, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    told = json.loads(answer.out)
+    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == [
+        "forms.json",
+        "model.safetensors",
+        "norton.json",
+    ]
+    assert json.loads((tmp_path / "fast" / "forms.json").read_text()) == told["table"]
+    blocks = told["table"]["blocks"]
+    assert blocks and all(b["milliseconds"] == min(b["candidates"].values()) for b in blocks)
+    assert len(told["folded"]) == 19 and told["left"] == []
+    assert told["macs_ratio"] == pytest.approx(told["macs_before"] / told["macs_after"])
+    assert told["efficiency"] == pytest.approx(told["speedup"] / told["macs_ratio"])
+    assert read_manifest(tmp_path / "fast").recipe == read_manifest(small).recipe
+
+    monkeypatch.setattr(measured, "compare_latency", None)
+    monkeypatch.setattr(preparation, "compare_latency", None)
+    prepared = load_prepared(tmp_path / "fast")
+    assert [(c.name, c.form) for c in prepared.table] == [(b["name"], b["form"]) for b in blocks]
+    fast = load(tmp_path / "fast")
+    assert not any(isinstance(m, CPDBlock | nn.BatchNorm2d) for m in fast.modules())
+    torch.testing.assert_close(outputs(fast), outputs(load(small)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_table_of_another_machine_is_taken_over(norton, small, tmp_path, no_stopwatch):
+    assert norton("deploy", small, "-o", tmp_path / "one", "--static").code == 0
+    table = json.loads((tmp_path / "one" / "forms.json").read_text())
+    for block in table["blocks"]:
+        block["form"] = "depthwise"
+    (tmp_path / "mine.json").write_text(json.dumps(table))
+    answer = norton("deploy", small, "-o", tmp_path / "two", "--static", "--table", tmp_path / "mine.json")
+    assert answer.code == 2 and "--static measures nothing" in answer.err
+    prepared = load_prepared(small, forms=read_table(tmp_path / "mine.json"))
+    assert {choice.form for choice in prepared.table} == {"depthwise"}
+
+
+def test_static_says_what_it_did(norton, small, tmp_path, no_stopwatch):
+    answer = norton("deploy", small, "-o", tmp_path / "fast", "--static")
+    assert answer.code == 0 and "norms folded: 19" in answer.out and "x fewer" in answer.out
+    assert "ms dense" not in answer.out
+    again = norton("deploy", tmp_path / "fast", "-o", tmp_path / "fast", "--static", "--json")  # in its own place
+    assert again.code == 0 and json.loads(again.out)["speedup"] is None
+
+
+def test_a_dense_model_has_nothing_to_choose(norton, tmp_path, no_stopwatch):
+    answer = norton("deploy", "cifar:resnet20", "-o", tmp_path / "fast", "--static")
+    assert answer.code == 0 and "it was not decomposed" in answer.out and "norms folded: 19" in answer.out
+
+
+def test_nothing_is_left_of_an_interrupted_run(norton, small, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measured, "compare_latency", interrupted)
+    assert norton("deploy", small, "-o", tmp_path / "fast").code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "neither a directory nor a model source"),
+        (["{config}"], "is a config; give the checkpoint"),
+        (["{small}", "{config}"], "expected CONFIG CHECKPOINT"),
+        (["{small}", "--table", "{config}"], "the table .* cannot be read"),
+        (["{small}", "--table", "{other}"], "names the block 'no.such', which the model does not have"),
+        (["{small}", "--static", "--compile"], "--static measures nothing"),
+    ],
+)
+def test_bad_input(norton, small, tmp_path, arguments, message):
+    config, other = tmp_path / "config.py", tmp_path / "other.json"
+    config.write_text("model = 1\n")
+    table = {"format": "norton-plugin forms", "version": 1, "memory_format": "contiguous", "machine": {}}
+    block = {"name": "no.such", "form": "dense", "milliseconds": None}
+    other.write_text(json.dumps({**table, "compiled": False, "folded": True, "blocks": [block]}))
+    names = {"small": small, "config": config, "other": other}
+    answer = norton("deploy", *[text.format(**names) for text in arguments], "-o", tmp_path / "fast")
+    assert answer.code == 2 and re.search(message, " ".join(answer.err.split()))
+    assert not (tmp_path / "fast").exists()
+
+
+@pytest.mark.mm
+def test_a_detector_by_its_config_and_checkpoint(norton, tmp_path, no_stopwatch):
+    pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
+    from detectors import retinanet
+    from mmengine.config import Config
+
+    from norton_plugin.mm import export_config
+    from norton_plugin.surgery.structure import structure_hash
+
+    config = tmp_path / "detector.py"
+    config.write_text(f"model = {retinanet()!r}\n")
+    source = load_source(f"mmdet:{config}", input_size=64)
+    recipe = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 2}})
+    model, report = compress(source.model, source.example_inputs, recipe, forward_fn=source.forward_fn)
+    entry = {"structure": report.structure, "structure_hash": structure_hash(report.structure)}
+    torch.save({"meta": {"norton": entry}, "state_dict": model.state_dict()}, tmp_path / "epoch_1.pth")
+    torch.save({"meta": {}, "state_dict": source.model.state_dict()}, tmp_path / "dense.pth")
+    export_config(Config.fromfile(config), report.structure).dump(str(tmp_path / "norton_config.py"))
+    assert {b.form for b in model.modules() if isinstance(b, CPDBlock)} == {"auto"}
+
+    x = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.bbox_head(model.extract_feat(x))
+    for name in ("detector.py", "norton_config.py"):
+        arguments = [tmp_path / name, tmp_path / "epoch_1.pth", "-o", tmp_path / "fast", "--static", "--input-size", 64]
+        answer = norton("deploy", *arguments, "--json")
+        assert answer.code == 0
+        told = json.loads(answer.out)
+        assert len(told["table"]["blocks"]) == len(report.decomposition.layers) and len(told["folded"]) == 20
+        fast = load(tmp_path / "fast")
+        assert not any(isinstance(m, CPDBlock | nn.BatchNorm2d) for m in fast.modules())
+        with torch.no_grad():
+            found = fast.bbox_head(fast.extract_feat(x))
+        for a, b in zip(torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    # Weights of the dense model, and those of another structure.
+    assert norton("deploy", config, tmp_path / "dense.pth", "-o", tmp_path / "dense", "--static").code == 0
+    torch.save({"meta": {}, "state_dict": model.state_dict()}, tmp_path / "lost.pth")
+    answer = norton("deploy", config, tmp_path / "lost.pth", "-o", tmp_path / "lost", "--static")
+    assert answer.code == 2 and "do not fit the dense model of the config" in answer.err
