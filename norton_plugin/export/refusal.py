@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import ExportError
 
-_NOISE = re.compile(r"\x1b\[\d+m|^(For (more|extended|C\+\+)|consider using|The error above|If you suspect).*$", re.MULTILINE)
+_HINTS = r"^(For (more|extended|C\+\+)|consider using|The error above|If you suspect).*$"
+_NOISE = re.compile(rf"\x1b\[\d+m|{_HINTS}", re.MULTILINE)
 _NODE = re.compile(r"Error when translating node %(\w+)")
 _LONGEST = 500  # characters of the exporter's reason
 

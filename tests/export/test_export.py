@@ -120,6 +120,7 @@ def test_several_outputs_get_names(small, example, tmp_path):
         assert torch.allclose(torch.from_numpy(found), 2 * small(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_resnet18_of_timm(tmp_path):
     pytest.importorskip("timm")
     from norton_plugin.zoo import load_source

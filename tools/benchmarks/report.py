@@ -15,6 +15,7 @@ from report_comparison import comparison
 from report_coupled import coupled_speed
 from report_detectors import detectors
 from report_fuzz import fuzz
+from report_int8 import int8
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
 from report_table import Facts, table
@@ -182,6 +183,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
     ("equal_latency.json", "Error of the levels, Tucker-2 and spatial SVD at equal milliseconds", equal_latency),
     ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
+    ("int8.json", "Prune, decompose, then quantise", int8),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),
