@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import warnings
@@ -43,9 +45,11 @@ def followed(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings and logs of the exporters: a refusal's reason is in the error, and the graphs help nobody."""
+    """Hold back warnings, logs, graphs and bars of exporters and quantisers: a refusal's reason is in the error."""
     before = logging.root.manager.disable
     with ExitStack() as stack:
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            stack.enter_context(redirect(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)

@@ -93,5 +93,5 @@ def test_a_detector_of_torchvision_is_refused_with_the_module_to_blame(norton, t
     source = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
     answer = norton("export", source, "--input-size", 128, "-o", tmp_path / "a.onnx", "--batch", 1)
     assert answer.code == 2
-    assert "the exporter refuses module 'roi_heads': GuardOnDataDependentSymNode: Could not guard" in answer.err
+    assert "the exporter refuses module 'rpn': GuardOnDataDependentSymNode: Could not guard" in answer.err
     assert list(tmp_path.iterdir()) == []

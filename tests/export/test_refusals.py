@@ -36,7 +36,7 @@ def test_the_module_to_blame_is_named(example, tmp_path, capfd):
     ):
         export(around(Branching()), example, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
-    assert "GraphModule" not in capfd.readouterr().err
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_module_whose_operation_onnx_lacks_is_named(example, tmp_path):

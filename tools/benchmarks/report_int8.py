@@ -32,9 +32,9 @@ _READING = """
 Forms: `static` is what `norton export` writes, the form that is fast in fp32 for the sizes of each block, which may be
 the rebuilt dense convolution; `depthwise` keeps the factors (pointwise, depthwise, 1x1). MACs are those of the factors.
 Milliseconds are processor time of one image on one thread, fp32 and int8 in turns on a machine that others used too.
-**Int8 gives** is fp32 over int8 of the same row; **over dense fp32** is the dense network's fp32 in the same runtime over
-this row's int8. The first shows what the last step adds, the second what all steps add. ResNet-50 has random weights:
-its answers say nothing.
+**Int8 gives** is fp32 over int8 of the same row; **over dense fp32** is the dense network's fp32 in the same runtime
+over this row's int8. The first shows what the last step adds, the second what all steps add. ResNet-50 has random
+weights: its answers say nothing.
 """.strip().replace("\n", " ")
 
 
