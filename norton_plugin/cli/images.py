@@ -86,7 +86,7 @@ def split_sample(
     from norton_plugin.mm import sample_images
 
     sample = sample_images(folder, preprocessing, count=calibration + compared, seed=seed)
-    first, others = sample.images.split(calibration)
+    first, others = sample.images[:calibration], sample.images[calibration:]
     labels = sample.labels
     if labels is not None and len(others):
         labels = labels[calibration:]

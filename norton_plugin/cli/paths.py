@@ -13,6 +13,7 @@ import typer
 from norton_plugin.errors import ArtifactError, SourceError
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and what is written first gets a longer name for a while
+_EXPORTED = (".onnx", ".pt2")
 _CONFIGS = (".py", ".json", ".yaml", ".yml")
 _REASONS = {
     errno.ENOENT: "it is not there",
@@ -127,7 +128,7 @@ def new_config(param: typer.CallbackParam, value: Path | None) -> Path | None:
 
 
 def exported_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
-    """Refuse an option's path that no file can be written to: a folder, or in a folder that is not there.
+    """Refuse an option's path that no exported file can be written to: of another suffix, or in no folder.
 
     Raises:
         ArtifactError: With the reason.
@@ -136,6 +137,8 @@ def exported_file(param: typer.CallbackParam, value: Path | None) -> Path | None
         option, target = _name(param), _resolved(_name(param), value)
         if target.is_dir():
             raise ArtifactError(f"{option} {_shown(value)} is a folder; give the name of a file")
+        if value.suffix not in _EXPORTED:
+            raise ArtifactError(f"{option} {_shown(value)} should end in {' or '.join(_EXPORTED)}")
         if not target.parent.is_dir():
             raise ArtifactError(f"{option} {_shown(value)} is in a folder that is not there; make it first")
         _check_writable(option, target.parent)

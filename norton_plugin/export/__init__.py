@@ -2,11 +2,11 @@
 
 from norton_plugin.export.checks import TOLERANCE, Check
 from norton_plugin.export.comparison import Int8Report
-from norton_plugin.export.export import SUFFIXES, export
 from norton_plugin.export.int8 import Int8
 from norton_plugin.export.onnx_file import DEFAULT_OPSET
 from norton_plugin.export.report import ExportReport
 from norton_plugin.export.runtimes import RUNTIMES, Runtime
+from norton_plugin.export.writing import SUFFIXES, export
 
 __all__ = [
     "DEFAULT_OPSET",

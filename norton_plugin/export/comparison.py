@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ class Int8Report:
         agreement: Percent of images with the same top-1; None where the output is not one row of classes.
         fp32_top1: Accuracy in percent; None without labels.
         int8_top1: Accuracy in percent; None without labels.
-        fp32_ms: Median milliseconds for one image on one thread.
+        fp32_ms: Median milliseconds of processor time for one image, on one thread.
         int8_ms: The same, measured in turns with it.
         speedup: ``fp32_ms / int8_ms``.
         instructions: Of the processor for int8, as of :func:`~norton_plugin.export.processor.int8_instructions`.
@@ -104,7 +105,7 @@ def compare(fp32: Path, int8: Path, settings: Int8, *, rounds: int = 50, budget:
 def _timed(before: Runner, after: Runner, image: Tensor, *, rounds: int, budget: float) -> tuple[float, ...]:
     # Each call is made twice, and the second counts: none pays for what the other one left in the caches.
     calls = [partial(run, [image]) for run in (before, before, after, after)]
-    found = compare_latency(calls, rounds=rounds, warmup=3, budget=budget)
+    found = compare_latency(calls, rounds=rounds, warmup=3, budget=budget, clock=time.process_time)
     return found.seconds[1::2]
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,8 @@ def equalise_(model: nn.Module, images: Sequence[Tensor]) -> int:
         Maps that were balanced.
     """
     pairs = [pair for module in model.modules() for pair in _pairs(module)]
+    if not pairs:
+        return 0
     ranges: dict[nn.Module, Tensor] = {}
 
     def remember(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -44,14 +45,11 @@ def equalise_(model: nn.Module, images: Sequence[Tensor]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    scaled: dict[nn.Module, Tensor] = {}  # what the map before was multiplied by: ranges were measured before
-    balanced = 0
+    measured = [(first, second) for first, second in pairs if first in ranges]
     with torch.no_grad():
-        for first, second in pairs:
-            if first in ranges:
-                scaled[first] = _balance_(first, second, ranges[first])
-                balanced += 1
-    return balanced
+        for first, second in measured:
+            _balance_(first, second, ranges[first])
+    return len(measured)
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
@@ -62,7 +60,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Conv2d]]:
                 yield first, second
 
 
-def _balance_(first: nn.Conv2d, second: nn.Conv2d, largest: Tensor) -> Tensor:
+def _balance_(first: nn.Conv2d, second: nn.Conv2d, largest: Tensor) -> None:
     """Multiply the map between two convolutions, channel by channel.
 
     Args:
@@ -71,19 +69,15 @@ def _balance_(first: nn.Conv2d, second: nn.Conv2d, largest: Tensor) -> Tensor:
         largest: (C,) range of every channel of the map.
     """
     reading = _read_by(second)
-    if second.in_channels == second.groups and second.out_channels == second.groups:
-        wanted = torch.ones_like(reading)  # every channel has a weight scale of its own
-    else:
-        wanted = reading / reading.max().clamp_min(_SMALLEST)
-    used = (largest > _SMALLEST) & (wanted > _SMALLEST)
-    scale = torch.where(used, wanted / largest.clamp_min(_SMALLEST), 1.0)
-    if second.in_channels != second.groups or second.out_channels != second.groups:
-        scale = torch.where(used, scale.sqrt(), 1.0)
+    used = (largest > _SMALLEST) & (reading > _SMALLEST)
+    scale = largest.clamp_min(_SMALLEST).reciprocal()
+    if second.weight.shape[1] > 1:  # else each filter reads one channel, and its weights have a scale of their own
+        scale = (scale * reading).sqrt()
+    scale = torch.where(used, scale, 1.0)
     first.weight.mul_(scale.view(-1, 1, 1, 1))
     if first.bias is not None:
         first.bias.mul_(scale)
     second.weight.div_(_by_input(second, scale))
-    return scale
 
 
 def _read_by(conv: nn.Conv2d) -> Tensor:
@@ -93,8 +87,8 @@ def _read_by(conv: nn.Conv2d) -> Tensor:
     return share.view(conv.groups, -1, share.shape[1]).amax(1).flatten()
 
 
-def _by_input(conv: nn.Conv2d, scale: Tensor) -> Any:
-    """Return a factor for each input channel, in the shape of the weight."""
+def _by_input(conv: nn.Conv2d, scale: Tensor) -> Tensor:
+    """Return a factor for each input channel, in a shape that fits the weight."""
     per_group = scale.view(conv.groups, 1, -1)
     filters = conv.out_channels // conv.groups
     return per_group.expand(-1, filters, -1).reshape(conv.out_channels, -1, 1, 1)

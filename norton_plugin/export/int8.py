@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +65,7 @@ def quantize(source: Path, target: Path, settings: Int8) -> None:
         ExportError: The quantiser refuses the file.
     """
     write = _by_onnxruntime if settings.runtime == "onnxruntime" else _by_nncf
-    # NNCF draws bars on stdout.
-    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         try:
             write(source, target, settings.calibration)
         except (OSError, MemoryError):

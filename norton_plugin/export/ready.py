@@ -1,26 +1,32 @@
-"""The model that goes into a file: a lowered copy in evaluation mode."""
+"""The model that goes into a file: a lowered, folded copy in evaluation mode."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock, CPDLinear
-from norton_plugin.deploy import lower_, lower_block
-from norton_plugin.modules.duplication import duplicate
+from norton_plugin.deploy import lower_block, prepare
+from norton_plugin.deploy.choices import Forms
+from norton_plugin.modules.running import ForwardFunction
 
 
-def inference_copy(model: nn.Module, example_inputs: Any) -> nn.Module:
-    """Return a copy whose blocks are ordinary layers.
+def inference_copy(
+    model: nn.Module, example_inputs: Any, *, forms: Forms = "static", forward_fn: ForwardFunction | None = None
+) -> nn.Module:
+    """Return a copy whose blocks are ordinary layers, with norms folded into them.
 
     Args:
         model: Left as it is.
         example_inputs: What it runs on.
+        forms: As of ``prepare``.
+        forward_fn: As of ``prepare``.
     """
-    copied = duplicate(model).eval()
-    if isinstance(copied, CPDBlock | CPDLinear):
-        return lower_block(copied)
-    if any(isinstance(module, CPDBlock | CPDLinear) for module in copied.modules()):
-        lower_(copied)
-    return copied
+    if isinstance(model, CPDBlock | CPDLinear):
+        return lower_block(model).eval()
+    prepared = prepare(model, example_inputs, forms=forms, forward_fn=forward_fn).model
+    plain: nn.Module = getattr(prepared, "_orig_mod", prepared)  # of torch.compile, which is no part of a file
+    # files have a layout of their own
+    return plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import warnings
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import ExportError
 
-_NOISE = re.compile(r"\x1b\[\d+m|^For (more|extended|C\+\+).*$|^consider using.*$|^The error above.*$", re.MULTILINE)
+_HINTS = r"^(For (more|extended|C\+\+)|consider using|The error above|If you suspect).*$"
+_NOISE = re.compile(rf"\x1b\[\d+m|{_HINTS}", re.MULTILINE)
 _NODE = re.compile(r"Error when translating node %(\w+)")
 _LONGEST = 500  # characters of the exporter's reason
 
@@ -42,9 +45,11 @@ def followed(model: nn.Module) -> Iterator[list[str]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings and logs of the exporters: a refusal's reason is in the error, and the graphs help nobody."""
+    """Hold back warnings, logs, graphs and bars of exporters and quantisers: a refusal's reason is in the error."""
     before = logging.root.manager.disable
     with ExitStack() as stack:
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            stack.enter_context(redirect(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)

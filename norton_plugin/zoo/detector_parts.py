@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures import DetDataSample
 from torch import Tensor, nn
@@ -61,10 +61,16 @@ def exported_part(model: nn.Module) -> tuple[Trace, str]:
         A function of the model and normalised images (B, 3, H, W), and what it covers in words.
     """
     if not isinstance(model, TwoStageDetector):
-        return whole, "backbone, neck and the tensors of the head (mode 'tensor')"
+        return _up_to_the_head, "backbone, neck and the tensors of the head (mode 'tensor')"
     if getattr(model, "with_rpn", False):
         return _pyramid_and_regions, "backbone, neck and the tensors of the RPN head, without the RoI heads"
     return features, "backbone and neck, without the RoI heads"
+
+
+def _up_to_the_head(model: nn.Module, example: Tensor) -> Any:
+    if isinstance(model, DetectionTransformer):  # its masks are made for images of one size, from their descriptions
+        return whole(model, example)
+    return model(example, mode="tensor")  # without descriptions of the images, so that the batch can stay open
 
 
 def _pyramid_and_regions(model: nn.Module, example: Tensor) -> Any:

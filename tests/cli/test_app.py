@@ -17,11 +17,11 @@ def test_version(norton):
 def test_help_lists_the_commands(norton):
     answer = norton("--help")
     assert answer.code == 0
-    assert all(name in answer.out for name in ("inspect", "compress", "evaluate", "finetune", "demo"))
+    assert all(name in answer.out for name in ("inspect", "compress", "evaluate", "finetune", "export", "demo"))
     assert norton().out == answer.out
 
 
-@pytest.mark.parametrize("command", ["inspect", "compress", "evaluate", "finetune", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "compress", "evaluate", "finetune", "export", "demo"])
 def test_every_help_has_an_example(norton, command):
     answer = norton(command, "--help")
     assert answer.code == 0

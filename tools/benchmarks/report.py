@@ -16,6 +16,7 @@ from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
 from report_fuzz import fuzz
+from report_int8 import int8
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
 from report_strided import strided
@@ -188,6 +189,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("delivered.json", "Latency of compressed models as they are delivered", delivered),
     ("form_costs.json", "Forms of a block, and the choice that nothing is measured for", form_costs),
     ("width_lanes.json", "Which multiple widths should be (`round_to`)", width_lanes),
+    ("int8.json", "Prune, decompose, then quantise", int8),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),

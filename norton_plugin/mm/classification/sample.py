@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -32,14 +33,17 @@ class NormalisedImages(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are for nobody
-        """Return (1, C, H, W)."""
-        return (self._images[index][None].float() / 255 - self._mean) / self._std
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
 
-    def split(self, count: int) -> tuple[NormalisedImages, NormalisedImages]:
-        """Return the first ``count`` images, and the others."""
-        parts = self._images[:count], self._images[count:]
-        return NormalisedImages(parts[0], self._preprocessing), NormalisedImages(parts[1], self._preprocessing)
+    @overload
+    def __getitem__(self, index: slice) -> NormalisedImages: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | NormalisedImages:
+        """Return one image (1, C, H, W), or several of them."""
+        if isinstance(index, slice):
+            return NormalisedImages(self._images[index], self._preprocessing)
+        return (self._images[index][None].float() / 255 - self._mean) / self._std
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ WORK |= {"out": "is the output", "out/work": "is the output", "\udcff": "not UTF
 CONFIG = {key: value for key, value in WORK.items() if "out" not in key and key not in ("file", "file/sub", "\udcff")}
 CONFIG = {f"{key}.py" if key else key: value for key, value in CONFIG.items()}
 CONFIG |= {"there.py": "is already there", "nowhere/c.py": "a folder that is not there", "config": "end in one of"}
+EXPORTED = {"": "it is empty", "full": "is a folder", "a.txt": "should end in", "loop": "in a circle"}
+EXPORTED |= {"nowhere/a.onnx": "a folder that is not there", "/proc/a.onnx": "nothing can be written"}
 DEMO = {"file": "is a file", "loop": "in a circle", "/proc/x": "nothing can be written", "holds": "is not an artefact"}
 COMPRESS = ["compress", "demo:digits", "--rank", "1", "-o", "out"]
 FINETUNE = ["finetune", "demo:digits", "--data", "full", "-o", "out"]
@@ -42,6 +44,7 @@ FINETUNE = ["finetune", "demo:digits", "--data", "full", "-o", "out"]
         (FINETUNE, "--teacher", READ_FILE),
         (FINETUNE, "--work-dir", WORK),
         (["finetune", "demo:digits", "--data", "full"], "-o", ARTEFACT),
+        (["export", "demo:digits"], "-o", EXPORTED),
         (["export-config", "file", "file"], "-o", CONFIG),
         (["demo"], "-o", DEMO),
     ],

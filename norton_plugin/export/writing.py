@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.errors import ExportError
 from norton_plugin.export.checks import Case, Check, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
+from norton_plugin.export.equalise import equalise_
 from norton_plugin.export.int8 import Int8, int8_path, quantize
 from norton_plugin.export.network import ExportedNetwork, input_names
 from norton_plugin.export.onnx_file import DEFAULT_OPSET, check_opset, write_onnx
@@ -26,6 +28,7 @@ from norton_plugin.export.runtimes import Runner, open_onnxruntime, open_openvin
 from norton_plugin.modules.running import ForwardFunction, traceable
 
 SUFFIXES = (".onnx", ".pt2")
+_RANGES = 64  # images whose ranges balance the components; the quantiser sees all of them
 
 
 def export(
@@ -37,6 +40,7 @@ def export(
     batch: int | None = None,
     dynamic_size: bool = False,
     int8: Int8 | None = None,
+    forms: Forms = "static",
     forward_fn: ForwardFunction | None = None,
 ) -> ExportReport:
     """Write a model as ONNX or as a ``torch.export`` program, checked against the model before the file is there.
@@ -52,6 +56,8 @@ def export(
         batch: Images that every run takes; None leaves it open.
         dynamic_size: Height and width stay open too.
         int8: Write a quantised file beside it; ONNX only.
+        forms: Of the blocks, as of ``deploy.prepare``: the fast ones by size, or a mapping of names to forms. Where a
+            small map makes the dense form the fastest, the file holds the rebuilt weight; ``"depthwise"`` is smaller.
         forward_fn: ``(model, inputs) -> output`` where a plain call is not what is to be exported.
 
     Raises:
@@ -63,13 +69,17 @@ def export(
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(tensor.detach().cpu() for tensor in given)
     axes = open_axes(batch=batch, dynamic_size=dynamic_size)
+    if int8 is not None:
+        _check_images(int8, inputs)
     if dynamic_size and any(tensor.dim() != 4 for tensor in inputs):
         raise ExportError("height and width can stay open for images (B, C, H, W) only; leave out dynamic_size")
     with traceable(model):
         reference = ExportedNetwork(model, forward_fn)
         cases = _cases(reference, inputs, batch=batch, dynamic_size=dynamic_size)
-        network = ExportedNetwork(inference_copy(model, inputs), forward_fn).eval()
+        network = ExportedNetwork(inference_copy(model, inputs, forms=forms, forward_fn=forward_fn), forward_fn).eval()
         names = (input_names(inputs), network.output_names(inputs))
+        if int8 is not None:
+            equalise_(network, list(int8.calibration[:_RANGES]))
         # A batch of 1 would be taken for a constant; height and width of one size for one axis.
         program = trace_program(
             network,
@@ -112,6 +122,16 @@ def _check_arguments(path: Path, *, batch: int | None, opset: int, int8: Int8 | 
         raise ExportError(f"batch is {batch}, and calibration runs one image at a time; leave it open, or give 1")
     if int8.runtime == "openvino":
         check_nncf()
+
+
+def _check_images(int8: Int8, inputs: tuple[Tensor, ...]) -> None:
+    if len(inputs) != 1:
+        raise ExportError(f"int8 is calibrated on images, one input at a time; the model takes {len(inputs)} inputs")
+    wanted = (1, *inputs[0].shape[1:])
+    for images, purpose in ((int8.calibration, "calibrate on"), (int8.compared, "compare on")):
+        found = tuple(images[0].shape)
+        if found != wanted:
+            raise ExportError(f"an image to {purpose} has shape {found}; expected that of the example, {wanted}")
 
 
 def _cases(
