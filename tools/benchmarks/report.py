@@ -21,6 +21,7 @@ from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
 from report_strided import strided
 from report_table import Facts, table
+from report_throughput import throughput
 
 
 def ranks(facts: Facts) -> str:
@@ -176,6 +177,7 @@ def figure1(facts: Facts) -> str:
 
 
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
+    ("throughput.json", "Whole models as they are delivered: speed-up and efficiency", throughput),
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),

@@ -1,0 +1,84 @@
+"""The section of the results page on whole models as they are delivered."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from report_table import Facts, table
+
+_RUNTIMES = ("PyTorch", "onnxruntime", "OpenVINO")
+_HEADER = ["model", "point", "MACs, G", "parameters, M", "fewer MACs", "batch", "threads"]
+_GOALS = {"PyTorch": 0.75, "best": 0.90}
+
+
+def throughput(facts: Facts) -> str:
+    """Whole models: speed-up in every runtime, and efficiency."""
+    rows = [_row(row, setting) for row, setting in _settings(facts)]
+    header = [*_HEADER, *(f"{runtime}: ms, speed-up, efficiency" for runtime in _RUNTIMES), "Torch-Pruning, speed-up"]
+    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    return (
+        "Random weights: this is the time alone. Compressed, lowered and folded by the package, timed by "
+        "`norton_plugin.bench` with the dense model in turn; the dense model has its norms folded too, and both are in "
+        "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
+        "the ratio of MACs. Detectors run whole in PyTorch, with their boxes, and 1000 regions where they have any; a "
+        "file of a detector of mmdet ends at the tensors of its heads, which says nothing of the rest. The last column "
+        "is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
+        f"layers, so it is what compression of this kind can reach. {facts['clock'].capitalize()}; {versions}.\n\n"
+        + table(header, rows)
+        + f"\n\n{_verdict(facts)}"
+    )
+
+
+def _settings(facts: Facts) -> Iterator[tuple[Facts, Facts]]:
+    for row in facts["variants"].values():
+        for setting in row["settings"]:
+            yield row, setting
+
+
+def _row(row: Facts, setting: Facts) -> list[object]:
+    peer = _same(row.get("torch_pruning", {}).get("settings", []), setting)
+    return [
+        row["model"],
+        row["point"],
+        f"{row['macs_dense'] / 1e9:.2f} to {row['macs'] / 1e9:.2f}",
+        f"{row['parameters_dense'] / 1e6:.1f} to {row['parameters'] / 1e6:.1f}",
+        f"{row['macs_ratio']:.2f}",
+        setting["batch"],
+        setting["threads"],
+        *(_cell(setting["runtimes"].get(runtime)) for runtime in _RUNTIMES),
+        " / ".join(f"{peer[runtime]['speed_up']:.2f}" for runtime in _RUNTIMES if runtime in peer) or "-",
+    ]
+
+
+def _same(settings: list[Facts], setting: Facts) -> dict[str, Any]:
+    """Return the runtimes of the peer at the same batch and threads."""
+    key = (setting["batch"], setting["threads"])
+    return next((each["runtimes"] for each in settings if (each["batch"], each["threads"]) == key), {})
+
+
+def _cell(timing: Facts | None) -> str:
+    if timing is None:
+        return "-"
+    times = f"{timing['dense_ms']:.4g} to {timing['ms']:.4g}"
+    return f"{times}, {timing['speed_up']:.2f}x, {timing['efficiency']:.2f}"
+
+
+def _verdict(facts: Facts) -> str:
+    """Say in figures what is reached of efficiency and of layers that are not slower than dense."""
+    pytorch = [setting["runtimes"]["PyTorch"]["efficiency"] for _, setting in _settings(facts)]
+    best = [max(t["efficiency"] for t in setting["runtimes"].values()) for _, setting in _settings(facts)]
+    slower = sum(len(row["layers_slower_than_dense"]) for row in facts["variants"].values())
+    layers = sum(row["layers"] for row in facts["variants"].values())
+    missing = [
+        f"{row['model']}: {name} ({reason})" for row in facts["variants"].values() for name, reason in row["left"]
+    ]
+    text = (
+        f"Mean efficiency {statistics.mean(pytorch):.2f} in PyTorch (the goal is {_GOALS['PyTorch']}) and "
+        f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}). Of {layers} changed layers "
+        f"{slower} are more than 5 % slower than the dense layer."
+    )
+    if missing:
+        text += " Not timed: " + "; ".join(dict.fromkeys(missing)) + "."
+    return text
