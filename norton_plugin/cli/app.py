@@ -19,6 +19,7 @@ from norton_plugin.cli.failures import INTERRUPTED, Failure, failure_of, interru
 from norton_plugin.cli.finetune import finetune
 from norton_plugin.cli.help import Group
 from norton_plugin.cli.inspect import inspect
+from norton_plugin.cli.report import report
 from norton_plugin.cli.signals import Interruption, ended_children, interruptible
 from norton_plugin.cli.streams import guarded_streams
 
@@ -61,6 +62,7 @@ add_command(app, inspect, name="inspect")
 add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
+add_command(app, report, name="report")
 add_command(app, export_config, name="export-config")
 add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")

@@ -17,9 +17,7 @@ from norton_plugin.surgery.distances import fold, group_distance
 GroupCriterion = Callable[[ChannelGroup], Tensor]
 
 
-def scores_by_distance(
-    group: ChannelGroup, criterion: Criterion
-) -> tuple[Tensor, tuple[str, ...], DistanceExcerpt]:
+def scores_by_distance(group: ChannelGroup, criterion: Criterion) -> tuple[Tensor, tuple[str, ...], DistanceExcerpt]:
     """Score the channels of a group by the distances between the filters that produce them.
 
     Args:

@@ -25,7 +25,7 @@ def right_answers(artefact):
 
 @pytest.mark.slow
 def test_quick_demo(norton, tmp_path):
-    for module, extra in (("sklearn", "demo"), ("mmengine", "timm"), ("matplotlib", "insight")):
+    for module, extra in (("sklearn", "demo"), ("mmengine", "timm"), ("matplotlib", "insight"), ("jinja2", "insight")):
         pytest.importorskip(module, reason=f"needs {module}: pip install 'norton-plugin[{extra}]'")
     answer = norton("demo", "--quick", "-o", tmp_path / "demo", "--json")
     assert answer.code == 0
@@ -42,8 +42,13 @@ def test_quick_demo(norton, tmp_path):
     assert all(0.05 < each["latency_ratio"] < 100 for each in found["compressed"])
 
     assert (tmp_path / "demo" / "demo.png").read_bytes()[:4] == b"\x89PNG"
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert found["page"] == str(tmp_path / "demo" / "report.html")
+    assert page.count("data:image/png;base64,") == 1  # the plot of the run
+    assert all(f"{each['accuracy_after']:.2f}" in page and each["recipe"] in page for each in found["compressed"])
+    assert "layer3.conv2" in page and "Similar filters" in page
     written = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    assert written == {key: value for key, value in found.items() if key not in ("directory", "seconds")}
+    assert written == {key: value for key, value in found.items() if key not in ("directory", "seconds", "page")}
     for each in found["compressed"]:
         assert read_manifest(tmp_path / "demo" / each["name"]).extra["demo"] == each
         inspected = json.loads(norton("inspect", tmp_path / "demo" / each["name"], "--json").out)

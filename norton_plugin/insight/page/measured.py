@@ -139,7 +139,8 @@ def pictures(paths: Sequence[Path]) -> tuple[list[Picture], list[str]]:
     Args:
         paths: Files; what they hold decides, not their names.
     """
-    found, problems = [], []
+    found: list[Picture] = []
+    problems: list[str] = []
     for path in paths:
         try:
             with path.open("rb") as file:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from norton_plugin.artifact import Manifest, read_manifest
-from norton_plugin.errors import ArtifactError, MissingExtraError
+from norton_plugin.artifact import Manifest, read_manifest, write_whole
+from norton_plugin.errors import MissingExtraError
 from norton_plugin.insight.numbers import change, percent, short
 from norton_plugin.insight.page import charts
-from norton_plugin.insight.page.measured import Picture, Table, measurements, pictures, pictures_in, tables_of
-from norton_plugin.insight.page.stored import StoredLayer, stored_report
+from norton_plugin.insight.page.measured import Table, measurements, pictures, pictures_in, tables_of
+from norton_plugin.insight.page.stored import StoredLayer, StoredMap, stored_report
 from norton_plugin.pipeline.wording import size_in_words
 
 _TEMPLATE, _STYLE = "page.html.j2", "page.css"
@@ -46,27 +45,12 @@ def write_page(
     """
     target = Path(directory, "report.html") if output is None else Path(output)
     text = render_page(directory, tables=tables, more_pictures=more_pictures)
-    draft = target.with_name(f".norton-{os.urandom(16).hex()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(
-            f"the page cannot be written to {target} ({error.strerror}); what was there before is untouched"
-        ) from error
-    return target
+    return write_whole(target, text.encode())
 
 
 def render_page(directory: str | Path, *, tables: Sequence[Table] = (), more_pictures: Sequence[Path] = ()) -> str:
     """Return the page of an artefact as HTML; see ``write_page``."""
-    template = _template()
+    template = page_template()
     folder = Path(directory)
     manifest = read_manifest(folder)
     report = stored_report(manifest.report, folder)
@@ -79,10 +63,11 @@ def render_page(directory: str | Path, *, tables: Sequence[Table] = (), more_pic
         asked=_asked(manifest.recipe),
         weights=_weights(manifest),
         by_macs=sorted(report.layers, key=lambda layer: -layer.macs_before),
+        most=max((max(each.macs_before, each.macs_after) for each in report.layers), default=0) or 1,
         by_size=_by_size(report.layers),
         scatter=charts.scatter(report.layers),
-        maps=[charts.heat_map(each) for each in report.maps[:_MOST_MAPS]],
-        more_maps=len(report.maps[_MOST_MAPS:]),
+        maps=[charts.heat_map(each) for each in _spread(report.maps, _MOST_MAPS)],
+        more_maps=max(0, len(report.maps) - _MOST_MAPS),
         tables=[*tables, *facts, *found],
         pictures=images,
         problems=[*problems, *more_problems],
@@ -92,15 +77,19 @@ def render_page(directory: str | Path, *, tables: Sequence[Table] = (), more_pic
     return page
 
 
-def _template() -> Any:
+def page_template() -> Any:
+    """Return the page as a template of jinja2, in which every value is escaped.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     try:
         from jinja2 import Environment, StrictUndefined
-        from markupsafe import Markup
     except ImportError as error:
         raise MissingExtraError("jinja2 is not installed; run: pip install 'norton-plugin[insight]'") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"short": short, "percent": percent, "size": size_in_words, "css": Markup}
-    environment.globals |= {"change": change, "max": max}
+    environment.filters |= {"short": short, "percent": percent, "size": size_in_words}
+    environment.globals["change"] = change
     source = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source)
 
@@ -114,6 +103,12 @@ def _title(manifest: Manifest, folder: Path) -> str:
 
 def _by_size(layers: Sequence[StoredLayer]) -> list[StoredLayer]:
     return sorted((layer for layer in layers if layer.size), key=lambda layer: -(layer.size or 0))
+
+
+def _spread(maps: Sequence[StoredMap], most: int) -> list[StoredMap]:
+    """Return a few maps from all over the model."""
+    count = min(most, len(maps))
+    return [maps[round(i * (len(maps) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _weights(manifest: Manifest) -> str:
