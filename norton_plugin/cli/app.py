@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from norton_plugin import __version__
+from norton_plugin.cli.cam import cam
 from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
+from norton_plugin.cli.compare import compare
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
 from norton_plugin.cli.doctor import doctor
@@ -63,6 +65,8 @@ add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
 add_command(app, report, name="report")
+add_command(app, compare, name="compare")
+add_command(app, cam, name="cam")
 add_command(app, export_config, name="export-config")
 add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")

@@ -125,16 +125,20 @@ def scatter(layers: Sequence[StoredLayer]) -> Scatter | None:
 
 
 def heat_map(stored: StoredMap) -> HeatMap:
-    """Return the map of one group's distances, as shares of the layer's average distance."""
+    """Return the map of one group's distances, in shades from the closest of its pairs to the furthest."""
     size = len(stored.filters)
-    limit = 2 * stored.average or 1.0  # twice the average and more share the palest shade
+    pairs = [stored.rows[i][j] for i in range(size) for j in range(i)]
+    low, high = min(pairs), max(pairs)
+    step = (high - low) / SHADES or 1.0
     cells: dict[int, list[str]] = {}
     for i, row in enumerate(stored.rows):
         for j, value in enumerate(row):
             if i != j:
-                level = min(SHADES - 1, int(SHADES * value / limit))
+                level = min(SHADES - 1, int((value - low) / step + 1e-9))
                 cells.setdefault(level, []).append(f"M{j} {i}h1v1h-1z")
-    shades = tuple(Shade(level, "".join(cells[level]), _range(level)) for level in sorted(cells))
+    shades = tuple(
+        Shade(level, "".join(cells[level]), _range(low + level * step, step, stored.average)) for level in sorted(cells)
+    )
     rows = []
     for i, number in enumerate(stored.filters):
         nearest = min((j for j in range(size) if j != i), key=lambda j: stored.rows[i][j])
@@ -145,6 +149,5 @@ def heat_map(stored: StoredMap) -> HeatMap:
     return HeatMap(stored.root, stored.before, stored.after, tuple(rows), shades)
 
 
-def _range(level: int) -> str:
-    low = f"{2 * level / SHADES:g}"
-    return f"{low} and more" if level == SHADES - 1 else f"{low} to {2 * (level + 1) / SHADES:g}"
+def _range(low: float, step: float, average: float) -> str:
+    return f"{low / average:.2f} to {(low + step) / average:.2f}" if average else "0"

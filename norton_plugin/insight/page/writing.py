@@ -33,7 +33,7 @@ def write_page(
     Args:
         directory: Of the artefact.
         output: The file, ``report.html`` in the directory by default.
-        tables: Measurements to show besides those in the directory.
+        tables: Measurements to show in place of those stored with the model, besides those in the directory.
         more_pictures: Files of images to show besides those in the directory.
 
     Returns:
@@ -56,7 +56,6 @@ def render_page(directory: str | Path, *, tables: Sequence[Table] = (), more_pic
     report = stored_report(manifest.report, folder)
     found, problems = measurements(folder)
     images, more_problems = pictures([*more_pictures, *pictures_in(folder)])
-    facts = _facts(manifest)
     page: str = template.render(
         title=_title(manifest, folder),
         report=report,
@@ -68,7 +67,7 @@ def render_page(directory: str | Path, *, tables: Sequence[Table] = (), more_pic
         scatter=charts.scatter(report.layers),
         maps=[charts.heat_map(each) for each in _spread(report.maps, _MOST_MAPS)],
         more_maps=max(0, len(report.maps) - _MOST_MAPS),
-        tables=[*tables, *facts, *found],
+        tables=[*(tables or _facts(manifest)), *found],
         pictures=images,
         problems=[*problems, *more_problems],
         style=resources.files(__package__).joinpath(_STYLE).read_text(encoding="utf-8"),

@@ -46,13 +46,13 @@ def test_scatter_is_logarithmic_where_they_are_not():
 def test_cells_of_a_heat_map():
     rows = ((0.0, 0.1, 0.8), (0.1, 0.0, 1.0), (0.8, 1.0, 0.0))
     found = heat_map(StoredMap("conv", 64, 60, (7, 2, 9), frozenset({7}), 0.5, rows))
-    # twice the average is 1: shares of it in eighths
+    # from 0.1 to 1 in eight shades
     assert [(shade.level, shade.path) for shade in found.shades] == [
         (0, "M1 0h1v1h-1zM0 1h1v1h-1z"),
         (6, "M2 0h1v1h-1zM0 2h1v1h-1z"),
         (7, "M2 1h1v1h-1zM1 2h1v1h-1z"),
     ]
-    assert [shade.title for shade in found.shades] == ["0 to 0.25", "1.5 to 1.75", "1.75 and more"]
+    assert [shade.title for shade in found.shades] == ["0.20 to 0.43", "1.55 to 1.78", "1.77 to 2.00"]
     assert [row.removed for row in found.rows] == [True, False, False]
     assert found.rows[0].title == "filter 7, removed: nearest to filter 2, at 0.20 of the average distance"
     assert heat_map(StoredMap("conv", 2, 1, (0, 1), frozenset(), 0.0, ((0.0, 0.0), (0.0, 0.0)))).rows[0].number == 0
