@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from norton_plugin.artifact import write_whole
 from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
 from norton_plugin.deploy import compare_latency, lower_, select_forms_
 from norton_plugin.errors import ArtifactError
@@ -32,7 +34,7 @@ _TRAINING = FinetuneSettings(
 )
 _TUNING = FinetuneSettings(epochs=10, optimizer="SGD", lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
 _LATENCY_BATCH = 64
-PAGE = "report.html"
+PAGE, DENSE = "report.html", "dense.safetensors"
 _LATENCY_ROUNDS = 31
 
 
@@ -67,7 +69,8 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
     """Train, compress, fine-tune, measure and write everything into a directory.
 
     Args:
-        directory: Gets one artefact per compressed network, ``demo.png``, ``demo.json`` and ``report.html``.
+        directory: Gets one artefact per compressed network, ``dense.safetensors``, ``demo.png``,
+            ``demo.json`` and ``report.html``.
         quick: A few epochs only.
         seed: Of all random choices.
         on_step: Told what is going on, with the steps done and to do.
@@ -128,7 +131,8 @@ def _prepare(seed: int) -> tuple[ModelSource, _Digits]:
 
 
 def _save(directory: Path, candidates: list[_Candidate], found: DemoResult, source: ModelSource) -> None:
-    """Write an artefact of each compressed network."""
+    """Write the dense network's weights, and an artefact of each compressed one."""
+    write_whole(directory / DENSE, save_tensors(source.model.state_dict()))
     for made, result in zip(candidates, found.compressed, strict=True):
         made.compressed.save(directory / made.name, source=source, extra={"demo": asdict(result)})
 

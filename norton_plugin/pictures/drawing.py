@@ -48,7 +48,7 @@ def draw(picture: Tensor, found: Prediction, names: Sequence[str] = ()) -> tuple
 def _best(scores: Tensor, names: Sequence[str]) -> str:
     best = scores.topk(min(_BEST, len(scores)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return "\n".join(f"{_name(label, names)} {100 * value:.0f} %" for value, label in pairs)
+    return "\n".join(f"{_name(label, names)}: {100 * value:.0f} %" for value, label in pairs)
 
 
 def _objects(picture: Tensor, found: Prediction, names: Sequence[str]) -> Tensor:
@@ -63,7 +63,7 @@ def _objects(picture: Tensor, found: Prediction, names: Sequence[str]) -> Tensor
         drawn = draw_segmentation_masks(drawn, found.masks, alpha=0.5, colors=colours)
     if found.keypoints is not None:
         drawn = draw_keypoints(drawn, found.keypoints, colors="#ffdd00", radius=3)
-    words = [f"{_name(n, names)} {s:.2f}" for n, s in zip(labels, found.scores.tolist(), strict=True)]
+    words = [f"{_name(n, names)}: {s:.2f}" for n, s in zip(labels, found.scores.tolist(), strict=True)]
     # torchvision refuses a box whose sides are in the wrong order or outside, as rounding leaves some
     height, width = picture.shape[-2:]
     boxes = found.boxes.clamp(min=torch.zeros(4), max=torch.tensor([width - 1, height - 1] * 2))

@@ -12,12 +12,12 @@ from norton_plugin.zoo import load_source
 RECIPES = {"half": (7, 0.75), "third": (4, 0.75), "seventh": (4, 0.5)}
 
 
-def right_answers(artefact):
+def right_answers(artefact, model=None):
     """How many of the test images a network gets right, counted here."""
     from norton_plugin.zoo.demo import load_digits
 
     source, data = load_source("demo:digits"), load_digits()
-    model = load(artefact, source.model).eval()
+    model = model or load(artefact, source.model).eval()
     with torch.no_grad():
         logits = model((data.test_images / 255 - source.mean[0]) / source.std[0])
     return int((logits.argmax(1) == data.test_labels).sum())
@@ -59,3 +59,5 @@ def test_quick_demo(norton, tmp_path):
         ranks = {layer["rank"] for layer in inspected["layers"] if layer["kernel"] == [3, 3]}
         assert ranks - {None} == {rank}
     assert [each["name"] for each in found["compressed"]] == list(RECIPES)
+    dense = load_source("demo:digits", checkpoint=tmp_path / "demo" / "dense.safetensors").model
+    assert right_answers(tmp_path / "demo" / "half", dense) == counts[0]
