@@ -78,7 +78,9 @@ def test_detectors_of_mmdet_see_the_image_as_mmdet_gives_it(tmp_path, mask):
     from mmdet.structures import DetDataSample
 
     config = tmp_path / "detector.py"
-    config.write_text(f"model = {faster_rcnn(mask)!r}\n")
+    model = faster_rcnn(mask)
+    model["data_preprocessor"] |= {"mean": [10.0, 20.0, 30.0], "std": [50.0, 60.0, 70.0], "bgr_to_rgb": True}
+    config.write_text(f"model = {model!r}\n")
     torch.manual_seed(0)
     source = load_source(f"mmdet:{config}", input_size=64)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 96, 3), dtype=np.uint8))
