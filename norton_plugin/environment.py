@@ -19,6 +19,7 @@ _MODULES = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "opencv-python": "cv2",
+    "grad-cam": "pytorch_grad_cam",
 }
 _OPS = (
     "pip install 'setuptools<80' wheel ninja && MMCV_WITH_OPS=1 FORCE_CUDA=0 pip install --no-build-isolation "

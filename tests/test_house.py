@@ -41,6 +41,7 @@ ARROWS: dict[str, set[str]] = {
     "deploy": {"blocks", "artifact", "cost"},
     "export": {"deploy"},
     "insight": {"pipeline", "artifact", "deploy"},
+    "pictures": {"artifact", "deploy"},
     "bench": {"cost", "export", "insight", "modules"},
     "mm": {"pipeline", "artifact", "blocks", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
@@ -50,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
 OWNERS = {
     "torch_pruning": ("integrations",),
     "timm": ("zoo",),
-    "torchvision": ("zoo",),
+    "torchvision": ("zoo", "pictures"),
     "mmdet": ("zoo",),
     "mmengine": ("mm", "zoo"),
     "tensorly": (),
@@ -163,7 +164,7 @@ def test_imports_follow_the_arrows(name: str, path: Path) -> None:
             "def f():\n    import torch_pruning as tp",
             "only integrations imports torch_pruning",
         ),
-        ("norton_plugin.cost.cost", "from torchvision import models", "only zoo imports torchvision"),
+        ("norton_plugin.cost.cost", "from torchvision import models", "only zoo and pictures imports torchvision"),
         (
             "norton_plugin.cost.cost",
             "import importlib\nimportlib.import_module('mmengine')",

@@ -21,7 +21,13 @@ sys.path.insert(0, str(ROOT / "tools"))
 import compatibility  # noqa: E402
 
 # Import name -> distribution, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "torch_pruning": "torch-pruning"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "torch_pruning": "torch-pruning",
+    "pytorch_grad_cam": "grad-cam",
+}
 # Imported only if something else has brought it: OpenCV comes with mmengine, in one of two builds.
 OPTIONAL = {"cv2"}
 # Needed by a tool that is named itself.

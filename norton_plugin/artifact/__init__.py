@@ -21,6 +21,7 @@ from norton_plugin.artifact.loading import StoredArtifact, check_replaceable, lo
 from norton_plugin.artifact.manifest import FORMAT, VERSION, Manifest, read_manifest
 from norton_plugin.artifact.saving import save
 from norton_plugin.artifact.weights import load_weights_
+from norton_plugin.artifact.whole_file import write_whole
 
 __all__ = [
     "FORMAT",
@@ -35,4 +36,5 @@ __all__ = [
     "open_artifact",
     "read_manifest",
     "save",
+    "write_whole",
 ]

@@ -10,7 +10,9 @@ import typer
 
 from norton_plugin import __version__
 from norton_plugin.cli.bench import bench
+from norton_plugin.cli.cam import cam
 from norton_plugin.cli.command import AsJson, Threads, Verbose, add_command
+from norton_plugin.cli.compare import compare
 from norton_plugin.cli.compress import compress
 from norton_plugin.cli.demo import demo
 from norton_plugin.cli.deploy import deploy
@@ -22,6 +24,7 @@ from norton_plugin.cli.failures import INTERRUPTED, Failure, failure_of, interru
 from norton_plugin.cli.finetune import finetune
 from norton_plugin.cli.help import Group
 from norton_plugin.cli.inspect import inspect
+from norton_plugin.cli.report import report
 from norton_plugin.cli.signals import Interruption, ended_children, interruptible
 from norton_plugin.cli.streams import guarded_streams
 
@@ -65,9 +68,12 @@ add_command(app, compress, name="compress")
 add_command(app, evaluate, name="evaluate")
 add_command(app, finetune, name="finetune")
 add_command(app, deploy, name="deploy")
-add_command(app, export, name="export")
-add_command(app, export_config, name="export-config")
 add_command(app, bench, name="bench")
+add_command(app, export, name="export")
+add_command(app, report, name="report")
+add_command(app, compare, name="compare")
+add_command(app, cam, name="cam")
+add_command(app, export_config, name="export-config")
 add_command(app, doctor, name="doctor")
 add_command(app, demo, name="demo")
 

@@ -27,7 +27,7 @@ def demo(
             parser=read_path,
             callback=working_folder,
             metavar="DIR",
-            help="Where artefacts, plot and numbers go.",
+            help="Where artefacts, plot, numbers and the page go.",
         ),
     ] = Path("norton-demo"),
     quick: Annotated[
@@ -42,7 +42,7 @@ def demo(
     Example: norton demo -o norton-demo
     """
     from norton_plugin.cli.models import check_directory
-    from norton_plugin.demo import RECIPES, run_demo
+    from norton_plugin.demo import PAGE, RECIPES, run_demo
 
     for name in RECIPES:
         check_directory(output / name)
@@ -63,7 +63,9 @@ def demo(
         f"batch {result.latency_batch}"
     )
     out.show(f"{seconds:.0f} s in all; artefacts, demo.png and demo.json are in {output}")
-    out.result({**result.to_dict(), "directory": str(output), "seconds": seconds})
+    page = output / PAGE
+    out.show(f"open {page} in a browser: it shows {result.compressed[-1].name} layer by layer, and this table")
+    out.result({**result.to_dict(), "directory": str(output), "seconds": seconds, "page": str(page)})
 
 
 def _table(result: DemoResult) -> FittedTable:

@@ -24,7 +24,6 @@ from norton_plugin.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from norton_plugin.cli.models import Opened
     from norton_plugin.mm import FinetuneSettings
 
 _TRAINING = "Training"
@@ -177,7 +176,7 @@ def finetune(
     Example: norton finetune small --data train --val val --epochs 20 --teacher dense.pth -o small-tuned
     """
     from norton_plugin.cli.images import is_packed, open_images
-    from norton_plugin.cli.models import check_classifier, check_directory, open_model, save_model
+    from norton_plugin.cli.models import check_classifier, check_directory, open_dense, open_model, save_model
     from norton_plugin.mm import FinetuneSettings
     from norton_plugin.mm import finetune as train
 
@@ -217,7 +216,7 @@ def finetune(
         images = open_images(data, opened.preprocessing, training=True)
         held_out = open_images(val, opened.preprocessing) if val is not None else None
         _check_classes(images, held_out)
-        dense = _teacher(teacher, opened)
+        dense = None if teacher is None else open_dense(opened, teacher)
     out.show(_chosen(opened.model, settings))
     with out.progress() as progress:
         task = progress.add_task("fine-tuning", total=None)
@@ -250,20 +249,6 @@ def finetune(
     accuracy = "" if result.last_top1 is None else f", top-1 {result.last_top1:.2f} % (best {result.best_top1:.2f} %)"
     out.show(f"written to {output} after {len(result.history)} epochs, {result.seconds:.1f} s{accuracy}")
     out.result({"artifact": str(output), "work_dir": str(folder), **asdict(result)})
-
-
-def _teacher(given: str | None, opened: Opened) -> nn.Module | None:
-    """Return the dense original with weights."""
-    if given is None:
-        return None
-    from norton_plugin.zoo import load_checkpoint_, load_source, rebuild
-
-    if given == "pretrained":
-        spec = opened.spec
-        return load_source(f"{spec['kind']}:{spec['name']}", pretrained=True, kwargs=spec.get("kwargs")).model
-    dense = rebuild(opened.spec, trust_code=True)  # it was, when it was opened
-    load_checkpoint_(dense, given)
-    return dense
 
 
 def _check_classes(train: Any, val: Any) -> None:

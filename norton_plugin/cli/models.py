@@ -15,7 +15,7 @@ from norton_plugin.errors import ArtifactError, SourceError
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.structure import diff
-from norton_plugin.zoo import Preprocessing, input_facts, load_source, rebuild
+from norton_plugin.zoo import Preprocessing, input_facts, load_checkpoint_, load_source, rebuild
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,39 @@ def _open_artefact(directory: Path, *, trust_code: bool) -> Opened:
     return Opened(
         found.model, found.example_inputs, found.preprocessing, spec, name, name, found.manifest, found.forward_fn
     )
+
+
+def open_dense(opened: Opened, given: str | None) -> nn.Module:
+    """Build the dense original of a model that came from ``open_model``, with its weights.
+
+    Args:
+        opened: The model.
+        given: ``pretrained`` for the published weights, or a file; None where the weights were random: they are drawn
+            again.
+
+    Raises:
+        SourceError: The weights cannot be had, or nothing says where to have them.
+    """
+    spec = opened.spec
+    name, kwargs = f"{spec['kind']}:{spec['name']}", spec.get("kwargs")
+    if given == "pretrained":
+        return load_source(name, pretrained=True, kwargs=kwargs).model
+    if given is not None:
+        dense = rebuild(spec, trust_code=True)  # it was, when it was opened
+        load_checkpoint_(dense, given)
+        return dense
+    stored = opened.manifest
+    weights = stored.extra.get("weights") if stored else opened.weights
+    if stored is None or weights != "random":
+        known = f" (they came from {str(weights)[:200]!r})" if isinstance(weights, str) else ""
+        raise SourceError(
+            f"{opened.name} does not hold the weights of the dense model{known}; give --dense FILE or "
+            "--dense pretrained"
+        )
+    seed = ((stored.recipe or {}).get("decomposition") or {}).get("seed", 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed if isinstance(seed, int) else 0)
+        return load_source(name, kwargs=kwargs).model
 
 
 def save_model(

@@ -109,6 +109,21 @@ def check_working_folder(option: str, path: Path, *, apart_from: Path | None = N
     _check_writable(option, target)
 
 
+def output_file(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Refuse an option's path that no file can be written to; one that is there already is replaced.
+
+    Raises:
+        ArtifactError: With the reason.
+    """
+    if value is not None:
+        option, target = _name(param), _resolved(_name(param), value)
+        if target.exists() and not target.is_file():
+            other = "a folder" if target.is_dir() else "a device, pipe or socket"
+            raise ArtifactError(f"{option} {_shown(value)} is {other}; expected a file, or the name of a new one")
+        _check_writable(option, target.parent)
+    return value
+
+
 def new_config(param: typer.CallbackParam, value: Path | None) -> Path | None:
     """Refuse an option's path that no config can be written to: there already, of another suffix, or in no folder.
 

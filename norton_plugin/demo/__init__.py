@@ -4,6 +4,6 @@ The network and the images themselves are the source ``demo:digits`` of ``norton
 """
 
 from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
-from norton_plugin.demo.run import RECIPES, run_demo
+from norton_plugin.demo.run import PAGE, RECIPES, run_demo
 
-__all__ = ["RECIPES", "CompressedResult", "DemoResult", "DenseResult", "run_demo"]
+__all__ = ["PAGE", "RECIPES", "CompressedResult", "DemoResult", "DenseResult", "run_demo"]

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from norton_plugin.artifact import write_whole
 from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
 from norton_plugin.deploy import compare_latency, lower_, select_forms_
 from norton_plugin.errors import ArtifactError
-from norton_plugin.insight import TradeOffPoint, plot_trade_off
+from norton_plugin.insight import TradeOffPoint, percent, plot_trade_off, short
+from norton_plugin.insight.page import Table, page_template, write_page
 from norton_plugin.insight.plots import new_figure
 from norton_plugin.mm import FinetuneSettings, PackedImages, evaluate, finetune
 from norton_plugin.pipeline import CompressionResult, compress
@@ -31,6 +34,7 @@ _TRAINING = FinetuneSettings(
 )
 _TUNING = FinetuneSettings(epochs=10, optimizer="SGD", lr=0.02, batch_size=64, crop_padding=1, val_interval=5)
 _LATENCY_BATCH = 64
+PAGE, DENSE = "report.html", "dense.safetensors"
 _LATENCY_ROUNDS = 31
 
 
@@ -65,17 +69,18 @@ def run_demo(directory: Path, *, quick: bool, seed: int, on_step: OnStep, on_not
     """Train, compress, fine-tune, measure and write everything into a directory.
 
     Args:
-        directory: Gets one artefact per compressed network, ``demo.png`` and ``demo.json``.
+        directory: Gets one artefact per compressed network, ``dense.safetensors``, ``demo.png``,
+            ``demo.json`` and ``report.html``.
         quick: A few epochs only.
         seed: Of all random choices.
         on_step: Told what is going on, with the steps done and to do.
         on_note: Told a result as it comes.
 
     Raises:
-        MissingExtraError: scikit-learn, mmengine or matplotlib is not installed.
+        MissingExtraError: scikit-learn, mmengine, matplotlib or jinja2 is not installed.
         ArtifactError: The directory cannot be written.
     """
-    new_figure()  # a missing extra is told now, not after minutes of training
+    new_figure(), page_template()  # a missing extra is told now, not after minutes of training
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,7 +131,8 @@ def _prepare(seed: int) -> tuple[ModelSource, _Digits]:
 
 
 def _save(directory: Path, candidates: list[_Candidate], found: DemoResult, source: ModelSource) -> None:
-    """Write an artefact of each compressed network."""
+    """Write the dense network's weights, and an artefact of each compressed one."""
+    write_whole(directory / DENSE, save_tensors(source.model.state_dict()))
     for made, result in zip(candidates, found.compressed, strict=True):
         made.compressed.save(directory / made.name, source=source, extra={"demo": asdict(result)})
 
@@ -205,3 +211,27 @@ def _write(directory: Path, found: DemoResult) -> None:
         (directory / "demo.json").write_text(text, encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"cannot write to {directory}: {error}") from error
+    smallest = directory / found.compressed[-1].name
+    write_page(smallest, directory / PAGE, tables=[_table(found)], more_pictures=[directory / "demo.png"])
+
+
+def _table(found: DemoResult) -> Table:
+    """Return what the page says of the whole run; the rest of it shows the smallest network."""
+    dense = found.dense
+    headings = ("model", "recipe", "accuracy, %", "fine-tuned, %", "MACs", "of dense", "parameters", "speed-up")
+    rows = [("dense", "-", f"{dense.accuracy:.2f}", "-", short(dense.macs), "100.0 %", short(dense.parameters), "1.00")]
+    rows += [
+        (
+            each.name,
+            each.recipe,
+            f"{each.accuracy_before:.2f}",
+            f"{each.accuracy_after:.2f}",
+            short(each.macs),
+            percent(each.macs / dense.macs),
+            short(each.parameters),
+            f"{each.latency_ratio:.2f}",
+        )
+        for each in found.compressed
+    ]
+    title = f"All networks of the run; this page shows {found.compressed[-1].name}"
+    return Table(title, headings, tuple(rows))

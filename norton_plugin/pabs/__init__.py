@@ -4,13 +4,17 @@ from norton_plugin.pabs.angles import largest_angle_matrix, principal_angles
 from norton_plugin.pabs.baselines import csa_distance, vbd_distance
 from norton_plugin.pabs.clusters import cluster_filters
 from norton_plugin.pabs.distance import PairwiseDistance, combine, pabs_distance, vector_distance
+from norton_plugin.pabs.excerpt import MOST_FILTERS, DistanceExcerpt, excerpt
 from norton_plugin.pabs.order import keep_indices, removal_order, removal_scores
 
 __all__ = [
+    "MOST_FILTERS",
+    "DistanceExcerpt",
     "PairwiseDistance",
     "cluster_filters",
     "combine",
     "csa_distance",
+    "excerpt",
     "keep_indices",
     "largest_angle_matrix",
     "pabs_distance",

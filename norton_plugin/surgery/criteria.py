@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
-from norton_plugin.pabs import removal_scores
+from norton_plugin.pabs import DistanceExcerpt, excerpt, removal_scores
 from norton_plugin.recipe import Criterion
 from norton_plugin.surgery.distances import fold, group_distance
 
 GroupCriterion = Callable[[ChannelGroup], Tensor]
 
 
-def scores_by_distance(group: ChannelGroup, criterion: Criterion) -> tuple[Tensor, tuple[str, ...]]:
+def scores_by_distance(group: ChannelGroup, criterion: Criterion) -> tuple[Tensor, tuple[str, ...], DistanceExcerpt]:
     """Score the channels of a group by the distances between the filters that produce them.
 
     Args:
@@ -26,11 +26,13 @@ def scores_by_distance(group: ChannelGroup, criterion: Criterion) -> tuple[Tenso
 
     Returns:
         Scores of the channels of one of the group's equal parts, (size / parts,), upwards in the order of removal;
-        and notes on factors that tell no filters apart.
+        notes on factors that tell no filters apart; and a few of the distances, for reports.
     """
     producers = [(m.module, m.indices, m.roots) for m in group.producers if isinstance(m.module, nn.Module)]
     matrix, notes = group_distance(producers, size=group.size, criterion=criterion)
-    return removal_scores(fold(matrix, group.channel_groups)), notes
+    folded = fold(matrix, group.channel_groups)
+    scores = removal_scores(folded)
+    return scores, notes, excerpt(folded, scores)
 
 
 def scores_by_function(group: ChannelGroup, criterion: GroupCriterion) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.channels.groups import ChannelGroup
+from norton_plugin.pabs import DistanceExcerpt
 from norton_plugin.patterns import lookup
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
@@ -58,7 +59,9 @@ def plan_groups(
         gone = candidate.scores.argsort()[: (group.size - count) // parts].tolist()
         removed = tuple(sorted(part * (group.size // parts) + i for part in range(parts) for i in gone))
         members = tuple(dict.fromkeys(m.name for m in group.producers))
-        plans.append(Plan(group, removed, PrunedGroup(group.root, members, group.size, count, keep, candidate.notes)))
+        seen = candidate.distances and candidate.distances.after(frozenset(gone))
+        record = PrunedGroup(group.root, members, group.size, count, keep, candidate.notes, distances=seen)
+        plans.append(Plan(group, removed, record))
     return plans, skipped
 
 
@@ -71,12 +74,14 @@ class _Candidate:
         keep: Share asked for.
         scores: Importance of the channels of one of its equal parts; the lowest are removed first.
         notes: On factors that do not distinguish filters.
+        distances: A few of them, None where a user's function gave the scores.
     """
 
     group: ChannelGroup
     keep: float
     scores: Tensor
     notes: tuple[str, ...]
+    distances: DistanceExcerpt | None = None
 
 
 def _why_not(group: ChannelGroup, keep: float, pruning: Pruning, scope: Scope, frozen: set[nn.Module]) -> Cause | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from norton_plugin.pabs import DistanceExcerpt
 from norton_plugin.reasons import Cause
 
 # The name that stands for all layers where the model could not be traced as a whole.
@@ -106,6 +107,8 @@ class PrunedGroup:
         keep: Share asked for, in (0, 1].
         notes: Factors that span their whole space, and so said nothing about distances.
         error: Relative output error against the masked model, None where it was not checked.
+        distances: Between the filters that resemble each other most, of the first of the group's equal parts; in
+            units without name, each layer's divided by its mean and added up. None where a user's function ranked.
     """
 
     root: str
@@ -115,6 +118,7 @@ class PrunedGroup:
     keep: float
     notes: tuple[str, ...] = ()
     error: float | None = None
+    distances: DistanceExcerpt | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,21 @@ from norton_plugin.cli.app import run
 from norton_plugin.cli.output import Output
 from norton_plugin.demo import CompressedResult, DemoResult, DenseResult
 
-COMMANDS = ["inspect", "compress", "evaluate", "finetune", "export", "export-config", "doctor", "demo"]
+COMMANDS = [
+    "inspect",
+    "compress",
+    "evaluate",
+    "finetune",
+    "deploy",
+    "bench",
+    "export",
+    "report",
+    "compare",
+    "cam",
+    "export-config",
+    "doctor",
+    "demo",
+]
 WIDTHS = pytest.mark.parametrize("width", [40, 80, 200])
 
 

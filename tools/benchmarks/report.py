@@ -19,6 +19,7 @@ from report_fuzz import fuzz
 from report_int8 import int8
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
+from report_speed_accuracy import speed_accuracy
 from report_strided import strided
 from report_table import Facts, table
 from report_throughput import throughput
@@ -182,6 +183,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
+    ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
