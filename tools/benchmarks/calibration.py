@@ -25,7 +25,7 @@ from levels_recipe import recipe_for, run_dense_
 from norton_plugin import compress
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.mm import evaluate
-from norton_plugin.recipe import Calibration
+from norton_plugin.recipe import Calibration, Scope
 from norton_plugin.zoo import ModelSource
 
 _BATCH = 50
@@ -40,7 +40,8 @@ def accuracy(model: torch.nn.Module, source: ModelSource, images: Images) -> flo
 def measure(source: ModelSource, level: str, rank: int, seed: int, images: Images, count: int) -> dict[str, Any]:
     """Compress with and without the fit, and evaluate both."""
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
-    recipe = recipe_for(level, rank)
+    # The first convolution stays as it is; the classifier stays dense, and may be refitted.
+    recipe = replace(recipe_for(level, rank), scope=Scope(exclude=("conv1",)))
     plain, _ = compress(source.model, _EXAMPLE, recipe)
     run_dense_(plain)
     reestimate_batch_norm_(plain, sample, call=lambda model, x: model(x), images=count)
