@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +16,15 @@ from torch import Tensor, nn
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import divergence, outputs_of
-from norton_plugin.calibration.fitting import LayerFit
+from norton_plugin.calibration.fitting import ENOUGH, LayerFit
 from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+
+logger = logging.getLogger(__name__)
 
 # One batch in so many is held back, to choose on.
 _HELD_BACK = 8
@@ -134,6 +138,7 @@ def calibrate_(
     except BaseException:
         _restore(compressed, before)
         raise
+    _warn_of_few_samples(fits, images=sum(map(batch_size, fitted_on)))
     return CalibrationReport(
         layers=tuple(fits),
         left=tuple(sorted((left | unfitted).items())),
@@ -143,6 +148,22 @@ def calibrate_(
         divergence=found,
         seconds=time.perf_counter() - start,
     )
+
+
+def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:
+    """Say once how many images would do, where layers saw too few for the numbers that they read."""
+    few = [fit for fit in fits if fit.samples < ENOUGH * fit.inputs]
+    if few:
+        worst = min(few, key=lambda fit: fit.samples / fit.inputs)
+        logger.warning(
+            "%d layers saw few samples, %s the fewest: %d for %d inputs; they were held closer to the dense weights. "
+            "About %d images would do, or more positions of each",
+            len(few),
+            worst.name,
+            worst.samples,
+            worst.inputs,
+            math.ceil(images * ENOUGH * worst.inputs / worst.samples),
+        )
 
 
 class _Comparison:

@@ -15,7 +15,7 @@ from norton_plugin.cpd import CoupledFactors, OutputMetric, fit_under
 # Ridge towards the dense weight, as a share of the mean second moment of the inputs (docs/method.md, section 3).
 _RIDGE = 1e-3
 # With fewer samples than this for each number that an output sees, the ridge grows in proportion.
-_ENOUGH = 10
+ENOUGH = 10
 # Scales of channels below this share of the largest count as this share: their rows are divided by them again.
 _LEAST_SCALE = 1e-2
 
@@ -30,6 +30,7 @@ class LayerFit:
         target: "stream" where its target repairs the stream that its output is added to, "output" where it is the
             output of the dense layer, "symmetric" where the inputs are those of the dense model too.
         note: Why the target is not "stream", or the inputs are the dense model's; empty where there is nothing to say.
+        inputs: D, numbers that one output sees.
         samples: Patches that were read.
         nmse_before: Error of its outputs over the variance of their targets, before.
         nmse_after: The same afterwards.
@@ -39,6 +40,7 @@ class LayerFit:
     decomposed: bool
     target: str
     note: str
+    inputs: int
     samples: int
     nmse_before: float
     nmse_after: float
@@ -61,7 +63,7 @@ def fit_layer_(
     weight = layer.weight.to(moments.metric.second.device)
     before = moments.metric.nmse(_own_weight(layer.own))
     length = weight.shape[1]
-    share = _RIDGE * max(1.0, _ENOUGH * length / moments.samples)
+    share = _RIDGE * max(1.0, ENOUGH * length / moments.samples)
     metric = moments.metric.towards(weight, share)
     rows = torch.ones_like(weight[:, 0]) if scale is None else _bounded(scale.to(weight))
     _set_weight(layer.own, metric, rows)

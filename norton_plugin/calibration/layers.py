@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import CPDBlock, CPDLinear
@@ -65,6 +66,9 @@ def layers_to_fit(
             if _shape(own) != (shape[0], shape[1]):
                 left[names[0]] = "its channels were pruned"
                 continue
+            if not block and (reason := _not_settable(own, contract.weight, compressed)):
+                left[names[0]] = reason
+                continue
             weight = contract.weight.double().flatten(1)
             found.append(FittedLayer(names[0], old, own, weight, _geometry(contract)))
         else:
@@ -76,6 +80,19 @@ def _contract(module: nn.Module) -> ConvContract | LinearContract | Cause | None
     if isinstance(module, nn.Linear):
         return read_linear(module)
     return read_contract(module)
+
+
+def _not_settable(own: nn.Module, weight: Tensor, model: nn.Module) -> str:
+    """Return why the weight of a dense layer cannot be set; an empty text where it can."""
+    parameter = own._parameters.get("weight")
+    if (
+        parameter is None
+        or parameter.shape[:2] != weight.shape[:2]
+        or not torch.equal(parameter.flatten(), weight.flatten())
+    ):
+        return "its weight is computed from its parameters"
+    owners = sum(p is parameter for module in model.modules() for p in module._parameters.values())
+    return "another layer has the same weight" if owners > 1 else ""
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from norton_plugin.calibration.operations import OperationCounter
-from norton_plugin.calibration.streams import LayerPlace, StreamTrace
+from norton_plugin.calibration.places import LayerPlace
+from norton_plugin.calibration.streams import StreamTrace
 from norton_plugin.errors import SurgeryError
 
 Moment = Literal["before", "after"]

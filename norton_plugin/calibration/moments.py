@@ -55,6 +55,7 @@ class MomentSums:
         self.positions = positions
         self.samples = 0
         self._sums: dict[str, Tensor] = {}
+        self._origin: tuple[Tensor, Tensor] | None = None
 
     def choose(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Choose flat output positions, (P,) int64 on the device of the output; all where there are few."""
@@ -92,14 +93,18 @@ class MomentSums:
     def _add_rows(self, patches: Tensor, targets: Tensor) -> None:
         """Add patches (M, G, D) with targets (M, N)."""
         groups = patches.shape[1]
-        rows = patches.float().transpose(0, 1)  # (G, M, D)
-        values = targets.float().unflatten(1, (groups, -1)).permute(1, 2, 0)  # (G, N / G, M)
+        if self._origin is None:
+            # Products are taken in single precision: about the means, so that large means hide no small variance.
+            self._origin = patches.double().mean(0).to(patches), targets.double().mean(0).to(targets)
+        rows = (patches - self._origin[0]).float().transpose(0, 1)  # (G, M, D)
+        shifted = (targets - self._origin[1]).float()
+        values = shifted.unflatten(1, (groups, -1)).permute(1, 2, 0)  # (G, N / G, M)
         found = {
             "second": torch.bmm(rows.mT, rows),
             "cross": torch.bmm(values, rows).flatten(0, 1),
             "input": rows.double().sum(1),
-            "target": targets.double().sum(0),
-            "energy": targets.double().square().sum(0),
+            "target": shifted.double().sum(0),
+            "energy": shifted.double().square().sum(0),
         }
         for key, value in found.items():
             value = value.double()
@@ -120,15 +125,18 @@ class MomentSums:
         Raises:
             SurgeryError: Nothing was added.
         """
-        if self.samples == 0:
+        if self._origin is None:
             raise SurgeryError(f"no calibration image reaches {self.name}; give other images, or leave the layer out")
         sums = {key: value / self.samples for key, value in self._sums.items()}
         second, cross, energy = sums["second"], sums["cross"], sums["energy"]
-        mean, target = sums["input"], sums["target"]
-        if centred:
-            groups = len(mean)
-            second = second - mean[:, :, None] * mean[:, None, :]
-            own = mean.repeat_interleave(len(target) // groups, 0)
-            cross = cross - target[:, None] * own
-            energy = (energy - target.square()).clamp_min(0)
+        own = len(sums["target"]) // len(sums["input"])
+        # Centred moments do not depend on the origin; raw ones are those and the products of the means.
+        second = second - sums["input"][:, :, None] * sums["input"][:, None, :]
+        cross = cross - sums["target"][:, None] * sums["input"].repeat_interleave(own, 0)
+        energy = (energy - sums["target"].square()).clamp_min(0)
+        mean, target = sums["input"] + self._origin[0].double(), sums["target"] + self._origin[1].double()
+        if not centred:
+            second = second + mean[:, :, None] * mean[:, None, :]
+            cross = cross + target[:, None] * mean.repeat_interleave(own, 0)
+            energy = energy + target.square()
         return LayerMoments(OutputMetric((second + second.mT) / 2, cross, energy), mean, target, self.samples)

@@ -18,7 +18,7 @@ from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.moments import MomentSums
-from norton_plugin.calibration.streams import LayerPlace
+from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.errors import SurgeryError
 
 Call = Callable[[nn.Module, Any], Any]
@@ -118,7 +118,8 @@ class SequentialPass:
         if not layer.decomposed and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"
         before, after = fit_layer_(layer, moments, scale=place.channel_scale, norm=norm)
-        return LayerFit(layer.name, layer.decomposed, target, note, moments.samples, before, after)
+        sizes = {"inputs": layer.weight.shape[1], "samples": moments.samples}
+        return LayerFit(layer.name, layer.decomposed, target, note, **sizes, nmse_before=before, nmse_after=after)
 
     def _add_all_calls(self, layer: FittedLayer, sums: MomentSums) -> None:
         """Add the calls of a shared layer, from further passes of both models."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from norton_plugin.calibration.operations import Function, OperationCounter
+from norton_plugin.calibration.places import Key, LayerPlace, Operation, Step, Summand
 
+# Operations from tensors before the layer to the other summand.
 _MOST_REPLAYED = 16
 _SAME = {"dropout", "dropout2d", "feature_dropout", "contiguous", "clone", "detach", "to", "float"}
 _SHAPES = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
@@ -25,126 +26,6 @@ _PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__"}
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 # Their results depend on the order of values: two streams of activations may choose different things.
 _CHOICES = {"topk", "sort", "argsort", "argmax", "argmin", "nonzero", "unique", "nms", "batched_nms", "masked_select"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation between a layer and the addition.
-
-    Attributes:
-        scale: Factor, broadcasts to the result; None for a change of shape.
-        order: Of the dimensions, for a permutation.
-        shape: Of its input, for another change of shape.
-    """
-
-    scale: Tensor | None = None
-    order: tuple[int, ...] | None = None
-    shape: tuple[int, ...] | None = None
-
-    def undo(self, difference: Tensor) -> Tensor:
-        """Return the difference before the operation that makes this difference after it; 0 where the scale is 0."""
-        if self.scale is not None:
-            scale = self.scale.to(difference)
-            small = scale.abs() <= 1e-3 * scale.abs().amax()
-            return torch.where(small, 0.0, difference / torch.where(small, 1.0, scale))
-        if self.order is not None:
-            return difference.permute([self.order.index(i) for i in range(len(self.order))])
-        return difference.reshape(-1, *(self.shape or ())[1:])
-
-
-Key = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Operation:
-    """One operation of the run.
-
-    Attributes:
-        what: A function, or a layer.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-        results: Tensors that it returned.
-    """
-
-    what: Function | nn.Module
-    args: Any
-    kwargs: dict[str, Any]
-    results: list[Tensor]
-
-    @property
-    def name(self) -> str:
-        """Name of the function; empty for a layer."""
-        return "" if isinstance(self.what, nn.Module) else getattr(self.what, "__name__", str(self.what))
-
-    def argument(self, position: int, name: str) -> Any:
-        """Return an argument that may be given either way; None where it is not given."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name)
-
-
-@dataclass(frozen=True)
-class Summand:
-    """What a layer's output is added to, computed from tensors that are there before the layer is called.
-
-    Attributes:
-        sources: Operations that made those tensors, and which of their results: what `OperationCounter` has to keep.
-        originals: The same tensors in the run that was followed.
-        replayed: Operations from there to the summand, such as the padding of a shortcut.
-        result: The summand in the run that was followed.
-    """
-
-    sources: tuple[Key, ...]
-    originals: tuple[Tensor, ...]
-    replayed: tuple[_Operation, ...]
-    result: Tensor
-
-    def compute(self, kept: dict[int, list[Tensor]]) -> Tensor:
-        """Return the summand in another run, from what it kept."""
-        known = {id(old): kept[p][i] for old, (p, i) in zip(self.originals, self.sources, strict=True)}
-
-        def renewed(leaf: Any) -> Any:
-            return known.get(id(leaf), leaf)
-
-        for operation in self.replayed:
-            args, kwargs = tree_map(renewed, (operation.args, operation.kwargs))
-            output = operation.what(*args, **kwargs)
-            made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            known.update({id(old): new for old, new in zip(operation.results, made, strict=True)})
-        return known[id(self.result)]
-
-
-@dataclass(frozen=True)
-class LayerPlace:
-    """Where a layer stands in the run of a model.
-
-    Attributes:
-        module: The layer.
-        calls: How often it is called.
-        norm: The BatchNorm that reads its output, and nothing else does; None where there is none.
-        channel_scale: Factor of each output channel up to the addition (or behind the BatchNorm), (N,) or None.
-        other: The other summand; None where the output is not added to a stream that is there before.
-        steps: From the layer to the addition.
-        chosen: Whether values decide what it reads, as boxes of a detector.
-    """
-
-    module: nn.Module
-    calls: int
-    norm: nn.Module | None
-    channel_scale: Tensor | None
-    other: Summand | None
-    steps: tuple[Step, ...]
-    chosen: bool
-
-    def correction(self, dense: Tensor, compressed: Tensor) -> Tensor:
-        """Return what has to be added to the layer's dense output, so that the sum is that of the dense model.
-
-        Args:
-            dense: The other summand in the dense model.
-            compressed: The same in the compressed one.
-        """
-        difference = dense - compressed
-        for step in reversed(self.steps):
-            difference = step.undo(difference)
-        return difference
 
 
 class StreamTrace(OperationCounter):
@@ -156,7 +37,7 @@ class StreamTrace(OperationCounter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._operations: list[_Operation] = []
+        self._operations: list[Operation] = []
         self._made: dict[int, Key] = {}  # id of a tensor -> operation and which of its results
         self._read: dict[Key, list[int]] = {}  # a result -> operations that read it
         self._sources: list[list[Key]] = []  # operation -> results that it reads
@@ -166,7 +47,7 @@ class StreamTrace(OperationCounter):
 
     def note(self, what: Function | nn.Module, args: Any, kwargs: dict[str, Any], results: list[Tensor]) -> None:
         """Record one operation."""
-        place, operation = len(self._operations), _Operation(what, args, kwargs, results)
+        place, operation = len(self._operations), Operation(what, args, kwargs, results)
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self._sources.append([self._made[id(tensor)] for tensor in read if id(tensor) in self._made])
         for key in self._sources[-1]:
@@ -183,6 +64,8 @@ class StreamTrace(OperationCounter):
     def places(self, layers: Sequence[nn.Module]) -> list[LayerPlace]:
         """Return where these layers stand, in the order of their first calls; those that did not run are left out."""
         calls = Counter(op.what for op in self._operations if isinstance(op.what, nn.Module))
+        used = Counter(id(op.argument(1, "running_mean")) for op in self._operations if op.name == "batch_norm")
+        self._norms = {key: norm for key, norm in self._norms.items() if used[key] == 1}
         found, wanted = [], set(layers)
         for place, operation in enumerate(self._operations):
             if operation.what in wanted and isinstance(operation.what, nn.Module):
@@ -201,7 +84,7 @@ class StreamTrace(OperationCounter):
         ):
             operation = self._operations[readers[0]]
             tensor = self._operations[here[0]].results[here[1]]
-            if operation.name in _SUMS:
+            if operation.name in _SUMS and not self._shifts(operation, tensor):
                 other = self._other_summand(readers[0], tensor, layer=place)
                 break
             step = self._step(operation, tensor)
@@ -244,7 +127,7 @@ class StreamTrace(OperationCounter):
         return self._operations[key[0]].results[key[1]]
 
     @staticmethod
-    def _replayable(operation: _Operation) -> bool:
+    def _replayable(operation: Operation) -> bool:
         """Tell whether an operation is a function that changes nothing in place."""
         name = operation.name
         in_place = name.endswith("_") and (not name.endswith("__") or name.startswith(("__i", "__set")))
@@ -252,9 +135,17 @@ class StreamTrace(OperationCounter):
             not isinstance(operation.what, nn.Module) and not in_place and operation.kwargs.get("inplace") is not True
         )
 
-    def _step(self, operation: _Operation, tensor: Tensor) -> Step | None:
+    def _shifts(self, operation: Operation, tensor: Tensor) -> bool:
+        """Tell whether an operation adds a constant, as a norm written out does."""
+        others = [t for t in operation.args if isinstance(t, Tensor) and t is not tensor]
+        constant = all(id(t) in self._constants for t in others) and not operation.kwargs
+        return operation.name in _SUMS and constant and operation.results[0].shape == tensor.shape
+
+    def _step(self, operation: Operation, tensor: Tensor) -> Step | None:
         """Return what an operation does to a tensor, None where it cannot be undone."""
         name, result = operation.name, operation.results[0]
+        if self._shifts(operation, tensor):
+            return Step()
         if name == "batch_norm" and not operation.argument(5, "training"):
             weight = operation.argument(3, "weight")
             variance, eps = operation.argument(2, "running_var"), operation.argument(7, "eps")
@@ -277,7 +168,7 @@ class StreamTrace(OperationCounter):
         return None
 
     @staticmethod
-    def _permutation(operation: _Operation, tensor: Tensor) -> Step | None:
+    def _permutation(operation: Operation, tensor: Tensor) -> Step | None:
         """Return the order of dimensions of a permutation or transposition."""
         dims = list(range(tensor.dim()))
         given = operation.args[1:]

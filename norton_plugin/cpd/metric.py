@@ -64,7 +64,7 @@ class OutputMetric(NamedTuple):
     def best_weight(self) -> Tensor:
         """Return the weight (N, D) of the lowest error of all; ``second`` must be positive definite."""
         groups, length, _ = self.second.shape
-        factor = torch.linalg.cholesky(self.second)
+        factor = cholesky(self.second)
         rows = self.cross.view(groups, -1, length).mT
         return torch.cholesky_solve(rows, factor).mT.reshape_as(self.cross)
 
@@ -91,3 +91,14 @@ class OutputMetric(NamedTuple):
 
         second = change(change(self.second).mT)
         return OutputMetric((second + second.mT) / 2, change(self.cross).reshape_as(self.cross), self.energy)
+
+
+def cholesky(second: Tensor) -> Tensor:
+    """Factor symmetric matrices (..., D, D) that are positive definite but for rounding, with a ridge if need be."""
+    mean = second.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(second.dtype).tiny)
+    eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
+    for share in (0.0, 1e-8, 1e-6, 1e-4, 1e-2):
+        factor, info = torch.linalg.cholesky_ex((second + second.mT) / 2 + share * mean[..., None, None] * eye)
+        if not bool(info.any()):
+            break
+    return factor

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from norton_plugin.cpd.coupled_factors import CoupledFactors
 from norton_plugin.cpd.factors import CPDFactors
-from norton_plugin.cpd.metric import OutputMetric
+from norton_plugin.cpd.metric import OutputMetric, cholesky
 from norton_plugin.cpd.metric_low_rank import truncated_under
 from norton_plugin.cpd.metric_terms import Name, Terms
 
@@ -190,11 +190,6 @@ class _Problem:
 
 def _inverse(gram: Tensor) -> Tensor:
     """Invert symmetric positive semidefinite matrices (K, R, R), with a ridge."""
-    size = gram.shape[1]
-    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     mean = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(gram.dtype).tiny)
-    for share in (_RIDGE, 1e-6, 1e-4, 1e-2):
-        factor, info = torch.linalg.cholesky_ex((gram + gram.mT) / 2 + share * mean[:, None, None] * eye)
-        if not bool(info.any()):
-            break
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(cholesky(gram + _RIDGE * mean[:, None, None] * eye))

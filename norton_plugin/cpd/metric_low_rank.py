@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norton_plugin.cpd.metric import OutputMetric
+from norton_plugin.cpd.metric import OutputMetric, cholesky
 
 
 def truncated_under(metric: OutputMetric, components: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def truncated_under(metric: OutputMetric, components: int) -> tuple[Tensor, Tens
     Returns:
         ``mix`` (N, M) and ``head`` (M, D); directions beyond min(N, D) are zero.
     """
-    factor = torch.linalg.cholesky(metric.second[0])
+    factor = cholesky(metric.second[0])
     whitened = torch.linalg.solve_triangular(factor, metric.cross.mT, upper=False).mT
     left, _, _ = torch.linalg.svd(whitened, full_matrices=False)
     left = left[:, :components]

@@ -153,6 +153,28 @@ def test_shared_layers_choices_and_linear_layers():
     assert found["stem"].nmse_after < 0.9 * found["stem"].nmse_before
 
 
+def test_weights_that_cannot_be_set_are_left_with_the_reason():
+    torch.manual_seed(1)
+    model = Shared().eval()
+    nn.utils.parametrizations.weight_norm(model.stem)
+    model.fc.weight = model.chosen.weight
+    own = copy.deepcopy(model)
+    decompose_(own, Decomposition(level="layer", components=3, allow_more_macs=True), scope=Scope(include=("head",)))
+    report = calibrate_(model, own, images(16), example_inputs=images(2)[0])
+    assert [layer.name for layer in report.layers] == ["head"]
+    left = dict(report.left)
+    assert left["stem"] == "its weight is computed from its parameters"
+    assert left["fc"] == left["chosen"] == "another layer has the same weight"
+
+
+def test_few_samples_are_told_once(caplog):
+    model = network()
+    calibrate_(model, compressed(model), images(16), example_inputs=images(2)[0], positions=4)
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    # 8 images, 4 positions each: 32 samples for 8 * 9 inputs, of which ten times as many are wanted.
+    assert "32 for 72 inputs" in record.getMessage() and "About 180 images would do" in record.getMessage()
+
+
 def test_dict_inputs_and_batches_of_every_kind():
     class Named(nn.Module):
         def __init__(self):

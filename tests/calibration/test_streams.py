@@ -124,6 +124,28 @@ def test_what_values_choose_is_marked():
     assert [place.chosen for place in places] == [False, True, False]
 
 
+def test_norms_written_out_and_norms_used_twice():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b, self.c = (nn.Conv2d(i, 4, 3, padding=1) for i in (3, 4, 4, 4))
+            self.norm = nn.BatchNorm2d(4)
+            for name in ("weight", "variance", "shift"):
+                self.register_buffer(name, torch.rand(4) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            scale = self.weight.view(1, -1, 1, 1) * (self.variance.view(1, -1, 1, 1) + 1e-5).rsqrt()
+            x = x + (self.a(x) * scale + self.shift.view(1, -1, 1, 1))
+            return self.norm(self.b(x)) + self.norm(self.c(x))
+
+    model = settle(Frozen())
+    places = trace_layers(model, [model.a, model.b, model.c], lambda: model(torch.rand(2, 3, 6, 6)))
+    assert places[0].other is not None
+    torch.testing.assert_close(places[0].channel_scale, model.weight / (model.variance + 1e-5).sqrt())
+    assert [place.norm for place in places] == [None, None, None]
+
+
 def test_runs_stop_go_on_and_end(model, x):
     with watched([model.first, model.padded]):
         results = []

@@ -146,6 +146,18 @@ def test_the_transpose_is_that_of_the_map(name):
     assert float(forward) == pytest.approx(float((value * terms.transposed(name, rows)).sum()))
 
 
+def test_rounding_that_leaves_a_matrix_indefinite_is_no_trouble():
+    rows = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    second = (rows.T @ rows - 1e-9 * torch.eye(6, dtype=torch.float64))[None]
+    assert bool(torch.linalg.cholesky_ex(second)[1].any())
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    metric = OutputMetric(second, torch.zeros_like(weight), torch.ones(4, dtype=torch.float64))
+    metric = metric._replace(cross=metric.times(weight))
+    assert metric.errors(metric.best_weight() - weight).sub(1).abs().max() < 1e-3
+    start = decompose_coupled([weight[:, :, None, None]], 3)[0].factors
+    assert all(bool(torch.isfinite(factor).all()) for factor in fit_under(start, metric))
+
+
 def test_a_dead_channel_and_a_zero_filter_are_no_trouble():
     x, weight, _ = samples()
     x[:, :, :9] = 0  # the first channel

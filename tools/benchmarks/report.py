@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_bccd import bccd
+from report_calibration import calibration
 from report_comparison import comparison
 from report_coupled import coupled_speed
 from report_detectors import detectors
@@ -175,6 +176,7 @@ def figure1(facts: Facts) -> str:
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
+    ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
