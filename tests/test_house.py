@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "cost": {"patterns", "cpd", "blocks"},
     "surgery": {"recipe", "pabs", "channels", "blocks"},
     "integrations": {"surgery"},
-    "calibration": {"cpd", "blocks"},
+    "calibration": {"cpd", "blocks", "surgery"},
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "artifact"},

@@ -12,7 +12,7 @@ FULL = Recipe(
     scope=Scope(include=("backbone",), exclude=("*.downsample.*",)),
     decomposition=Decomposition(rank="auto", ranks={"layer1": 2, "re:layer[34].*": None}, target_nmse=0.05, seed=3),
     pruning=Pruning(keep=0.7, keeps={"layer4": 0.5}, round_to=4, criterion="csa"),
-    calibration=Calibration(batch_norm=False, images=64),
+    calibration=Calibration(batch_norm=False, images=64, fit=True, positions=16, seed=7),
     verify=False,
 )
 

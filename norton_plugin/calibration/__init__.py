@@ -1,5 +1,8 @@
 """What is adjusted on unlabelled images after surgery."""
 
 from norton_plugin.calibration.batch_norm import reestimate_batch_norm_
+from norton_plugin.calibration.calibrate import CalibrationReport, calibrate_, take_batches
+from norton_plugin.calibration.fisher import fisher_weights
+from norton_plugin.calibration.fitting import LayerFit
 
-__all__ = ["reestimate_batch_norm_"]
+__all__ = ["CalibrationReport", "LayerFit", "calibrate_", "fisher_weights", "reestimate_batch_norm_", "take_batches"]

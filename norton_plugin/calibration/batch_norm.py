@@ -58,7 +58,7 @@ def reestimate_batch_norm_(
         with torch.no_grad():
             for batch in batches:
                 _run(model, batch, call)
-                seen += _batch_size(batch)
+                seen += batch_size(batch)
                 if seen >= images:
                     break
         if seen == 0:
@@ -99,13 +99,14 @@ def _restore(entries: list[tuple[Any, Any, dict[str, Tensor]]]) -> None:
             getattr(norm, name).copy_(value)
 
 
-def _batch_size(batch: Any) -> int:
+def batch_size(batch: Any) -> int:
+    """Return the number of images in a batch: B of the first tensor (B, ...), or the length of a list of images."""
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else 1
     if isinstance(batch, dict):
-        return next((_batch_size(v) for v in batch.values()), 1)
+        return next((batch_size(v) for v in batch.values()), 1)
     if isinstance(batch, tuple | list) and batch:
         # Positional arguments hold a batch each; a list of single images (C, H, W) is the batch itself.
         first = batch[0]
-        return _batch_size(first) if isinstance(first, Tensor) and first.dim() != 3 else len(batch)
+        return batch_size(first) if isinstance(first, Tensor) and first.dim() != 3 else len(batch)
     return 1

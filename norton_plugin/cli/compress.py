@@ -21,6 +21,7 @@ _STEPS = {
     "measure": "counting MACs",
     "decompose": "decomposing layers",
     "prune": "pruning filters",
+    "fit": "fitting layers to images",
     "calibrate": "re-estimating BatchNorm statistics",
 }
 
@@ -50,13 +51,16 @@ def compress(
         Path | None,
         typer.Option(
             "--calibration-data",
+            "--data",
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Image folder to re-estimate BatchNorm statistics on; labels are not used.",
+            help="Image folder to re-estimate BatchNorm statistics on, or to --calibrate with; labels are not used.",
             rich_help_panel=_DATA,
         ),
     ] = None,
+    calibrate: what.Calibrate = False,
+    images: what.Images = None,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
@@ -74,10 +78,12 @@ def compress(
     Example: norton compress timm:resnet18 --pretrained --rank 3 --keep 0.7 -o resnet18-small
 
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
+
+    Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
     """
     from norton_plugin.cli.images import calibration_batches, open_images
     from norton_plugin.cli.models import check_directory, open_model, save_model
-    from norton_plugin.insight import layers_table, skipped_table, totals_table
+    from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import compress as run
     from norton_plugin.pipeline import warning_of_large_components
 
@@ -96,6 +102,7 @@ def compress(
             seed=seed,
         ),
         "pruning": what.pruning_changes(keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion),
+        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
     if not (chosen.decomposition.active or chosen.pruning.active):
@@ -117,8 +124,8 @@ def compress(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         calibration = None
         if calibration_data is not None:
-            images, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
-            calibration = calibration_batches(images, opened.preprocessing, seed=shuffling, workers=workers)
+            data, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
+            calibration = calibration_batches(data, opened.preprocessing, seed=shuffling, workers=workers)
         model, report = run(
             opened.model,
             opened.example_inputs,
@@ -131,6 +138,8 @@ def compress(
         plain = {"recipe": chosen.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
         write_recipe(output / RECIPE, chosen)
+    if report.calibration is not None:
+        out.show(calibration_table(report.calibration))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
     warning = warning_of_large_components(report)

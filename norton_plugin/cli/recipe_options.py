@@ -57,6 +57,11 @@ Keep = Annotated[str | None, _option("--keep", "F", "Share of the filters to kee
 KeepFor = Annotated[list[str] | None, _option("--keep-for", "PATTERN=F", "Share in layers named so; repeatable.")]
 RoundTo = Annotated[int | None, _option("--round-to", "N", "Channel counts become multiples of it.")]
 Criterion = Annotated[str | None, _option("--criterion", "NAME", "pabs, vbd or csa.")]
+Calibrate = Annotated[
+    bool,
+    _option("--calibrate", None, "Fit the layers to what they see on the images of --data; takes a minute or more."),
+]
+Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data.", min=1)]
 Include = Annotated[list[str] | None, _option("--include", "PATTERN", "Only layers named so; repeatable.")]
 Exclude = Annotated[list[str] | None, _option("--exclude", "PATTERN", "Never layers named so; repeatable.")]
 NoVerify = Annotated[bool, _option("--no-verify", None, "Do not compare pruned groups with masked ones.")]
@@ -117,6 +122,11 @@ def pruning_changes(
     """
     shares = {"keep": _parsed(keep, parse_number), "keeps": _table("--keep-for", keep_for, parse_number)}
     return _given({**shares, "round_to": round_to, "criterion": criterion})
+
+
+def calibration_changes(*, calibrate: bool, images: int | None, seed: int | None) -> dict[str, Any]:
+    """Return the settings of ``recipe.Calibration`` that were given, by name."""
+    return _given({"fit": calibrate or None, "images": images, "seed": seed})
 
 
 def scope_changes(*, include: list[str] | None, exclude: list[str] | None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from norton_plugin.cpd.coupled import CoupledResult, decompose_coupled
 from norton_plugin.cpd.coupled_exact import full_components
 from norton_plugin.cpd.coupled_factors import CoupledFactors
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.metric import OutputMetric
+from norton_plugin.cpd.metric_fit import fit_under
 from norton_plugin.cpd.spatial_factors import SpatialFactors
 from norton_plugin.cpd.spatial_svd import SpatialResult, decompose_spatial, full_spatial_rank
 
@@ -13,6 +15,7 @@ __all__ = [
     "CPDResult",
     "CoupledFactors",
     "CoupledResult",
+    "OutputMetric",
     "SpatialFactors",
     "SpatialResult",
     "decompose_coupled",
@@ -20,6 +23,7 @@ __all__ = [
     "decompose_layers",
     "decompose_spatial",
     "exact_factors",
+    "fit_under",
     "full_components",
     "full_spatial_rank",
 ]

@@ -1,5 +1,6 @@
 """What a model consists of and what a compression came to: inspection, tables for the terminal and plots."""
 
+from norton_plugin.insight.calibration_table import calibration_table
 from norton_plugin.insight.curve import PARTS, CurvePoint, LayerCurve, cost_curves
 from norton_plugin.insight.curve_table import curve_tables
 from norton_plugin.insight.fitted_table import Column, FittedTable
@@ -17,6 +18,7 @@ __all__ = [
     "Inspection",
     "LayerCurve",
     "TradeOffPoint",
+    "calibration_table",
     "change",
     "cost_curves",
     "curve_tables",

@@ -29,6 +29,23 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
+def check_calibration(recipe: Recipe, calibration: Any) -> None:
+    """Check that there are images where the recipe needs some.
+
+    Raises:
+        RecipeError: ``calibration.fit`` is set, and there are none, or nothing is decomposed.
+    """
+    if recipe.calibration.fit and calibration is None:
+        raise RecipeError(
+            "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "
+            "--calibration-data DIR), or set it to false"
+        )
+    if recipe.calibration.fit and not recipe.decomposition.active:
+        raise RecipeError(
+            "calibration.fit is set, but nothing is decomposed; set decomposition.rank (or share, or components)"
+        )
+
+
 def check_patterns(model: nn.Module, recipe: Recipe) -> None:
     """Check that every pattern of the recipe names a layer that it can be meant for.
 

@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.calibration import reestimate_batch_norm_
+from norton_plugin.calibration import CalibrationReport, take_batches
 from norton_plugin.cost import count_cost
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, run_model
-from norton_plugin.pipeline.checks import check_model, check_patterns, check_recipe, require_changes
+from norton_plugin.pipeline.calibrating import fit_, reestimate_
+from norton_plugin.pipeline.checks import check_calibration, check_model, check_patterns, check_recipe, require_changes
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
@@ -47,7 +48,8 @@ def compress(
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model takes them; on
             the model's device and in its dtype.
         recipe: What to do.
-        calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics.
+        calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics on and,
+            where ``recipe.calibration.fit`` is set, to fit the layers to.
         criterion: Ranks channels in place of ``recipe.pruning.criterion``: an importance of Torch-Pruning, or a
             function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
             shown the layers of ``model``, with their gradients.
@@ -65,6 +67,7 @@ def compress(
     """
     start = time.perf_counter()
     check_recipe(recipe)
+    check_calibration(recipe, calibration)
     check_model(model, example_inputs)
     check_patterns(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
@@ -81,18 +84,22 @@ def compress(
         if recipe.decomposition.active:
             step("decompose")
             decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
+        fitted: CalibrationReport | None = None
+        if recipe.calibration.fit and calibration is not None:
+            step("fit")
+            calibration = take_batches(calibration, recipe.calibration.images)
+            fitted = fit_(model, compressed, example_inputs, calibration, recipe=recipe, forward_fn=forward_fn)
         if recipe.pruning.active:
             step("prune")
             settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
         require_changes(decomposition, pruning)
-        if calibration is not None and recipe.calibration.batch_norm:
+        if calibration is not None and recipe.calibration.batch_norm and (fitted is None or pruning.groups):
             step("calibrate")
-            call = partial(run_model, forward_fn=forward_fn)
-            images = reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)
+            images = reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
         after = count_cost(compressed, run)
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"calibration_images": images, "seconds": seconds, "structure": structure}
+    facts = {"calibration_images": images, "seconds": seconds, "structure": structure, "calibration": fitted}
     report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
     return CompressionResult(compressed, report, recipe)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
+from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
@@ -63,6 +64,7 @@ class CompressionReport:
         calibration_images: Images used to re-estimate BatchNorm statistics.
         seconds: Wall-clock time of the whole job.
         structure: What rebuilds the compressed model from the dense one.
+        calibration: What fitting the layers to images did; None where it was not asked for.
     """
 
     macs_before: int
@@ -75,6 +77,7 @@ class CompressionReport:
     calibration_images: int
     seconds: float
     structure: Structure
+    calibration: CalibrationReport | None = None
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

@@ -47,16 +47,27 @@ class Calibration(Section):
     """What is adjusted on unlabelled images after surgery.
 
     Attributes:
-        batch_norm: Re-estimate BatchNorm statistics when calibration data is given.
+        batch_norm: Re-estimate BatchNorm statistics when calibration data is given; with ``fit``, correct them against
+            the dense model's where that helps.
         images: Most images to use.
+        fit: Fit the decomposed layers, and those that stayed dense, to what they see, one after the other
+            (docs/method.md, section 3); it needs calibration data.
+        positions: Output positions that ``fit`` reads of every image.
+        seed: Of these positions.
     """
 
     batch_norm: bool = True
     images: int = 1024
+    fit: bool = False
+    positions: int = 32
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_bool("calibration.batch_norm", self.batch_norm)
         check_integer("calibration.images", self.images, low=1, high=10**9)
+        check_bool("calibration.fit", self.fit)
+        check_integer("calibration.positions", self.positions, low=1, high=10**6)
+        check_integer("calibration.seed", self.seed, low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

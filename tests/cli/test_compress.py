@@ -207,6 +207,28 @@ def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folde
     assert expected.abs().max() > 0.05
 
 
+def test_layers_are_fitted_to_images(norton, tmp_path, digit_folder):
+    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
+    options = ["--level", "layer", "--share", 0.4, "--calibrate", "--images", 30, "--seed", 3]
+    options += ["--data", digit_folder / "train"]
+    answer = norton("compress", "demo:digits", *options, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    report, recipe = (json.loads(answer.out)[key] for key in ("report", "recipe"))
+    assert recipe["calibration"] == {"batch_norm": True, "fit": True, "images": 30, "positions": 32, "seed": 3}
+    found = report["calibration"]
+    assert found["images"] + found["held_back"] >= 30 and found["chosen"] in found["divergence"]
+    assert any(layer["decomposed"] and layer["nmse_after"] < layer["nmse_before"] for layer in found["layers"])
+    assert report["calibration_images"] == 0
+    table = norton("compress", "demo:digits", *options, "-o", tmp_path / "b")
+    assert "Fitted to" in table.out and "kept: " in table.out
+
+
+def test_a_fit_needs_images(norton, tmp_path):
+    answer = norton("compress", "demo:digits", "--rank", 1, "--calibrate", "-o", tmp_path / "a")
+    assert answer.code == 2 and "needs unlabelled images" in " ".join(answer.err.split())
+    assert not (tmp_path / "a").exists()
+
+
 def test_timm_model(norton, tmp_path):
     pytest.importorskip("timm", reason="needs timm: pip install 'norton-plugin[timm]'")
     options = ["--input-size", 32, "--num-classes", 5, "--rank", 2, "--keep", 0.5]

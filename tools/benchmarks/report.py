@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_bccd import bccd
+from report_calibration import calibration
 from report_comparison import comparison
 from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
@@ -181,6 +182,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("throughput.json", "Whole models as they are delivered: speed-up and efficiency", throughput),
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
+    ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),

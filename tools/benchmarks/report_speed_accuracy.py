@@ -10,8 +10,8 @@ def speed_accuracy(facts: Facts) -> str:
     parts = [
         f"{facts['method']} PyTorch {facts['machine']['torch']}, blocks lowered to plain convolutions, norms not "
         "folded. Accuracies are those after fine-tuning in the sections above; the models are built again without "
-        "their weights. The detector's decomposed and hybrid models learnt from the dense one as well, the pruned one did "
-        "not; its time is that of the network up to the raw scores and boxes of an image of 320x256."
+        "their weights. The detector's decomposed and hybrid models learnt from the dense one as well, the pruned one "
+        "did not; its time is that of the network up to the raw scores and boxes of an image of 320x256."
     ]
     for title, rows in facts["panels"].items():
         cells = [

@@ -1,0 +1,204 @@
+"""Fit a compressed model to the dense one on unlabelled images, and keep of it what helps on others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock
+from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.divergence import divergence, outputs_of
+from norton_plugin.calibration.fitting import ENOUGH, LayerFit
+from norton_plugin.calibration.layers import layers_to_fit
+from norton_plugin.calibration.lockstep import trace_layers
+from norton_plugin.calibration.relative_norm import correct_batch_norm_
+from norton_plugin.calibration.sequential import SequentialPass
+from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+
+logger = logging.getLogger(__name__)
+
+# One batch in so many is held back, to choose on.
+_HELD_BACK = 8
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did.
+
+    Attributes:
+        layers: Fitted layers, in the order of their calls.
+        left: (name, reason) of layers that were considered and left as they were.
+        chosen: What is kept: "plain" (nothing helped), "fitted", or "fitted, norms corrected".
+        images: Images that layers were fitted to.
+        held_back: Images that the choice was made on.
+        divergence: On those, how far the outputs are from the dense model's (`divergence.divergence`), by stage:
+            "plain", "fitted" and "fitted, norms corrected".
+        seconds: Wall-clock time.
+    """
+
+    layers: tuple[LayerFit, ...]
+    left: tuple[tuple[str, str], ...]
+    chosen: str
+    images: int
+    held_back: int
+    divergence: dict[str, float]
+    seconds: float
+
+
+def take_batches(batches: Iterable[Any], images: int) -> list[Any]:
+    """Return the first batches that hold this many images together.
+
+    Raises:
+        SurgeryError: There is none.
+    """
+    taken, seen = [], 0
+    for batch in batches:
+        taken.append(batch)
+        seen += batch_size(batch)
+        if seen >= images:
+            break
+    if seen == 0:
+        raise SurgeryError("the calibration data holds no image; give some hundred images, or no calibration data")
+    return taken
+
+
+def calibrate_(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Iterable[Any],
+    *,
+    example_inputs: Any,
+    forward_fn: ForwardFunction | None = None,
+    images: int = 1024,
+    positions: int = 32,
+    seed: int = 0,
+    norms: bool = True,
+    admits: Callable[[str], bool] = lambda name: True,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> CalibrationReport:
+    """Fit factors, and layers that stayed dense, to what they see in the compressed model; in place.
+
+    Layer after layer gets the weight whose outputs are nearest to those of the dense model, given the errors of the
+    layers before it (docs/method.md, section 3). No label is used, and no gradient. Of every eight batches one is held
+    back; what does not bring the outputs nearer to the dense model's there is undone.
+
+    Args:
+        dense: The dense model; it is run and left as it is.
+        compressed: Changed: factors and weights, biases, running statistics of norms. Shapes stay.
+        batches: Unlabelled images, called like ``example_inputs``.
+        example_inputs: Shows the order of the layers.
+        forward_fn: ``(model, inputs) -> output`` in place of the plain call.
+        images: Most images to use; all of them, and what both models need to go on from a layer, are held in memory.
+        positions: Output positions read of every image.
+        seed: Of the positions; equal seeds give equal results.
+        norms: Also try the correction of BatchNorm statistics against the dense model's.
+        admits: Tells of a dotted name whether a layer that stayed dense may be changed.
+        on_layer: Told how many layers of how many are done.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SurgeryError: No image, a model that does not run on them, or values that are not finite (the layer is named);
+            the compressed model is as it was then.
+    """
+    start = time.perf_counter()
+    given = take_batches(batches, images)
+    count = max(1, len(given) // _HELD_BACK) if len(given) > 1 else 0
+    fitted_on, held_back = given[: len(given) - count], given[len(given) - count :]
+    call = partial(run_model, forward_fn=forward_fn)
+    compare = partial(_Comparison, dense, held_back or given, call)
+    before = _state(compressed)
+    layers, left = layers_to_fit(dense, compressed, admits)
+    try:
+        with traceable(dense), traceable(compressed), _dense_forms(compressed):
+            comparison = compare()
+            found = {"plain": comparison.of(compressed)}
+            run = partial(run_model, dense, example_inputs, forward_fn)
+            places = trace_layers(dense, [layer.dense for layer in layers], run)
+            sequential = SequentialPass(dense, compressed, fitted_on, call=call, positions=positions, seed=seed)
+            fits, unfitted = sequential.run_(layers, places, on_layer=on_layer)
+            found["fitted"] = comparison.of(compressed)
+            states = {"plain": before, "fitted": _state(compressed)}
+            settings = {"example_inputs": example_inputs, "call": call, "forward_fn": forward_fn}
+            if norms and correct_batch_norm_(dense, compressed, fitted_on, **settings):
+                name = "fitted, norms corrected"
+                found[name], states[name] = comparison.of(compressed), _state(compressed)
+        chosen = min(found, key=lambda stage: (found[stage] != found[stage], found[stage]))  # NaN is worst
+        _restore(compressed, states[chosen])
+    except BaseException:
+        _restore(compressed, before)
+        raise
+    _warn_of_few_samples(fits, images=sum(map(batch_size, fitted_on)))
+    return CalibrationReport(
+        layers=tuple(fits),
+        left=tuple(sorted((left | unfitted).items())),
+        chosen=chosen,
+        images=sum(map(batch_size, fitted_on)),
+        held_back=sum(map(batch_size, held_back)),
+        divergence=found,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:
+    """Say once how many images would do, where layers saw too few for the numbers that they read."""
+    few = [fit for fit in fits if fit.samples < ENOUGH * fit.inputs]
+    if few:
+        worst = min(few, key=lambda fit: fit.samples / fit.inputs)
+        logger.warning(
+            "%d layers saw few samples, %s the fewest: %d for %d inputs; they were held closer to the dense weights. "
+            "About %d images would do, or more positions of each",
+            len(few),
+            worst.name,
+            worst.samples,
+            worst.inputs,
+            math.ceil(images * ENOUGH * worst.inputs / worst.samples),
+        )
+
+
+class _Comparison:
+    """Holds outputs of a model against those of the dense one."""
+
+    def __init__(self, dense: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> None:
+        self._batches, self._call = batches, call
+        self._expected = outputs_of(dense, batches, call)
+
+    def of(self, model: nn.Module) -> float:
+        return divergence(self._expected, outputs_of(model, self._batches, self._call))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in _tensors(model)]
+
+
+def _restore(model: nn.Module, state: list[Tensor]) -> None:
+    for tensor, value in zip(_tensors(model), state, strict=True):
+        tensor.data.copy_(value)
+
+
+@contextmanager
+def _dense_forms(model: nn.Module) -> Iterator[None]:
+    """Let blocks rebuild their weights: all forms compute the same, and few calls of large batches run fastest so."""
+    blocks = [(module, module.form) for module in model.modules() if isinstance(module, CPDBlock)]
+    try:
+        for block, _ in blocks:
+            block.form = "dense"
+        yield
+    finally:
+        for block, form in blocks:
+            block.form = form

@@ -1,0 +1,54 @@
+"""How far the outputs of a compressed model are from those of the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.calibration.lockstep import does_not_run
+from norton_plugin.modules.running import output_tensors
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> list[list[Tensor]]:
+    """Return the output tensors of every batch.
+
+    Raises:
+        SurgeryError: The model does not run on one.
+    """
+    try:
+        return [output_tensors(call(model, batch)) for batch in batches]
+    except Exception as error:
+        raise does_not_run(error) from error
+
+
+def divergence(dense: Sequence[Sequence[Tensor]], own: Sequence[Sequence[Tensor]]) -> float:
+    """Return how far outputs are apart.
+
+    One tensor (B, classes) for each batch is read as logits: the mean Kullback-Leibler divergence KL(dense || own), in
+    nats. Anything else is compared by its squared error over the squares of the dense outputs, averaged over tensors.
+    Outputs of different shapes, as of detectors that find different objects, count as an error of 1.
+
+    Args:
+        dense: For each batch, the output tensors of the dense model.
+        own: The same of the compressed one.
+    """
+    if all(len(tensors) == 1 and tensors[0].dim() == 2 and tensors[0].shape[1] > 1 for tensors in dense):
+        a = torch.cat([tensors[0] for tensors in dense]).double().log_softmax(1)
+        b = torch.cat([tensors[0] for tensors in own]).double().log_softmax(1)
+        return float((a.exp() * (a - b)).sum(1).mean())
+    errors = []
+    for first, second in zip(dense, own, strict=True):
+        for index, x in enumerate(first):
+            y = second[index] if index < len(second) else None
+            if x.numel() == 0:
+                continue
+            if y is None or y.shape != x.shape:
+                errors.append(1.0)
+                continue
+            energy = float(x.double().square().sum())
+            errors.append(float((x.double() - y.double()).square().sum()) / max(energy, 1e-30))
+    return sum(errors) / max(len(errors), 1)

@@ -1,0 +1,117 @@
+"""Which layers of a compressed model are fitted to what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.calibration.patches import PatchGeometry
+from norton_plugin.modules.swap import names_by_identity
+from norton_plugin.reasons import Cause
+from norton_plugin.surgery.contract import ConvContract, LinearContract, read_contract, read_linear
+
+
+@dataclass(frozen=True)
+class FittedLayer:
+    """A layer of a compressed model and the one of the dense model that it stands for.
+
+    Attributes:
+        name: First dotted name, the same in both.
+        dense: The dense layer.
+        own: The layer of the compressed model: a block, or a dense layer too.
+        weight: Of the dense layer, (N, D), float64.
+        geometry: How both read their input.
+    """
+
+    name: str
+    dense: nn.Module
+    own: nn.Module
+    weight: Tensor
+    geometry: PatchGeometry
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether it is a block of factors."""
+        return isinstance(self.own, CPDBlock | CPDLinear)
+
+
+def layers_to_fit(
+    dense: nn.Module, compressed: nn.Module, admits: Callable[[str], bool]
+) -> tuple[list[FittedLayer], dict[str, str]]:
+    """Pair the layers of two models.
+
+    Args:
+        dense: The dense model.
+        compressed: What became of it; its layers have their old names.
+        admits: Tells of a dotted name whether the layer may be changed. Blocks are fitted in any case.
+
+    Returns:
+        Blocks of factors, and convolutions and Linear layers that stayed dense; and the reasons why layers are left
+        out, by name.
+    """
+    originals = dict(dense.named_modules())
+    found, left = [], {}
+    for own, names in names_by_identity(compressed).items():
+        block = isinstance(own, CPDBlock | CPDLinear)
+        if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and all(map(admits, names))):
+            continue
+        old = originals.get(names[0])
+        contract = None if old is None else _contract(old)
+        if isinstance(contract, ConvContract | LinearContract) and old is not None:
+            shape = contract.weight.shape
+            if _shape(own) != (shape[0], shape[1]):
+                left[names[0]] = "its channels were pruned"
+                continue
+            if not block and (reason := _not_settable(own, contract.weight, compressed)):
+                left[names[0]] = reason
+                continue
+            weight = contract.weight.double().flatten(1)
+            found.append(FittedLayer(names[0], old, own, weight, _geometry(contract)))
+        else:
+            left[names[0]] = contract.text if isinstance(contract, Cause) else "the dense model has no such layer"
+    return found, left
+
+
+def _contract(module: nn.Module) -> ConvContract | LinearContract | Cause | None:
+    if isinstance(module, nn.Linear):
+        return read_linear(module)
+    return read_contract(module)
+
+
+def _not_settable(own: nn.Module, weight: Tensor, model: nn.Module) -> str:
+    """Return why the weight of a dense layer cannot be set; an empty text where it can."""
+    parameter = own._parameters.get("weight")
+    if (
+        parameter is None
+        or parameter.shape[:2] != weight.shape[:2]
+        or not torch.equal(parameter.flatten(), weight.flatten())
+    ):
+        return "its weight is computed from its parameters"
+    owners = sum(p is parameter for module in model.modules() for p in module._parameters.values())
+    return "another layer has the same weight" if owners > 1 else ""
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """Return N and C of a layer."""
+    sizes: Mapping[str, int] = vars(module)
+    if "out_features" in sizes:
+        return sizes["out_features"], sizes["in_features"]
+    return sizes["out_channels"], sizes["in_channels"] // sizes["groups"]
+
+
+def _geometry(contract: ConvContract | LinearContract) -> PatchGeometry:
+    if isinstance(contract, LinearContract):
+        return PatchGeometry(channels_last=True)
+    padding = (0, 0) if contract.padding == "valid" else contract.padding
+    return PatchGeometry(
+        contract.kernel_size,
+        contract.stride,
+        padding,  # type: ignore[arg-type]
+        contract.dilation,
+        contract.groups,
+        contract.padding_mode,
+    )

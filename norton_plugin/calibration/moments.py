@@ -1,0 +1,142 @@
+"""First and second moments of what a layer reads and of what it should give, added up batch by batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from norton_plugin.calibration.patches import PatchGeometry
+from norton_plugin.cpd.metric import OutputMetric
+from norton_plugin.errors import SurgeryError
+
+# Numbers of patches that are held at once; images are taken in parts below it.
+_CHUNK = 1 << 24
+
+
+class LayerMoments(NamedTuple):
+    """Moments of a layer.
+
+    Attributes:
+        metric: Centred moments where the layer's bias (or what follows) can take up the means, raw ones otherwise.
+        input_mean: E[x], (G, D).
+        target_mean: E[t], (N,).
+        samples: Patches that were read.
+    """
+
+    metric: OutputMetric
+    input_mean: Tensor
+    target_mean: Tensor
+    samples: int
+
+    def bias(self, weight: Tensor) -> Tensor:
+        """Return the bias (N,) with which a weight (N, D) gives outputs of the right mean."""
+        groups, length = self.input_mean.shape
+        rows = weight.view(groups, -1, length)
+        return self.target_mean - (rows @ self.input_mean[..., None]).reshape(-1)
+
+
+class MomentSums:
+    """Sums over patches and targets of one layer, in double precision.
+
+    Memory: 8 (G D^2 + N D) bytes for the sums, D = C Kh Kw (170 MB for 512 channels and a 3x3 kernel), and at most
+    about 200 MB for the patches of a part of a batch.
+
+    Args:
+        name: Of the layer, for messages.
+        geometry: How it reads its input.
+        positions: Output positions read of every image, chosen at random, all images of a batch alike.
+    """
+
+    def __init__(self, name: str, geometry: PatchGeometry, *, positions: int) -> None:
+        self.name = name
+        self.geometry = geometry
+        self.positions = positions
+        self.samples = 0
+        self._sums: dict[str, Tensor] = {}
+        self._origin: tuple[Tensor, Tensor] | None = None
+
+    def choose(self, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Choose flat output positions, (P,) int64 on the device of the output; all where there are few."""
+        count = self.geometry.positions(output)
+        order = torch.randperm(count, generator=generator)[: self.positions]
+        return order.sort().values.to(output.device)
+
+    def add(self, x: Tensor, target: Tensor, generator: torch.Generator) -> None:
+        """Add one call of the layer.
+
+        Args:
+            x: Its input; an empty one adds nothing.
+            target: What its output should be, of the output's shape.
+            generator: Chooses the positions.
+
+        Raises:
+            SurgeryError: The values are not finite.
+        """
+        if x.numel() == 0 or target.numel() == 0:
+            return
+        if not self.geometry.channels_last and x.dim() == 3:  # an input without a batch axis is legal
+            x, target = x[None], target[None]
+        if self.geometry.channels_last and x.dim() == 2:
+            x, target = x[:, None], target[:, None]
+        chosen = self.choose(target, generator)
+        size = (1, 1) if self.geometry.channels_last else (int(target.shape[-2]), int(target.shape[-1]))
+        kernel = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
+        width = x.shape[-1] if self.geometry.channels_last else x.shape[1]
+        step = max(1, _CHUNK // max(1, len(chosen) * width * kernel))
+        for start in range(0, len(x), step):
+            part = slice(start, start + step)
+            patches = self.geometry.patches(x[part], size, chosen)
+            self._add_rows(patches, self.geometry.targets(target[part], chosen))
+
+    def _add_rows(self, patches: Tensor, targets: Tensor) -> None:
+        """Add patches (M, G, D) with targets (M, N)."""
+        groups = patches.shape[1]
+        if self._origin is None:
+            # Products are taken in single precision: about the means, so that large means hide no small variance.
+            self._origin = patches.double().mean(0).to(patches), targets.double().mean(0).to(targets)
+        rows = (patches - self._origin[0]).float().transpose(0, 1)  # (G, M, D)
+        shifted = (targets - self._origin[1]).float()
+        values = shifted.unflatten(1, (groups, -1)).permute(1, 2, 0)  # (G, N / G, M)
+        found = {
+            "second": torch.bmm(rows.mT, rows),
+            "cross": torch.bmm(values, rows).flatten(0, 1),
+            "input": rows.double().sum(1),
+            "target": shifted.double().sum(0),
+            "energy": shifted.double().square().sum(0),
+        }
+        for key, value in found.items():
+            value = value.double()
+            if not bool(torch.isfinite(value).all()):
+                raise SurgeryError(
+                    f"{self.name} reads or should give values that are not finite on the calibration images; check "
+                    "the images and the weights of the layers before it"
+                )
+            self._sums[key] = self._sums[key].add_(value) if key in self._sums else value
+        self.samples += len(patches)
+
+    def result(self, *, centred: bool) -> LayerMoments:
+        """Return the moments.
+
+        Args:
+            centred: Whether a bias takes up the means.
+
+        Raises:
+            SurgeryError: Nothing was added.
+        """
+        if self._origin is None:
+            raise SurgeryError(f"no calibration image reaches {self.name}; give other images, or leave the layer out")
+        sums = {key: value / self.samples for key, value in self._sums.items()}
+        second, cross, energy = sums["second"], sums["cross"], sums["energy"]
+        own = len(sums["target"]) // len(sums["input"])
+        # Centred moments do not depend on the origin; raw ones are those and the products of the means.
+        second = second - sums["input"][:, :, None] * sums["input"][:, None, :]
+        cross = cross - sums["target"][:, None] * sums["input"].repeat_interleave(own, 0)
+        energy = (energy - sums["target"].square()).clamp_min(0)
+        mean, target = sums["input"] + self._origin[0].double(), sums["target"] + self._origin[1].double()
+        if not centred:
+            second = second + mean[:, :, None] * mean[:, None, :]
+            cross = cross + target[:, None] * mean.repeat_interleave(own, 0)
+            energy = energy + target.square()
+        return LayerMoments(OutputMetric((second + second.mT) / 2, cross, energy), mean, target, self.samples)

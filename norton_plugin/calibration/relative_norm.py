@@ -1,0 +1,109 @@
+"""BatchNorm statistics corrected against the dense model on the same images (docs/method.md, section 3E)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.calibration.lockstep import started, watched
+from norton_plugin.modules.running import ForwardFunction, run_model
+
+# Channels that vary less than this share of the mean variance have no scale to be corrected by.
+_LEAST_VARIANCE = 1e-6
+_MOST_SCALE = 5.0
+
+
+def correct_batch_norm_(
+    dense: nn.Module,
+    compressed: nn.Module,
+    batches: Sequence[Any],
+    *,
+    example_inputs: Any,
+    call: Callable[[nn.Module, Any], Any],
+    forward_fn: ForwardFunction | None = None,
+) -> int:
+    """Set running statistics so that every normalised channel has the dense model's mean and variance, in place.
+
+    If the dense model's channel has mean m and variance v on the images where its norm holds mu and s^2, and the
+    compressed model's has m' and v', the norm gets ``s'^2 = s^2 v' / v`` and ``mu' = m' + (mu - m) sqrt(v' / v)``.
+    Plain re-estimation would replace statistics of the training set by those of a few images; this keeps them.
+
+    Args:
+        dense: In evaluation mode.
+        compressed: Changed: running statistics of norms of unchanged width that are called once.
+        batches: Calibration batches.
+        example_inputs: Shows the order of the norms.
+        call: Runs a model on a batch.
+        forward_fn: Replaces the plain call on the example.
+
+    Returns:
+        How many norms were corrected.
+    """
+    own = dict(compressed.named_modules())
+    pairs = [
+        (norm, own[name])
+        for name, norm in _order(dense, partial(run_model, dense, example_inputs, forward_fn))
+        if getattr(own.get(name), "running_mean", None) is not None
+        and own[name].running_mean.shape == norm.running_mean.shape
+    ]
+    corrected = 0
+    with watched([norm for pair in pairs for norm in pair]):
+        dense_runs = [partial(call, dense, batch) for batch in batches]
+        own_runs = [partial(call, compressed, batch) for batch in batches]
+        with started(dense_runs) as first, started(own_runs) as second:
+            for norm, mine in pairs:
+                both = [
+                    (a, b)
+                    for a, b in zip(first, second, strict=True)
+                    if a.until(norm, "before") & b.until(mine, "before")
+                ]
+                if both:
+                    before, after = (_statistics([r.inputs[0] for r in runs]) for runs in zip(*both, strict=True))
+                    _correct_(mine, norm, before, after)
+                    corrected += 1
+    return corrected
+
+
+def _order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, Any]]:
+    """Return the BatchNorms that one run calls once, in the order of their calls."""
+    norms: dict[nn.Module, str] = {
+        m: n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
+    }
+    called: list[nn.Module] = []
+    handles = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in norms]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(norms[m], m) for m in called if called.count(m) == 1]
+
+
+def _statistics(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel over all batches."""
+    parts = [x.transpose(0, 1).flatten(1) for x in inputs]
+    count = sum(part.shape[1] for part in parts)
+    mean = torch.stack([part.double().sum(1) for part in parts]).sum(0) / count
+    squares = torch.stack([(part.double() - mean[:, None]).square().sum(1) for part in parts])
+    return mean, squares.sum(0) / count
+
+
+def _correct_(norm: nn.Module, original: nn.Module, dense: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> None:
+    (mean, variance), (own_mean, own_variance) = dense, own
+    stored_mean: Tensor = original.running_mean  # type: ignore[assignment]
+    stored_var: Tensor = original.running_var  # type: ignore[assignment]
+    least = _LEAST_VARIANCE * variance.mean()
+    alive = (variance > least) & (own_variance > least)
+    ratio = torch.where(alive, own_variance / variance.clamp_min(least), 1.0)
+    ratio = ratio.clamp(_MOST_SCALE**-2, _MOST_SCALE**2)
+    old_eps, eps = float(original.eps), float(norm.eps)  # type: ignore[arg-type]
+    with torch.no_grad():
+        norm.running_mean.copy_(own_mean + (stored_mean.double() - mean) * ratio.sqrt())  # type: ignore[operator]
+        norm.running_var.copy_(((stored_var.double() + old_eps) * ratio - eps).clamp_min(0.0))  # type: ignore[operator]

@@ -1,0 +1,110 @@
+"""Accuracy without labels and without fine-tuning: factors fitted to what layers see, on the networks of CIFAR-10.
+
+Every network is decomposed at a level and at the MACs of a rank per filter (1: 16 %, 2: 32 % of ResNet-20's MACs), and
+its layers are fitted to training images drawn by the calibration seed (`Recipe.calibration.fit`). Before: the plain
+decomposition with BatchNorm statistics re-estimated, as in ``levels.json``. After: as it is kept by the divergence on
+held-back images. No label is used. Each measurement adds a row to ``calibration.json``.
+
+    python tools/benchmarks/calibration.py --weights WEIGHTS
+    python tools/benchmarks/calibration.py --weights WEIGHTS --networks resnet56 --ranks 1 --levels layer --seeds 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from hybrid import Images, add_row
+from levels_recipe import recipe_for, run_dense_
+
+from norton_plugin import compress
+from norton_plugin.calibration import reestimate_batch_norm_
+from norton_plugin.mm import evaluate
+from norton_plugin.recipe import Calibration, Scope
+from norton_plugin.zoo import ModelSource
+
+_BATCH = 50
+_EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def accuracy(model: torch.nn.Module, source: ModelSource, images: Images) -> float:
+    """Top-1 in percent on the test images."""
+    return round(evaluate(model, images.test, mean=source.mean, std=source.std, batch_size=64).top1, 2)
+
+
+def measure(source: ModelSource, level: str, rank: int, seed: int, images: Images, count: int) -> dict[str, Any]:
+    """Compress with and without the fit, and evaluate both."""
+    sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
+    # The first convolution stays as it is; the classifier stays dense, and may be refitted.
+    recipe = replace(recipe_for(level, rank), scope=Scope(exclude=("conv1",)))
+    plain, _ = compress(source.model, _EXAMPLE, recipe)
+    run_dense_(plain)
+    reestimate_batch_norm_(plain, sample, call=lambda model, x: model(x), images=count)
+
+    fitting = Calibration(fit=True, images=count, seed=seed)
+    wall, processor = time.perf_counter(), time.process_time()
+    fitted, report = compress(source.model, _EXAMPLE, replace(recipe, calibration=fitting), calibration=sample)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    run_dense_(fitted)
+    found = report.calibration
+    assert found is not None  # noqa: S101  # the recipe asks for it
+    decomposed = [layer for layer in found.layers if layer.decomposed]
+    return {
+        "macs_share": round(report.macs_after / report.macs_before, 4),
+        "top1_plain": accuracy(plain, source, images),
+        "top1": accuracy(fitted, source, images),
+        "kept": found.chosen,
+        "divergence": {stage: round(value, 4) for stage, value in found.divergence.items()},
+        "output_nmse_before": round(sum(layer.nmse_before for layer in decomposed) / len(decomposed), 4),
+        "output_nmse_after": round(sum(layer.nmse_after for layer in decomposed) / len(decomposed), 4),
+        "images": found.images,
+        "held_back": found.held_back,
+        "wall_seconds": round(wall, 1),
+        "processor_seconds": round(processor, 1),
+    }
+
+
+def main() -> None:
+    """Parse the arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="*", default=["resnet20", "resnet56"], choices=["resnet20", "resnet56"])
+    parser.add_argument("--levels", nargs="+", default=["layer", "filter"])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="filter-level ranks: the budgets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration images")
+    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
+    parser.add_argument("--test-images", type=int, default=2000, help="drawn with seed 123; 10000 are all")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    test = load_images(arguments.images, "test")
+    if arguments.test_images < len(test):
+        test = test.subset(arguments.test_images, seed=123)
+    images = Images(load_images(arguments.images, "train"), test)
+    facts = {
+        "command": "python tools/benchmarks/calibration.py --weights WEIGHTS",
+        "data": "CIFAR-10 (JPEG); calibration on unlabelled training images; no fine-tuning",
+        "machine": machine(),
+    }
+    path = arguments.output / "calibration.json"
+    for name in arguments.networks:
+        source = load_resnet(name, arguments.weights)
+        source.model.eval()
+        dense = accuracy(copy.deepcopy(source.model), source, images)
+        for rank in arguments.ranks:
+            for level in arguments.levels:
+                for seed in arguments.seeds:
+                    row = {"network": name, "level": level, "budget_rank": rank, "seed": seed, "top1_dense": dense}
+                    row |= {"test_images": len(test), "calibration_images": arguments.count}
+                    row |= measure(source, level, rank, seed, images, arguments.count)
+                    print(row, flush=True)
+                    label = f"{name} {level} R={rank} {arguments.count} images seed {seed} on {len(test)}"
+                    add_row(path, label, row, facts)
+
+
+if __name__ == "__main__":
+    main()
