@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from string import Formatter
 
+from norton_plugin.errors import message_of
 from norton_plugin.reasons.cause import Cause
 from norton_plugin.reasons.entry import Entry, left
 
@@ -42,6 +43,9 @@ class Reason(Enum):
     MEMBER_OUTSIDE_SCOPE = left("member-outside-scope", "{layer} is outside the scope",
         advice="change scope.include or scope.exclude; all layers of a group must be inside the scope",
         example="a group that holds a layer named by scope.exclude")
+    FROZEN = left("frozen", "{layer} is frozen (its weight needs no gradient): fine-tuning could not repair it",
+        advice="set frozen=True of NortonHook, or unfreeze the layer, if it is to be changed",
+        example="the stem and the first stage of mmdet's backbones (frozen_stages=1)")
     LINEAR_KEPT = left("linear-kept", "outputs of Linear layers are not to be pruned (pruning.linear)",
         advice="set pruning.linear to true, if they are to be pruned",
         example="the inner width of an MLP, with pruning.linear set to false")
@@ -292,4 +296,4 @@ class Reason(Enum):
             length: Characters of the text that are kept.
             details: The other fields.
         """
-        return self.because(error=type(error).__name__, message=str(error)[:length], **details)
+        return self.because(error=type(error).__name__, message=message_of(error)[:length], **details)

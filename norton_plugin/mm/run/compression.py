@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,13 @@ from norton_plugin.recipe import Recipe
 
 
 def compressed_copy(
-    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger, outputs: Sequence[str] = ()
+    model: nn.Module,
+    example: Tensor,
+    recipe: Recipe,
+    *,
+    logger: logging.Logger,
+    outputs: Sequence[str] = (),
+    on_step: Callable[[str], None] | None = None,
 ) -> tuple[nn.Module, CompressionReport, str]:
     """Compress a copy; where the whole cannot be traced, less of it is.
 
@@ -28,6 +34,7 @@ def compressed_copy(
         recipe: What to do.
         logger: Told what cannot be traced.
         outputs: Layers whose outputs keep their width, as the model's own do.
+        on_step: Told the name of each step as it begins.
 
     Returns:
         The compressed copy, the report, and what was traced in words.
@@ -39,7 +46,8 @@ def compressed_copy(
         traces = traces_of(model, example)
         for position, (trace, covered) in enumerate(traces, 1):
             try:
-                return *compress(model, example, recipe, forward_fn=_with_outputs(trace, outputs)), covered
+                run = _with_outputs(trace, outputs)
+                return *compress(model, example, recipe, forward_fn=run, on_step=on_step), covered
             except TracingError as error:
                 if position == len(traces):
                     raise
@@ -64,19 +72,22 @@ def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
     return run
 
 
-def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
-    """Return the recipe with all layers excluded whose weights need no gradient: nothing could repair them.
+def frozen_layers(model: nn.Module) -> tuple[str, ...]:
+    """Return the layers whose weights need no gradient, by all their names: nothing could repair them.
 
     Args:
-        recipe: As asked for.
         model: Gives the flags. Norms do not count: they follow the layers around them.
     """
     kinds = (nn.modules.conv._ConvNd, nn.Linear, CPDBlock, CPDLinear)
-    names = tuple(
+    return tuple(
         name
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, kinds) and not any(p.requires_grad for p in module.parameters())
     )
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """Return the recipe with further layers excluded."""
     if not names:
         return recipe
     data = recipe.to_dict()
