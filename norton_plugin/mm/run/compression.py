@@ -13,6 +13,7 @@ from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
+from norton_plugin.modules.running import counted_by
 from norton_plugin.pipeline import CompressionReport, compress
 from norton_plugin.recipe import Recipe
 
@@ -46,7 +47,9 @@ def compressed_copy(
         traces = traces_of(model, example)
         for position, (trace, covered) in enumerate(traces, 1):
             try:
-                run = _with_outputs(trace, outputs)
+                run = _WithOutputs(trace, outputs)
+                regions = f" {words}" if (words := getattr(trace, "regions", "")) else ""
+                logger.info("NORTON: MACs are those of one image of %s%s", _size(example), regions)
                 return *compress(model, example, recipe, forward_fn=run, on_step=on_step), covered
             except TracingError as error:
                 if position == len(traces):
@@ -55,21 +58,28 @@ def compressed_copy(
     raise SurgeryError("nothing of the model can be traced")
 
 
-def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
-    """Return the trace, with what the named layers return beside what it returns."""
-    if not names:
-        return trace
+def _size(example: Tensor) -> str:
+    return " x ".join(str(size) for size in example.shape[1:])
 
-    def run(model: nn.Module, example: Any) -> Any:
+
+class _WithOutputs:
+    """A trace, with what the named layers return beside what it returns."""
+
+    def __init__(self, trace: Trace, names: Sequence[str]) -> None:
+        self._trace, self._names = trace, names
+        self.counted = counted_by(trace)
+
+    def __call__(self, model: nn.Module, example: Any) -> Any:
+        if not self._names:
+            return self._trace(model, example)
         seen: list[Any] = []
-        handles = [model.get_submodule(n).register_forward_hook(lambda _, args, out: seen.append(out)) for n in names]
+        layers = [model.get_submodule(name) for name in self._names]
+        handles = [layer.register_forward_hook(lambda _, args, out: seen.append(out)) for layer in layers]
         try:
-            return [trace(model, example), seen]
+            return [self._trace(model, example), seen]
         finally:
             for handle in handles:
                 handle.remove()
-
-    return run
 
 
 def frozen_layers(model: nn.Module) -> tuple[str, ...]:

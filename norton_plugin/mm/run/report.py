@@ -15,6 +15,7 @@ from norton_plugin.pipeline import (
     CompressionReport,
     in_words,
     level_cells,
+    note_on_distances,
     warning_of_large_components,
 )
 
@@ -41,6 +42,9 @@ def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> No
     warning = warning_of_large_components(report)
     if warning:
         runner.logger.warning("NORTON: %s", warning)
+    note = note_on_distances(report)
+    if note:
+        runner.logger.info("NORTON: %s", note)
 
 
 def log_outcome(runner: Runner, report: CompressionReport, *, metrics: Mapping[str, float]) -> None:
