@@ -198,11 +198,12 @@ class ChannelGraph:
         axes = [axis for axis in self._axes.axes if bool(removed[axis.base : axis.base + axis.size].any())]
         changed = cut_(axes, before, removed)
         alive = before & ~removed
+        # First, while layers still say what they said in the trace: a size is looked up among their attributes.
+        update_sizes_(self._notes.hard_coded_sizes, alive, before, self._class_of)
         for module in dict.fromkeys([*changed, *self._notes.norm_inputs]):
             layer = layer_type(module)
             if layer is not None and layer.refresh is not None:
                 layer.refresh(module, self._current_sizes(module, alive))
-        update_sizes_(self._notes.hard_coded_sizes, alive, before, self._class_of)
         rescale_(self._notes.rescales, self._axes, alive, before)
         self._state["alive"] = alive
 

@@ -87,6 +87,6 @@ def note_on_distances(report: CompressionReport) -> str | None:
     told = "; ".join(f"{note} ({count} x)" for note, count in counts.most_common(_NOTES))
     return (
         f"PABS compared {len(found)} of {len(groups)} pruned groups by a part of the factors, which alone decided: "
-        f"{told}. A factor informs where the rank is below its dimension: vertical and horizontal ones of 3x3 kernels at "
-        "ranks 1 and 2, the head at ranks below the input channels."
+        f"{told}. A factor informs where the rank is below its dimension: vertical and horizontal ones of 3x3 kernels "
+        "at ranks 1 and 2, the head at ranks below the input channels."
     )
