@@ -38,7 +38,10 @@ def run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
         "ori_shape": size,
         "scale_factor": (1.0, 1.0),
     }
-    return model(example, [DetDataSample(metainfo=dict(facts)) for _ in example], mode="tensor")
+    samples = [DetDataSample(metainfo=dict(facts)) for _ in example]
+    for sample in samples:  # mmdet's pipelines pack them always, and some heads ask for them always
+        sample.gt_instances = InstanceData(bboxes=example.new_zeros(0, 4), labels=example.new_zeros(0).long())
+    return model(example, samples, mode="tensor")
 
 
 def run_for_cost(model: nn.Module, example: Tensor) -> Any:
