@@ -113,7 +113,8 @@ class ChannelGraph:
 
     def _pin_outputs(self, output: Any) -> None:
         for tensor in output_tensors(output):
-            for label_map in self._trace.labels_of(tensor).maps:
+            labels = self._trace.labels_of(tensor)
+            for label_map in (*labels.maps, *labels.stays):
                 self._trace.pin(label_map, Reason.MODEL_OUTPUT.because())
         self._trace.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 

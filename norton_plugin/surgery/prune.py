@@ -19,6 +19,7 @@ from norton_plugin.modules.running import ForwardFunction, compared_outputs, run
 from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.surgery.computed_weight import why_computed
 from norton_plugin.surgery.criteria import GroupCriterion
 from norton_plugin.surgery.declared import DeclaredWidths
 from norton_plugin.surgery.names import check_keeps, check_scope
@@ -217,7 +218,7 @@ class _Work:
     def _why_unseen(self, module: nn.Module) -> Cause:
         if module not in self.produced_output:
             return Reason.NOTHING_TO_COMPUTE.because()
-        if nn.utils.parametrize.is_parametrized(module):
-            return Reason.PARAMETRIZED.because()
+        if (computed := why_computed(module)) is not None:
+            return computed
         width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
         return (Reason.SINGLE_CHANNEL if width == 1 else Reason.NOT_FOLLOWED).because()
