@@ -19,7 +19,7 @@ from norton_plugin.blocks.arguments import (
     whole_number,
 )
 from norton_plugin.blocks.clusters import BlockLevel, even_clusters, slots_of, wrong_slots
-from norton_plugin.blocks.derived import restates
+from norton_plugin.blocks.derived import assigned_
 from norton_plugin.blocks.forms import FORM_FUNCTIONS, FORMS, BlockFactors, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.blocks.selection import select_
@@ -142,7 +142,7 @@ class CPDBlock(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form"):
             choice(value, name, FORMS)
-        if not restates(self, name, value):
+        if not assigned_(self, name, value):
             super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
