@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from norton_plugin.channels.layers import layer_type
@@ -20,6 +21,8 @@ from norton_plugin.modules.running import output_tensors, traceable
 
 _FEATURES = ("num_features", "embed_dim")
 _HEAD = "head_hidden_size"
+# What blocks keep of their widths, for a second form of theirs (reparameterize of timm's MobileOne and FastViT).
+_INPUTS, _OUTPUTS = ("in_chs", "in_channels", "dim"), ("out_chs", "out_channels")
 Place = tuple[nn.Module, str, int]  # of an attribute, or of an entry of feature_info
 Shape = tuple[int, ...]
 
@@ -97,7 +100,7 @@ def _axis(shape: Shape, width: int) -> int | None:
 
 def _declarations(model: nn.Module) -> Iterator[_Declared]:
     for module in model.modules():
-        if layer_type(module) is not None or isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        if layer_type(module) is not None or isinstance(module, torch.jit.ScriptModule):
             continue
         held = {name: value for name, value in vars(module).items() if type(value) is int}
         if callable(getattr(type(module), "forward_features", None)):
@@ -111,9 +114,20 @@ def _declarations(model: nn.Module) -> Iterator[_Declared]:
             classifier = find()
             if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Identity):
                 yield _Declared((module, _HEAD, -1), held[_HEAD], classifier, "input")
-        if "out_channels" in held:
-            yield _Declared((module, "out_channels", -1), held["out_channels"], module, "output")
+        for names, what in ((_INPUTS, "input"), (_OUTPUTS, "output")):
+            yield from (_Declared((module, name, -1), held[name], module, what) for name in names if name in held)
+        if (groups := held.get("groups", 1)) > 1:
+            every = any(held.get(name) == groups for name in _INPUTS)  # a group for every channel
+            target = module if every else _depthwise(module, groups)
+            if target is not None:
+                yield _Declared((module, "groups", -1), groups, target, "input")
         yield from _listed(module)
+
+
+def _depthwise(module: nn.Module, groups: int) -> nn.Module | None:
+    """Return a depthwise convolution inside a module that has as many groups as the module says."""
+    convs = (each for each in module.modules() if isinstance(each, nn.Conv2d))
+    return next((conv for conv in convs if conv.groups == conv.in_channels == conv.out_channels == groups), None)
 
 
 def _listed(module: nn.Module) -> Iterator[_Declared]:

@@ -146,3 +146,18 @@ def test_an_artefact_is_built_by_timms_own_function(tmp_path):
         timm.create_model("norton_artifact")
     with pytest.raises(SourceError, match=r"\['drop_rate'\]"):
         timm.create_model("norton_artifact", path="x", drop_rate=0.1)
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "fastvit_t8"])
+def test_branches_are_joined_after_pruning(name):
+    """The second form of a block is built from widths that the block keeps for it, and nothing else reads."""
+    from timm.utils.model import reparameterize_model
+
+    torch.manual_seed(0)
+    model, image = timm.create_model(name, num_classes=10).eval(), torch.randn(1, 3, 64, 64)
+    small = compress(model, image, HALF).model
+    joined = reparameterize_model(small)
+    assert len(list(joined.modules())) < len(list(small.modules()))
+    with torch.no_grad():
+        expected = small(image)
+        assert float((joined(image) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
