@@ -5,6 +5,8 @@ Every message says what came, what was expected and what to do about it.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,3 +55,13 @@ class SourceError(NortonError, ValueError):
 
 class MissingExtraError(NortonError, ImportError):
     """An optional dependency is absent; the message names the pip command that installs it."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return an error's message; where it has none, such as that of a bare ``assert``, the line that raised it."""
+    message = str(error).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    if message or not frames:
+        return message
+    last = frames[-1]
+    return f"no message; raised by `{last.line}` in {last.name}, line {last.lineno} of {PurePath(last.filename).name}"

@@ -1,5 +1,6 @@
 """What reports say of a layer: level, rank, components, and components that cancel each other."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,14 @@ import torch
 from torch import nn
 
 from norton_plugin import Recipe, compress
-from norton_plugin.pipeline import LayerReport, in_words, level_cells, warning_of_large_components
+from norton_plugin.pabs import pabs_distance
+from norton_plugin.pipeline import (
+    LayerReport,
+    in_words,
+    level_cells,
+    note_on_distances,
+    warning_of_large_components,
+)
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
 
 
@@ -99,3 +107,31 @@ def test_large_components_are_named(compressed):
     assert warning(layers[0], layers[3]) is None
     assert warning(layers[1]).startswith("A component of b has 12 times the norm of the weight it is part of: its ")
     assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
+
+
+def _pruned(rank):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)]
+    recipe = Recipe.from_dict({"decomposition": {"rank": rank}, "pruning": {"keep": 0.5, "round_to": 1}})
+    return compress(nn.Sequential(*layers), torch.randn(1, 3, 8, 8), recipe).report
+
+
+def test_factors_that_tell_nothing_are_told_once_per_model():
+    assert note_on_distances(_pruned(1)) is None
+    note = note_on_distances(_pruned(3))
+    assert note.startswith("PABS compared 1 of 2 pruned groups by a part of the factors, which alone decided: ")
+    for name in ("vertical", "horizontal"):
+        assert f"{name}: 3 components in 3 dimensions span the whole space (1 x)" in note
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize("kernel", ["3x3", "5x5", "7x7", "1x7"])
+def test_the_page_says_which_ranks_inform(repository, kernel):
+    page = (repository / "docs/method.md").read_text()
+    (row,) = re.findall(rf"^  \| {kernel} \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    sizes = dict(zip(("vertical", "horizontal"), map(int, kernel.split("x")), strict=True))
+    told = [range(1, int(words[-1]) + 1) if words != "none" else () for words in row[1:]]
+    for rank in range(1, 8):
+        distance = pabs_distance([torch.randn(4, rank, size) for size in (16, *sizes.values())])
+        assert [name in distance.informative for name in sizes] == [rank in ranks for ranks in told]
+        assert "head" in distance.informative and row[0].startswith("R < C")

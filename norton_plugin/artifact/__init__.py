@@ -20,6 +20,7 @@ from norton_plugin.artifact.folder import MANIFEST, WEIGHTS
 from norton_plugin.artifact.loading import StoredArtifact, check_replaceable, load, open_artifact
 from norton_plugin.artifact.manifest import FORMAT, VERSION, Manifest, read_manifest
 from norton_plugin.artifact.saving import save
+from norton_plugin.artifact.timm_loader import register_timm_loader
 from norton_plugin.artifact.weights import load_weights_
 from norton_plugin.artifact.whole_file import write_whole
 
@@ -35,6 +36,7 @@ __all__ = [
     "load_weights_",
     "open_artifact",
     "read_manifest",
+    "register_timm_loader",
     "save",
     "write_whole",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import check_channels, check_flag, check_placement, choice, pair, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
+from norton_plugin.blocks.derived import assigned_
 from norton_plugin.blocks.form_choice import form_for
 from norton_plugin.blocks.forms import AUTO, FORMS, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
@@ -92,7 +93,8 @@ class ConvBlock(nn.Module, ABC):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("form", "training_form"):
             choice(value, name, (*self.forms, AUTO) if name == "form" else self.forms)
-        super().__setattr__(name, value)
+        if not assigned_(self, name, value):
+            super().__setattr__(name, value)
 
     def init_weights(self) -> None:
         """Do nothing: mmengine calls it on every module, and decomposed weights must survive it."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.arguments import check_flag, check_placement, check_size, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
+from norton_plugin.blocks.derived import assigned_
 from norton_plugin.blocks.selection import select_linear_
 from norton_plugin.errors import SurgeryError
 
@@ -40,6 +41,8 @@ class CPDLinear(nn.Module):
     is_init = True
     # All outputs share all components; see ``CPDBlock.level``.
     level: BlockLevel = "layer"
+    # Name of the factor whose rows are of one output each.
+    filter_factor = "mix"
 
     head: nn.Parameter
     mix: nn.Parameter
@@ -67,6 +70,10 @@ class CPDLinear(nn.Module):
         self.mix = nn.Parameter(torch.empty(out_features, components, **kind))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **kind)) if bias else None)
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not assigned_(self, name, value):
+            super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draw factors whose product has the variance of ``nn.Linear``'s default initialisation."""

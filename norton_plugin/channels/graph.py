@@ -113,7 +113,8 @@ class ChannelGraph:
 
     def _pin_outputs(self, output: Any) -> None:
         for tensor in output_tensors(output):
-            for label_map in self._trace.labels_of(tensor).maps:
+            labels = self._trace.labels_of(tensor)
+            for label_map in (*labels.maps, *labels.stays):
                 self._trace.pin(label_map, Reason.MODEL_OUTPUT.because())
         self._trace.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
@@ -198,11 +199,12 @@ class ChannelGraph:
         axes = [axis for axis in self._axes.axes if bool(removed[axis.base : axis.base + axis.size].any())]
         changed = cut_(axes, before, removed)
         alive = before & ~removed
+        # First, while layers still say what they said in the trace: a size is looked up among their attributes.
+        update_sizes_(self._notes.hard_coded_sizes, alive, before, self._class_of)
         for module in dict.fromkeys([*changed, *self._notes.norm_inputs]):
             layer = layer_type(module)
             if layer is not None and layer.refresh is not None:
                 layer.refresh(module, self._current_sizes(module, alive))
-        update_sizes_(self._notes.hard_coded_sizes, alive, before, self._class_of)
         rescale_(self._notes.rescales, self._axes, alive, before)
         self._state["alive"] = alive
 

@@ -28,12 +28,15 @@ class ChannelLabels(NamedTuple):
             union, so that the rows can be rescaled.
         scores: Whether the tensor holds products of activations summed over their channels, as attention scores are:
             its dimensions are positions and heads.
+        stays: Label maps of channels that had to stay, and that are not followed on from here: where the tensor is an
+            output of the model, so are they.
     """
 
     maps: tuple[Tensor, ...] = ()
     constant: bool = True
     producer_rows: Tensor | None = None
     scores: bool = False
+    stays: tuple[Tensor, ...] = ()
 
 
 def varying(label_map: Tensor) -> list[int]:

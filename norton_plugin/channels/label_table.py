@@ -96,12 +96,17 @@ class LabelTable:
             self._pins.append((labels, reason))
 
     def resolve(self) -> Classes:
-        """Return the classes; the first reason given for a class is the one that is kept."""
+        """Return the classes; of several reasons for a class, the first that does not block it, or else the first.
+
+        A channel that has to stay in any case, such as an output of the model, stays for that reason.
+        """
         empty = torch.zeros(0, dtype=torch.long)
         class_of = connected(self.size, torch.cat([empty, *self._first]), torch.cat([empty, *self._second]))
         reasons = tuple(dict.fromkeys(reason for _, reason in self._pins))
         position = {reason: index for index, reason in enumerate(reasons)}
         pinned = torch.zeros(self.size, dtype=torch.long)
-        for labels, reason in reversed(self._pins):
+        # What is written last counts.
+        backwards = self._pins[::-1]
+        for labels, reason in sorted(backwards, key=lambda pin: not pin[1].blocks):
             pinned[class_of[labels]] = 1 + position[reason]
         return Classes(class_of, pinned[class_of], reasons)

@@ -85,7 +85,7 @@ def compress(
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import compress as run
-    from norton_plugin.pipeline import warning_of_large_components
+    from norton_plugin.pipeline import note_on_distances, warning_of_large_components
 
     changes = {
         "scope": what.scope_changes(include=include, exclude=exclude),
@@ -142,8 +142,8 @@ def compress(
         out.show(calibration_table(report.calibration))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
-    warning = warning_of_large_components(report)
-    if warning:
-        out.show(warning)
+    for remark in (warning_of_large_components(report), note_on_distances(report)):
+        if remark:
+            out.show(remark)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})

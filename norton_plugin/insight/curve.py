@@ -10,7 +10,7 @@ from torch import nn
 
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.patterns import matches_any, require_matches
 from norton_plugin.pipeline import check_model
 from norton_plugin.reasons import Cause
@@ -95,7 +95,7 @@ def cost_curves(
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     scope.check(names)
     require_matches(layers, names, what="--layer")
-    sizes = count_cost(model, lambda: run_model(model, example_inputs, forward_fn)).map_sizes
+    sizes = count_cost(model, lambda: run_model(model, example_inputs, counted_by(forward_fn))).map_sizes
     everything = Decomposition(level="auto", share=1.0, clusters=clusters, linear=True)
     targets, skipped = plan_decomposition(model, everything, scope=scope, map_sizes=sizes)
     if layers:

@@ -9,7 +9,7 @@ from torch import nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.cost import count_cost
-from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.pipeline import check_model
 from norton_plugin.pipeline.report import sharing
@@ -102,7 +102,7 @@ def inspect_model(
     check_model(model, example_inputs)
     scope = scope or Scope()
     scope.check([name for name, _ in model.named_modules(remove_duplicate=False) if name])
-    cost = count_cost(model, lambda: run_model(model, example_inputs, forward_fn))
+    cost = count_cost(model, lambda: run_model(model, example_inputs, counted_by(forward_fn)))
     targets, skipped = plan_decomposition(model, Decomposition(rank=1), scope=scope, map_sizes=cost.map_sizes)
     eligible = {target.names[0] for target in targets}
     at_any_level = Decomposition(level="layer", share=1.0, linear=True)

@@ -45,6 +45,15 @@ def run_model(model: nn.Module, example_inputs: Any, forward_fn: ForwardFunction
     return model(example_inputs)
 
 
+def counted_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
+    """Return what a model is run by where its cost is counted.
+
+    A trace of channels may have to leave out what it cannot follow. Such a function has an attribute ``counted``: the
+    function that runs all of the model.
+    """
+    return getattr(forward_fn, "counted", forward_fn)
+
+
 def varied(example_inputs: Any) -> Any:
     """Return the example with random values in place of tensors of a single value, such as zeros.
 

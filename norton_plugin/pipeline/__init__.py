@@ -8,6 +8,7 @@ from norton_plugin.pipeline.wording import (
     LEVEL_HEADINGS,
     in_words,
     level_cells,
+    note_on_distances,
     size_in_words,
     warning_of_large_components,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "compress",
     "in_words",
     "level_cells",
+    "note_on_distances",
     "size_in_words",
     "warning_of_large_components",
 ]

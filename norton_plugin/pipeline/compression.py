@@ -15,7 +15,7 @@ from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.pipeline.calibrating import fit_, reestimate_
 from norton_plugin.pipeline.checks import check_calibration, check_model, check_patterns, check_recipe, require_changes
 from norton_plugin.pipeline.report import CompressionReport
@@ -54,7 +54,8 @@ def compress(
             function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
             shown the layers of ``model``, with their gradients.
         ignored: Modules whose outputs must keep their width.
-        forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
+        forward_fn: ``(model, example_inputs) -> output`` in place of the plain call; MACs are counted by its attribute
+            ``counted``, where it has one (a function like it, which may also run what cannot be traced).
         on_step: Told the name of each step as it begins.
 
     Returns:
@@ -75,7 +76,7 @@ def compress(
         dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
         ignored = counterparts(model, compressed, ignored)
-        run = partial(run_model, compressed, example_inputs, forward_fn)
+        run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Protocol
 
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
 # Norm of a component over that of its cluster's weight, from which on the report speaks of it.
 _LARGE = 10.0
+# Kinds of factors that tell nothing, of which the report names the most frequent.
+_NOTES = 4
 LEVEL_HEADINGS = ("level", "rank", "components")
 
 
@@ -68,4 +71,22 @@ def warning_of_large_components(report: CompressionReport) -> str | None:
         f"A component of {worst.names[0]} has {worst.largest_component:.0f} times the norm of the weight it is part "
         f"of{others}: its components cancel each other, which costs accuracy in half precision and makes fine-tuning "
         "harder. Ask for fewer components there, or for another level."
+    )
+
+
+def note_on_distances(report: CompressionReport) -> str | None:
+    """Return a sentence on the pruned groups whose filters not all factors could tell apart; None where all could.
+
+    A factor of R components in at most R dimensions spans its whole space for every filter, whatever the filter is.
+    """
+    groups = report.pruning.groups
+    found = [group for group in groups if group.notes]
+    if not found:
+        return None
+    counts = Counter(note.split(",")[0] for group in found for note in group.notes)
+    told = "; ".join(f"{note} ({count} x)" for note, count in counts.most_common(_NOTES))
+    return (
+        f"PABS compared {len(found)} of {len(groups)} pruned groups by a part of the factors, which alone decided: "
+        f"{told}. A factor informs where the rank is below its dimension: vertical and horizontal ones of 3x3 kernels "
+        "at ranks 1 and 2, the head at ranks below the input channels."
     )

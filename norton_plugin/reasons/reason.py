@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from string import Formatter
 
+from norton_plugin.errors import message_of
 from norton_plugin.reasons.cause import Cause
 from norton_plugin.reasons.entry import Entry, left
 
@@ -32,6 +33,9 @@ class Reason(Enum):
     ROUNDED = left("rounded", "{size} channels at keep {keep:g} come to {size} in multiples of {round_to} (round_to)",
         advice="lower pruning.round_to or pruning.keep; no count is rounded to over 10 points below keep",
         example="a convolution of 8 channels with keep=0.7 and round_to=8")
+    RANKED_HIGHER = left("ranked-higher", "all its channels rank above those of other layers that are removed",
+        advice="nothing to do: that is what pruning.global_ranking asks for",
+        example="a layer of few and distinct filters, under global_ranking")
     ROUNDED_ANYWAY = left("rounded-anyway",
         "{other}; and {size} channels at keep {keep:g} come to {size} in multiples of {round_to}",
         advice="nothing to do: the channels would stay even without the first reason",
@@ -42,6 +46,9 @@ class Reason(Enum):
     MEMBER_OUTSIDE_SCOPE = left("member-outside-scope", "{layer} is outside the scope",
         advice="change scope.include or scope.exclude; all layers of a group must be inside the scope",
         example="a group that holds a layer named by scope.exclude")
+    FROZEN = left("frozen", "{layer} is frozen (its weight needs no gradient): fine-tuning could not repair it",
+        advice="set frozen=True of NortonHook, or unfreeze the layer, if it is to be changed",
+        example="the stem and the first stage of mmdet's backbones (frozen_stages=1)")
     LINEAR_KEPT = left("linear-kept", "outputs of Linear layers are not to be pruned (pruning.linear)",
         advice="set pruning.linear to true, if they are to be pruned",
         example="the inner width of an MLP, with pruning.linear set to false")
@@ -140,10 +147,9 @@ class Reason(Enum):
         "its channels are not followed: it computes from constants alone, or in code that cannot be seen",
         advice="nothing to do where it computes from constants; otherwise use plain torch operations",
         example="stage4.0.branch1.0 of torchvision:shufflenet_v2_x0_5")
-    PARAMETRIZED = Entry("parametrized",
-        "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations ends that",
-        advice="call remove_parametrizations on the layer before compressing",
-        example="a layer under torch.nn.utils.parametrizations.weight_norm")
+    PARAMETRIZED = Entry("parametrized", "{what} computes its weight; {remedy} ends that",
+        advice="call the function that is named on the layer before compressing",
+        example="a layer under torch.nn.utils.parametrizations.weight_norm or torch.nn.utils.weight_norm")
 
     # What planning and proving a cut found out.
     NO_FILTERS = Entry("no-filters", "no layer whose filters could be compared makes these channels",
@@ -158,8 +164,7 @@ class Reason(Enum):
     PROOF_TIME = Entry("proof-time", "could not be verified within the time allowed for it",
         advice="raise time_limit, or give a smaller example_inputs",
         example="torchvision:maskrcnn_resnet50_fpn_v2 at a limit of 60 s")
-    DIFFERS = Entry("differs",
-        "the pruned model differs from the masked one by {error:.1e} (at most {limit:.1g} is accepted)",
+    DIFFERS = Entry("differs", "the pruned model differs from the masked one by {error:.1e} (accepted: {limit:.1g})",
         advice="report the model: the trace misunderstands it; the group is left as it was",
         example="torchvision:raft_small")
     BREAKS = Entry("breaks", "pruning it breaks the model ({error}: {message})",
@@ -292,4 +297,4 @@ class Reason(Enum):
             length: Characters of the text that are kept.
             details: The other fields.
         """
-        return self.because(error=type(error).__name__, message=str(error)[:length], **details)
+        return self.because(error=type(error).__name__, message=message_of(error)[:length], **details)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.errors import DecompositionError
 from norton_plugin.reasons import Cause, Reason
+from norton_plugin.surgery.computed_weight import why_computed
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
     if not isinstance(module, nn.Conv2d):
         return Reason.NOT_CONV2D.because(module=type(module).__name__)
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return Reason.HAS_HOOKS.because()
+        return why_computed(module) or Reason.HAS_HOOKS.because()
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     own_forward = type(module).forward is not nn.Conv2d.forward
     own_forward |= type(module)._conv_forward is not nn.Conv2d._conv_forward
@@ -131,11 +132,11 @@ _PLAIN_LINEAR = {"torch.nn.modules.linear.Linear", "mmcv.cnn.bricks.wrappers.Lin
 def read_linear(module: nn.Linear) -> LinearContract | Cause:
     """Read a Linear layer, or say why it is not one this package can replace."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return Reason.HAS_HOOKS.because()
+        return why_computed(module) or Reason.HAS_HOOKS.because()
     if f"{type(module).__module__}.{type(module).__qualname__}" not in _PLAIN_LINEAR:
         return Reason.OWN_FORWARD.because(module=type(module).__name__)
-    if nn.utils.parametrize.is_parametrized(module):
-        return Reason.PARAMETRIZED.because()
+    if (computed := why_computed(module)) is not None:
+        return computed
     if module.weight.is_meta:
         return Reason.ON_META.because()
     bias = None if module.bias is None else module.bias.detach()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear
+from norton_plugin.modules.feature_info import LISTED_WIDTHS, listed_widths
 from norton_plugin.modules.swap import names_by_identity
 
 Geometry = dict[str, dict[str, Any]]
@@ -56,6 +57,8 @@ def geometry(model: nn.Module) -> Geometry:
         else:
             shapes = {n: list(t.shape) for n, t in own_tensors(module).items()}
             plain = {k: v for k, v in vars(module).items() if _is_plain(v) and k not in _IGNORED}
+            if widths := listed_widths(module):
+                plain[LISTED_WIDTHS] = widths
             hidden = {n: list(t.shape) for n, t in kept_out(module).items()}
             entry |= {"shapes": shapes, "attributes": {k: freeze(v) for k, v in plain.items()}, "kept_out": hidden}
         described[names[0]] = entry

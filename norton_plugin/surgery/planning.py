@@ -53,7 +53,9 @@ def plan_groups(
         group, keep = candidate.group, shares.get(candidate.group.root, candidate.keep)
         count = _count(group, keep, pruning)
         if count == group.size:
-            skipped.append(Skipped(group.root, _rounds(group, keep, pruning)))
+            ranked = keep == 1 and group.root in shares
+            cause = Reason.RANKED_HIGHER.because() if ranked else _rounds(group, keep, pruning)
+            skipped.append(Skipped(group.root, cause))
             continue
         parts = group.channel_groups
         gone = candidate.scores.argsort()[: (group.size - count) // parts].tolist()

@@ -15,11 +15,13 @@ from norton_plugin.channels.layers import is_producer
 from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.modules.copies import refresh_copies_
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import ForwardFunction, compared_outputs, varied
+from norton_plugin.modules.running import ForwardFunction, compared_outputs, run_model, varied
 from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.surgery.computed_weight import why_computed
 from norton_plugin.surgery.criteria import GroupCriterion
+from norton_plugin.surgery.declared import DeclaredWidths
 from norton_plugin.surgery.names import check_keeps, check_scope
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
@@ -75,6 +77,7 @@ def prune_(
     example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
+    declared = DeclaredWidths(model, partial(run_model, model, example_inputs, forward_fn))
     traces, left = _traces(model, example_inputs, forward_fn, time_limit, require)
     work = _Work(model, pruning, scope, frozen, verify, time_limit, criterion)
     try:
@@ -89,6 +92,7 @@ def prune_(
         work.skipped += [Skipped(root, problem) for root in work.records]
         work.records.clear()
     refresh_copies_(model)
+    declared.renew_()
     not_run = Reason.NOT_RUN if forward_fn is None and not left else Reason.NOT_TRACED
     skipped = [*left, *work.skipped, *work.unseen(not_run.because())]
     if require and not work.records:
@@ -214,7 +218,7 @@ class _Work:
     def _why_unseen(self, module: nn.Module) -> Cause:
         if module not in self.produced_output:
             return Reason.NOTHING_TO_COMPUTE.because()
-        if nn.utils.parametrize.is_parametrized(module):
-            return Reason.PARAMETRIZED.because()
+        if (computed := why_computed(module)) is not None:
+            return computed
         width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
         return (Reason.SINGLE_CHANNEL if width == 1 else Reason.NOT_FOLLOWED).because()

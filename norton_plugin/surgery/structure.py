@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError
+from norton_plugin.modules.feature_info import LISTED_WIDTHS, list_widths_
 from norton_plugin.modules.swap import renew_references_, swap_, take_over_flags_
 from norton_plugin.surgery.geometry import Geometry, geometry, kept_out, kind_of_block, own_tensors, thaw
 from norton_plugin.surgery.structure_arguments import damaged, shortened
@@ -179,7 +180,9 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
             (module._parameters if name in module._parameters else module._buffers)[name] = tensor  # type: ignore[assignment]
             module._non_persistent_buffers_set.discard(name)
         renew_references_(module)
-        vars(module).update(attributes)
+        if isinstance(widths := attributes.get(LISTED_WIDTHS), list):
+            list_widths_(module, widths)
+        vars(module).update({name: value for name, value in attributes.items() if name != LISTED_WIDTHS})
 
 
 def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:

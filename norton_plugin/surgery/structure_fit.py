@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.blocks.padding import normalise_padding
 from norton_plugin.cpd import full_components, full_spatial_rank
+from norton_plugin.modules.feature_info import LISTED_WIDTHS, listed_widths
 from norton_plugin.surgery.structure_arguments import LARGEST, damaged, is_whole, shortened
 from norton_plugin.surgery.structure_entries import (
     BlockEntry,
@@ -60,10 +61,11 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         old = tuple(own[name].shape)
         if len(shape) != len(old) or any(n > o or n < min(1, o) for n, o in zip(shape, old, strict=True)):
             raise damaged(f"the shape of {where}.{name}", shape, f"part of {old}")
+    held = {**vars(module), LISTED_WIDTHS: listed_widths(module)}
     for name, value in entry.attributes.items():
-        if name.startswith("_") or name not in vars(module):
+        if name.startswith("_") or name not in held:
             raise damaged(f"an attribute of {where}", name, "a public one that the module has")
-        own_value = vars(module)[name]
+        own_value = held[name]
         if not may_become(own_value, value):
             expected = f"positive integers of the kind that {shortened(own_value)} is"
             raise damaged(f"the attribute {where}.{name}", value, expected)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.channels import ChannelGraph
+from norton_plugin.channels.consistency import disagreements, require_agreement
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import TOLERANCE, in_double_precision, relative_error
@@ -53,6 +54,7 @@ class Surgeon:
         self.graph = graph
         self.outputs = outputs
         self._original = Snapshot(model.modules(), graph.bookkeeping())
+        self._disagreeing = disagreements(model)
 
     def prune_all_(self, plans: Sequence[Plan]) -> None:
         """Remove the channels of all plans without a comparison.
@@ -155,6 +157,7 @@ class Surgeon:
         for plan in plans:
             if (width := self.graph.width(plan.group.root)) != plan.record.after:
                 raise SurgeryError(f"{plan.group.root} has {width} channels instead of {plan.record.after}")
+        require_agreement(self.model, self._disagreeing)
 
     def _tolerance(self) -> float:
         kinds = {p.dtype for p in self.model.parameters() if p.is_floating_point()}

@@ -16,14 +16,20 @@ from typing import Any
 import torch
 from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
 from mmdet.models.detectors.base import BaseDetector
-from mmdet.structures import DetDataSample
 from torch import Tensor, nn
+
+from norton_plugin.errors import message_of
+from norton_plugin.zoo.detector_cost import (
+    detections_of,
+    proposals_of,
+    regions_in_words,
+    run_for_cost,
+    run_tensor_mode,
+)
 
 logger = logging.getLogger(__name__)
 
 Trace = Callable[[nn.Module, Any], Any]
-# Regions that the RoI heads are run on: mmdet's usual numbers of proposals and of detections per image.
-BOXES, MASKS = 1000, 100
 
 
 def is_detector(model: nn.Module) -> bool:
@@ -42,13 +48,24 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         example: Normalised image (1, 3, H, W), to find out what runs.
     """
     with _evaluating(model):
-        if not isinstance(model, TwoStageDetector) and _outcome(model, "the whole", whole, example) is not None:
-            return whole, "the whole detector"
+        single = not isinstance(model, TwoStageDetector)
+        if single and _outcome(model, "the whole", run_tensor_mode, example) is not None:
+            return run_tensor_mode, "the whole detector"
         pyramid = _outcome(model, "the neck", features, example)
         if pyramid is None:
             return features, "backbone and neck"  # whoever runs it is told why it cannot be run
         parts = [part for part, run in _parts(model) if _outcome(model, part, run, pyramid) is not None]
-    return _PartByPart(tuple(parts)), ", ".join(["backbone and neck", *parts])
+        counted = _counted(model, example, pyramid)
+    return _PartByPart(tuple(parts), *counted), ", ".join(["backbone and neck", *parts])
+
+
+def without_heads(trace: Trace) -> tuple[Trace, str]:
+    """Return what is left where the dependencies of a head cannot be traced; MACs are still those of all.
+
+    Args:
+        trace: Of ``trace_of``.
+    """
+    return _PartByPart((), getattr(trace, "counted", trace), getattr(trace, "regions", "")), "backbone and neck"
 
 
 def exported_part(model: nn.Module) -> tuple[Trace, str]:
@@ -69,7 +86,7 @@ def exported_part(model: nn.Module) -> tuple[Trace, str]:
 
 def _up_to_the_head(model: nn.Module, example: Tensor) -> Any:
     if isinstance(model, DetectionTransformer):  # its masks are made for images of one size, from their descriptions
-        return whole(model, example)
+        return run_tensor_mode(model, example)
     return model(example, mode="tensor")  # without descriptions of the images, so that the batch can stay open
 
 
@@ -79,33 +96,42 @@ def _pyramid_and_regions(model: nn.Module, example: Tensor) -> Any:
 
 
 def features(model: nn.Module, example: Tensor) -> Any:
-    """Run backbone and neck alone: what is left where the dependencies of a head cannot be traced."""
+    """Run backbone and neck alone."""
     return model.extract_feat(example)  # type: ignore[operator]
 
 
-def whole(model: nn.Module, example: Tensor) -> Any:
-    """Run all of a detector that has no regions: mode ``tensor``, for images that are not padded."""
-    size = tuple(example.shape[-2:])
-    facts = {
-        "img_shape": size,
-        "batch_input_shape": size,
-        "pad_shape": size,
-        "ori_shape": size,
-        "scale_factor": (1.0, 1.0),
-    }
-    return model(example, [DetDataSample(metainfo=dict(facts)) for _ in example], mode="tensor")
-
-
 class _PartByPart:
-    """Runs the pyramid, then the given parts on it or on constant regions."""
+    """Runs the pyramid, then the given parts on it or on constant regions.
 
-    def __init__(self, parts: tuple[str, ...]) -> None:
+    Args:
+        parts: Names of what follows the pyramid.
+        counted: What MACs are counted on by ``compress``; None for the parts themselves.
+        regions: On how many regions, in words.
+    """
+
+    def __init__(self, parts: tuple[str, ...], counted: Trace | None = None, regions: str = "") -> None:
         self.parts = parts
+        self.counted = counted or self
+        self.regions = regions
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
         pyramid = features(model, example)
         runs = dict(_parts(model))
         return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
+
+
+def _counted(model: nn.Module, example: Tensor, pyramid: Any) -> tuple[Trace | None, str]:
+    """Return what the MACs of a detector are counted on, heads that are not traced included, and on how many regions.
+
+    Where the whole cannot be run, the parts that can are counted.
+    """
+    try:
+        run_for_cost(model, example)
+    except Exception as error:
+        told = f"{type(error).__name__}: {message_of(error)}"
+        logger.info("the whole detector does not run in mode tensor (%s): MACs are those of the parts traced", told)
+        return None, ""
+    return run_for_cost, regions_in_words(model, pyramid)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
@@ -127,7 +153,7 @@ def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     for name in ("semantic_head", "glbctx_head"):
         if getattr(roi_head, name, None) is not None:
             yield f"roi_head.{name}", partial(_run_on_pyramid, f"roi_head.{name}")
-    for kind, count in (("bbox", BOXES), ("mask", MASKS)):
+    for kind, count in (("bbox", proposals_of(model)), ("mask", detections_of(model))):
         heads = _as_list(getattr(roi_head, f"{kind}_head", None))
         extractors = _extractors(roi_head, kind)
         if kind == "mask" and getattr(roi_head, "mask_info_flow", False):
@@ -159,7 +185,11 @@ def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: 
 def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
     """Run the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
     roi_head: Any = model.roi_head
-    pooled, feature, predictions = _pooled(model, _extractors(roi_head, "mask")[-1], MASKS, pyramid), None, []
+    pooled, feature, predictions = (
+        _pooled(model, _extractors(roi_head, "mask")[-1], detections_of(model), pyramid),
+        None,
+        [],
+    )
     for head in roi_head.mask_head:
         prediction, feature = head(pooled, feature)
         predictions.append(prediction)
@@ -207,6 +237,9 @@ def _outcome(model: nn.Module, part: str, run: Trace, inputs: Any) -> Any:
         return run(model, inputs)
     except Exception as error:
         logger.info(
-            "%s is not traced (%s: %s): its layers are decomposed, not pruned", part, type(error).__name__, error
+            "%s is not traced (%s: %s): its layers are decomposed, not pruned",
+            part,
+            type(error).__name__,
+            message_of(error),
         )
         return None

@@ -119,7 +119,19 @@ def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequen
     if trace_of is None:
         return None
     trace, _ = trace_of(model, example_inputs[0])
-    return lambda net, inputs: trace(net, inputs[0])
+    return _OnFirst(trace)
+
+
+class _OnFirst:
+    """Runs a trace, which takes one tensor, on the first of several inputs."""
+
+    def __init__(self, trace: ForwardFunction) -> None:
+        self._trace = trace
+        counted = getattr(trace, "counted", trace)
+        self.counted: ForwardFunction = self if counted is trace else _OnFirst(counted)
+
+    def __call__(self, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        return self._trace(model, inputs[0])
 
 
 def exported_part(spec: Mapping[str, Any], model: nn.Module) -> tuple[ForwardFunction | None, str]:

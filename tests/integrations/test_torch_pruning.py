@@ -5,10 +5,13 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from norton_plugin import Recipe, compress
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import SurgeryError
 from norton_plugin.integrations.torch_pruning import CPDBlockPruner, PABSImportance, pruner_options
 from norton_plugin.pabs import pabs_distance, removal_order
+from norton_plugin.recipe import Pruning
+from norton_plugin.surgery.prune import prune_
 
 
 def block(**options):
@@ -98,3 +101,33 @@ def test_a_class_that_is_not_registered_is_passed_over():
     net[1].__class__ = Derived
     tp.pruner.BasePruner(net, torch.randn(1, 3, 6, 6), **options(net)).step()
     assert net[1].out_channels == 12
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rank": 2}, {"level": "layer", "components": 9}, {"level": "cluster", "clusters": 2, "components": 8}]
+)
+def test_its_state_dict_is_saved_and_loaded(tmp_path, settings):
+    """``tp.state_dict`` holds every attribute, and ``tp.load_state_dict`` assigns every one, derived ones as well."""
+
+    def net(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 16))
+        recipe = {"decomposition": {**settings, "linear": "components" in settings}, "pruning": {"keep": 1.0}}
+        return compress(model, torch.randn(1, 3, 8, 8), Recipe.from_dict(recipe)).model.eval()
+
+    first, second, x = net(0), net(1), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        prune_(first, x, Pruning(keep=0.5, round_to=1))
+        assert not torch.allclose(first(x), second(x))
+        torch.save(tp.state_dict(first), tmp_path / "state.pth")
+        tp.load_state_dict(second, torch.load(tmp_path / "state.pth", weights_only=False))
+        assert second[2].out_channels == first[2].out_channels == 4
+        assert torch.equal(first(x), second(x))
+
+
+def test_a_derived_attribute_takes_no_other_value():
+    layer = block()
+    layer.level, layer.components, layer.factors = layer.level, layer.components, layer.factors
+    for name, value in (("level", "layer"), ("components", 3), ("factors", None)):
+        with pytest.raises(AttributeError, match=f"{name} of a CPDBlock follows from its parameters"):
+            setattr(layer, name, value)

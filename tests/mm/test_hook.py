@@ -182,9 +182,44 @@ def test_without_the_package_mmengine_only_warns(whole, tmp_path):
 
 
 def test_another_recipe_is_refused(whole, tmp_path):
-    config = toy_config(tmp_path, norton={"rank": 3, "keep": 0.5}, load_from=str(whole[1] / "epoch_1.pth"))
+    path = str(whole[1] / "epoch_1.pth")
+    with pytest.raises(RecipeError, match=r"decomposition.rank 2 there, 3 here.*again=True"):
+        run(tmp_path, norton={"rank": 3}, load_from=path)
     with pytest.raises(RecipeError, match=r"decomposition.rank 2 there, 3 here"):
-        Runner.from_cfg(config).test()
+        run(tmp_path / "resumed", epochs=4, norton={"rank": 3, "again": True}, load_from=path, resume=True)
+
+
+def test_a_checkpoint_is_tested_whatever_the_recipe_says_and_trained_on_with_other_images(whole, logits, tmp_path):
+    """T6: its structure is its own; only a run that trains has to agree, in what decides the structure."""
+    path = str(whole[1] / "epoch_4.pth")
+    for options in ({**NORTON, "images": 8}, {"rank": 3, "keep": 0.7}):
+        runner = Runner.from_cfg(toy_config(tmp_path, norton=options, load_from=path))
+        assert runner.test()["sum"] == pytest.approx(logits, rel=1e-5)
+    other = {"images": 8, "time_limit": 90.0, "restarts": 1}
+    path = str(whole[1] / "epoch_1.pth")
+    runner = run(tmp_path / "on", epochs=4, norton=other, load_from=path, resume=True)
+    assert difference(runner.model.state_dict(), whole[0].model.state_dict()) == 0.0
+
+
+def test_a_compressed_checkpoint_is_compressed_once_more(whole, tmp_path):
+    """The structure of the second step leads from the dense model to what it is then; it resumes, and is exported."""
+    path, again = str(whole[1] / "epoch_4.pth"), {"rank": None, "keep": 0.5, "round_to": 2, "again": True}
+    runner = run(tmp_path / "a", epochs=2, norton=again, load_from=path)
+    assert whole[0].model.shared.out_channels == 8 and runner.model.shared.out_channels == 4
+    assert isinstance(runner.model.shared, CPDBlock) and runner.model.shared.rank == 2
+    meta = CheckpointLoader.load_checkpoint(str(tmp_path / "a" / "epoch_1.pth"), "cpu")["meta"]["norton"]
+    assert [each["decomposition"]["rank"] for each in meta["earlier"]] == [2]
+    resumed = run(tmp_path / "b", norton=again, load_from=str(tmp_path / "a" / "epoch_1.pth"), resume=True)
+    assert difference(resumed.model.state_dict(), runner.model.state_dict()) == 0.0
+    net = MODELS.build(export_config({"model": {"type": "ToyNet"}}, hook_of(runner).structure).model)
+    net.load_state_dict(runner.model.state_dict())
+    third = run(tmp_path / "c", epochs=1, norton={**again, "keep": 0.5}, load_from=str(tmp_path / "a" / "epoch_2.pth"))
+    assert third.model.shared.out_channels == 2 and len(hook_of(third)._earlier) == 2
+
+
+def test_a_second_step_has_no_teacher():
+    with pytest.raises(RecipeError, match="exclude each other"):
+        NortonHook(rank=2, again=True, distill=True)
 
 
 def test_resuming_from_a_dense_checkpoint_is_refused_and_starting_from_one_is_not(tmp_path):

@@ -125,20 +125,20 @@ register_rule("argmax", "argmin", selects=True)(reduce)
 def softmax(trace: Trace, call: Call) -> Any:
     """Normalise one dimension; its channels must stay, except in attention of channels to channels (XCiT).
 
-    There, a removed channel gets no attention.
+    There, a removed channel gets no attention. The output still has the positions of channels that must stay.
     """
     dim = _single_dim(call)
     own = trace.labels_of(call.args[0]).maps
     crossed = any(varying(label_map) and dim not in varying(label_map) for label_map in own)
     maps = []
+    stays = [label_map for label_map in own if dim in varying(label_map) and not crossed]
+    _pin(trace, call, stays)
     for label_map in own:
-        if dim in varying(label_map) and not crossed:
-            _pin(trace, call, [label_map])
-            continue
-        if dim in varying(label_map):
+        if dim in varying(label_map) and crossed:
             trace.mask([label_map])
-        maps.append(label_map)
-    return _same_shape(call, maps)
+        if not any(label_map is each for each in stays):
+            maps.append(label_map)
+    return _same_shape(call, maps, stays)
 
 
 @register_rule("cumsum", "cumprod")
@@ -159,6 +159,6 @@ def _single_dim(call: Call) -> int:
     return (dim if isinstance(dim, int) else -1) % call.args[0].dim()
 
 
-def _same_shape(call: Call, maps: Sequence[Tensor]) -> Any:
-    labels = ChannelLabels(tuple(maps))
+def _same_shape(call: Call, maps: Sequence[Tensor], stays: Sequence[Tensor] = ()) -> Any:
+    labels = ChannelLabels(tuple(maps), stays=tuple(stays))
     return [labels] * len(call.out) if isinstance(call.out, tuple) else labels

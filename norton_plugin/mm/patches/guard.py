@@ -37,6 +37,8 @@ _NAMES = {
     "spatial": "SpatialSVDBlock of rank {rank}",
     "linear": "CPDLinear of {components} components",
 }
+# Settings of a decomposition that change the factors alone.
+_HOW = ("restarts", "sweeps", "tolerance", "seed")
 # A structure is written into configs, which are Python: mmengine puts quotes around keys as they are, and replaces
 # {{...}} in the text of a config before it runs it.
 _UNSAFE = frozenset("'\"\\{}")
@@ -145,7 +147,9 @@ def wrong_places(model: nn.Module, state: Mapping[str, Any]) -> str | None:
 def check_settings(
     entry: Mapping[str, Any], recipe: Recipe, *, factor_decay: FactorDecay | None, resumed: bool
 ) -> None:
-    """Refuse a checkpoint of a run with other settings.
+    """Refuse to train on from a checkpoint whose structure other settings decided.
+
+    Settings that only say how well or how long to compute (restarts, images, time limits) may differ.
 
     Args:
         entry: Of the checkpoint.
@@ -160,13 +164,23 @@ def check_settings(
     # Settings that came after the checkpoint have their defaults, as in a recipe file.
     given = entry.get("recipe")
     recorded: dict[str, Any] = json.loads(json.dumps(Recipe.from_dict(given).to_dict())) if given else dict(own)
+    own, recorded = _of_structure(own), _of_structure(recorded)
     if resumed and "factor_decay" in entry:
         own, recorded = own | {"factor_decay": factor_decay}, recorded | {"factor_decay": entry["factor_decay"]}
     if recorded != own:
         raise RecipeError(
             f"the checkpoint was compressed with another recipe ({', '.join(_differences(recorded, own))}); give "
-            "NortonHook the checkpoint's recipe, or start from the dense weights"
+            "NortonHook the checkpoint's recipe, start from the dense weights, or, to compress the checkpoint's model "
+            "once more by this recipe, set again=True and leave resume out"
         )
+
+
+def _of_structure(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe that decide what becomes of a model's layers."""
+    kept: dict[str, Any] = {section: dict(recipe[section]) for section in ("scope", "decomposition", "pruning")}
+    for name in _HOW:
+        kept["decomposition"].pop(name)
+    return kept
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,15 @@ from norton_plugin.mm.runner.migration import average_again_, plain_instances, u
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.surgery.structure import Structure
 
+Tell = Callable[[str], None]
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
+def _silent(words: str) -> None:
+    """Tell nobody."""
+
+
+def reestimate_(runner: Runner, structure: Structure, *, images: int, tell: Tell = _silent) -> int:
     """Re-estimate BatchNorm statistics on training images, in place, alike on every rank.
 
     The model runs in its mode ``loss``, so that the heads of a detector see real regions. Norms that come before the
@@ -35,6 +40,7 @@ def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
         runner: Its model was just compressed.
         structure: Names the layers that changed.
         images: Most images to use, per rank.
+        tell: Told how far it is.
 
     Returns:
         Images used per rank; 0 where there is nothing to re-estimate, or where it failed, which is logged.
@@ -46,7 +52,9 @@ def reestimate_(runner: Runner, structure: Structure, *, images: int) -> int:
     with preserved_random_state(), plain_instances(model):
         _rewind(runner)
         try:
-            used = reestimate_batch_norm_(model, _batches(runner, model), call=_losses, images=images, keep=unchanged)
+            used = reestimate_batch_norm_(
+                model, _told(_batches(runner, model), tell), call=_losses, images=images, keep=unchanged
+            )
         except SurgeryError as error:
             runner.logger.warning("NORTON: BatchNorm statistics are left as they were: %s", error)
             used = 0
@@ -76,11 +84,12 @@ def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
     return unchanged
 
 
-def evaluate(runner: Runner) -> dict[str, float]:
+def evaluate(runner: Runner, *, tell: Tell = _silent) -> dict[str, float]:
     """Return the validation metrics of the model as it is, outside of the run's own validation: no hook hears of it.
 
     Args:
         runner: Has a validation loop with data and an evaluator.
+        tell: Told how far it is.
 
     Returns:
         Metrics by their names; empty where the run does not validate.
@@ -93,13 +102,19 @@ def evaluate(runner: Runner) -> dict[str, float]:
     with preserved_random_state(), torch.no_grad():
         try:
             model.eval()
-            for data in loop.dataloader:
+            for data in _told(loop.dataloader, tell):
                 outputs = model.val_step(data)
                 loop.evaluator.process(data_samples=outputs, data_batch=data)
             return dict(loop.evaluator.evaluate(len(loop.dataloader.dataset)))
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+def _told(batches: Iterable[Any], tell: Tell) -> Iterator[Any]:
+    for number, batch in enumerate(batches, 1):
+        tell(f"batch {number}")
+        yield batch
 
 
 def _rewind(runner: Runner) -> None:

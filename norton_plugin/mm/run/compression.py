@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +13,19 @@ from norton_plugin.errors import SurgeryError, TracingError
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
+from norton_plugin.modules.running import counted_by
 from norton_plugin.pipeline import CompressionReport, compress
 from norton_plugin.recipe import Recipe
 
 
 def compressed_copy(
-    model: nn.Module, example: Tensor, recipe: Recipe, *, logger: logging.Logger, outputs: Sequence[str] = ()
+    model: nn.Module,
+    example: Tensor,
+    recipe: Recipe,
+    *,
+    logger: logging.Logger,
+    outputs: Sequence[str] = (),
+    on_step: Callable[[str], None] | None = None,
 ) -> tuple[nn.Module, CompressionReport, str]:
     """Compress a copy; where the whole cannot be traced, less of it is.
 
@@ -28,6 +35,7 @@ def compressed_copy(
         recipe: What to do.
         logger: Told what cannot be traced.
         outputs: Layers whose outputs keep their width, as the model's own do.
+        on_step: Told the name of each step as it begins.
 
     Returns:
         The compressed copy, the report, and what was traced in words.
@@ -39,7 +47,10 @@ def compressed_copy(
         traces = traces_of(model, example)
         for position, (trace, covered) in enumerate(traces, 1):
             try:
-                return *compress(model, example, recipe, forward_fn=_with_outputs(trace, outputs)), covered
+                run = _WithOutputs(trace, outputs)
+                regions = f" {words}" if (words := getattr(trace, "regions", "")) else ""
+                logger.info("NORTON: MACs are those of one image of %s%s", _size(example), regions)
+                return *compress(model, example, recipe, forward_fn=run, on_step=on_step), covered
             except TracingError as error:
                 if position == len(traces):
                     raise
@@ -47,36 +58,46 @@ def compressed_copy(
     raise SurgeryError("nothing of the model can be traced")
 
 
-def _with_outputs(trace: Trace, names: Sequence[str]) -> Trace:
-    """Return the trace, with what the named layers return beside what it returns."""
-    if not names:
-        return trace
+def _size(example: Tensor) -> str:
+    return " x ".join(str(size) for size in example.shape[1:])
 
-    def run(model: nn.Module, example: Any) -> Any:
+
+class _WithOutputs:
+    """A trace, with what the named layers return beside what it returns."""
+
+    def __init__(self, trace: Trace, names: Sequence[str]) -> None:
+        self._trace, self._names = trace, names
+        self.counted = counted_by(trace)
+
+    def __call__(self, model: nn.Module, example: Any) -> Any:
+        if not self._names:
+            return self._trace(model, example)
         seen: list[Any] = []
-        handles = [model.get_submodule(n).register_forward_hook(lambda _, args, out: seen.append(out)) for n in names]
+        layers = [model.get_submodule(name) for name in self._names]
+        handles = [layer.register_forward_hook(lambda _, args, out: seen.append(out)) for layer in layers]
         try:
-            return [trace(model, example), seen]
+            return [self._trace(model, example), seen]
         finally:
             for handle in handles:
                 handle.remove()
 
-    return run
 
-
-def without_frozen(recipe: Recipe, model: nn.Module) -> Recipe:
-    """Return the recipe with all layers excluded whose weights need no gradient: nothing could repair them.
+def frozen_layers(model: nn.Module) -> tuple[str, ...]:
+    """Return the layers whose weights need no gradient, by all their names: nothing could repair them.
 
     Args:
-        recipe: As asked for.
         model: Gives the flags. Norms do not count: they follow the layers around them.
     """
     kinds = (nn.modules.conv._ConvNd, nn.Linear, ConvBlock, CPDLinear)
-    names = tuple(
+    return tuple(
         name
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, kinds) and not any(p.requires_grad for p in module.parameters())
     )
+
+
+def without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    """Return the recipe with further layers excluded."""
     if not names:
         return recipe
     data = recipe.to_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from norton_plugin.errors import NortonError, SurgeryError
-from norton_plugin.mm.run.compression import compressed_copy, without_frozen
+from norton_plugin.mm.run.compression import compressed_copy, frozen_layers, without
+from norton_plugin.mm.run.left import with_frozen_named
 from norton_plugin.mm.run.tracing import example_image
 from norton_plugin.mm.runner.migration import unwrap
 from norton_plugin.pipeline import CompressionReport
@@ -43,6 +44,7 @@ def decide(
     frozen: bool,
     input_size: Sequence[int] | None,
     outputs: Sequence[str] = (),
+    on_step: Callable[[str], None] | None = None,
 ) -> Decision:
     """Compress a copy of the model on the first rank, and give every rank its structure.
 
@@ -52,6 +54,7 @@ def decide(
         frozen: Also change layers that need no gradient.
         input_size: (H, W) in pixels of the image to trace; None for that of the training data.
         outputs: Layers whose outputs keep their width.
+        on_step: Told the name of each step as it begins, on the first rank.
 
     Raises:
         NortonError: The compression failed; on every rank alike.
@@ -60,7 +63,8 @@ def decide(
     shared: list[Any] = [None]
     if runner.rank == 0:
         try:
-            decision = _compress(runner, recipe, frozen=frozen, input_size=input_size, outputs=outputs)
+            settings: dict[str, Any] = {"frozen": frozen, "input_size": input_size, "outputs": outputs}
+            decision = _compress(runner, recipe, on_step=on_step, **settings)
             shared = [decision.structure]
         except Exception as error:
             if not is_distributed():
@@ -76,11 +80,19 @@ def decide(
 
 
 def _compress(
-    runner: Runner, recipe: Recipe, *, frozen: bool, input_size: Sequence[int] | None, outputs: Sequence[str]
+    runner: Runner,
+    recipe: Recipe,
+    *,
+    frozen: bool,
+    input_size: Sequence[int] | None,
+    outputs: Sequence[str],
+    on_step: Callable[[str], None] | None,
 ) -> Decision:
     model = unwrap(runner.model)
     example = example_image(runner, model, input_size)
+    left = () if frozen else frozen_layers(model)
     compressed, report, traced = compressed_copy(
-        model, example, recipe if frozen else without_frozen(recipe, model), logger=runner.logger, outputs=outputs
+        model, example, without(recipe, left), logger=runner.logger, outputs=outputs, on_step=on_step
     )
+    report = with_frozen_named(report, [name for name in left if recipe.scope.admits(name)])
     return Decision(report.structure, dict(compressed.state_dict()), report, traced)

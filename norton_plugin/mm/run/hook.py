@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
 
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm.configs.export import write_config
 from norton_plugin.mm.distillation.losses import FeatureDistillation
 from norton_plugin.mm.distillation.teacher import DenseTeacher, DistillSettings
 from norton_plugin.mm.patches import fuse, guard
-from norton_plugin.mm.run import after_surgery
-from norton_plugin.mm.run.decision import Decision, decide
+from norton_plugin.mm.run.fresh import Fresh, compress_run_
 from norton_plugin.mm.run.options import recipe_from_options
 from norton_plugin.mm.run.preconditions import check_run, resumes, trains
-from norton_plugin.mm.run.report import log_report
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
 from norton_plugin.mm.runner.migration import migrate_, unwrap
 from norton_plugin.mm.runner.optimizer import FactorDecay, check_factor_decay
 from norton_plugin.mm.runner.step_seed import StepSeedHook
 from norton_plugin.pipeline import CompressionReport
+from norton_plugin.surgery.geometry import Geometry, geometry
 from norton_plugin.surgery.structure import Structure, apply_structure_, structure_hash
 
 _OPTIONS = (
@@ -41,6 +36,7 @@ _OPTIONS = (
     "checkpoint",
     "factor_decay",
     "distill",
+    "again",
 )
 # The compressed model before any fine-tuning.
 _FRESH = "norton_surgery.pth"
@@ -72,6 +68,8 @@ class NortonHook(Hook):
             where they do, and 2 for shared 1x1 kernels and Linear layers.
         distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
             ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
+        again: Compress the model of a compressed checkpoint (``load_from``) once more, by the recipe given here.
+            Without it such a model is trained as it is. Not together with ``distill``.
         **recipe: Keys of the recipe, in its sections or flat (``rank``, ``level``, ``keep``, ``scope`` ...). After
             surgery the statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms
             kept in evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
@@ -95,6 +93,7 @@ class NortonHook(Hook):
         checkpoint: bool = False,
         factor_decay: FactorDecay | None = None,
         distill: bool | Mapping[str, Any] | None = None,
+        again: bool = False,
         **recipe: Any,
     ) -> None:
         if "calibration" not in recipe:
@@ -120,9 +119,14 @@ class NortonHook(Hook):
             check_factor_decay(factor_decay)
         self.factor_decay = factor_decay
         self.distill = DistillSettings.from_option(distill)
+        if again and self.distill is not None:
+            raise RecipeError("again and distill exclude each other: a resumed run would need the teacher of before")
         self._teacher: DenseTeacher | None = None
         self._teacher_note: dict[str, str] | None = None
         self._learning: FeatureDistillation | None = None
+        self.again = again
+        self._dense: Geometry | None = None
+        self._earlier: list[Any] = []
         self.structure: Structure | None = None
         self.report: CompressionReport | None = None
 
@@ -147,7 +151,8 @@ class NortonHook(Hook):
             self._take_dense(runner, written_by_us=entry is not None)
             return
         assert entry is not None  # noqa: S101
-        guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumes(runner))
+        if trains(runner) and not (self.again and not resumes(runner)):
+            guard.check_settings(entry, self.recipe, factor_decay=self.factor_decay, resumed=resumes(runner))
         if self.structure is not None:
             if structure_hash(self.structure) != structure_hash(structure):
                 raise ArtifactError(
@@ -159,9 +164,15 @@ class NortonHook(Hook):
             self._teacher_note = entry.get("teacher")
             keep_in = Path(runner.work_dir) if runner.rank == 0 else None
             self._teacher.read(_folders(runner), self._teacher_note, keep_in=keep_in)
+        again = self.again and trains(runner) and not resumes(runner)
+        if again:
+            self._dense = geometry(unwrap(runner.model))
+            self._earlier = [*entry.get("earlier", []), entry.get("recipe")]
         migrate_(runner, lambda model: apply_structure_(model, structure), factor_decay=self.factor_decay)
-        self.structure = structure
         runner.logger.info("NORTON: the model has the structure of the checkpoint, %s", entry["structure_hash"][:12])
+        if again:
+            return
+        self.structure, self._earlier = structure, entry.get("earlier", [])
         warn_of_sgd(runner)
 
     def before_train(self, runner: Runner) -> None:
@@ -196,6 +207,7 @@ class NortonHook(Hook):
             "recipe": self.recipe.to_dict(),
             "factor_decay": self.factor_decay,
             **({} if self._teacher_note is None else {"teacher": self._teacher_note}),
+            **({"earlier": self._earlier} if self._earlier else {}),
         }
 
     def after_train(self, runner: Runner) -> None:
@@ -237,15 +249,19 @@ class NortonHook(Hook):
             )
 
     def _compress(self, runner: Runner) -> None:
-        """Decide on the first rank, change every rank's model alike, calibrate it, and report."""
-        outputs = self._remember_dense(runner)
-        decision = decide(runner, self.recipe, frozen=self.frozen, input_size=self.input_size, outputs=outputs)
-        self._change_model(runner, decision)
-        images = self._calibrate(runner)
-        metrics = after_surgery.evaluate(runner) if self.evaluate else {}
-        if decision.report is not None:
-            self.report = replace(decision.report, calibration_images=images)
-            log_report(runner, self.report, traced=decision.traced, metrics=metrics)
+        """Compress the model at hand, and keep what a resumed run needs."""
+        told = Fresh(
+            self.recipe,
+            self.frozen,
+            self.input_size,
+            self.factor_decay,
+            self.evaluate,
+            outputs=self._remember_dense(runner),
+            dense=self._dense,
+        )
+        self.structure, self.report = compress_run_(runner, told)
+        if self._teacher is not None and runner.rank == 0:
+            self._teacher_note = self._teacher.write(Path(runner.work_dir))
         if self.checkpoint:
             runner.save_checkpoint(
                 runner.work_dir, _FRESH, save_optimizer=False, save_param_scheduler=False, by_epoch=False
@@ -259,35 +275,6 @@ class NortonHook(Hook):
         layers = self.distill.layers_of(model)
         self._teacher = DenseTeacher(model)
         return layers
-
-    def _change_model(self, runner: Runner, decision: Decision) -> None:
-        """Give this rank's model the new structure; optimizer and moving averages go along."""
-
-        def change(live: nn.Module) -> None:
-            apply_structure_(live, decision.structure)
-            if runner.rank == 0:
-                live.load_state_dict(decision.state)
-            # Wrapping again gives the others the parameters; buffers only where broadcast_buffers is on.
-            for tensor in live.state_dict().values():
-                broadcast(tensor)
-
-        migration = migrate_(runner, change, factor_decay=self.factor_decay)
-        self.structure = json.loads(json.dumps(decision.structure))
-        runner.logger.info(
-            "NORTON: %d parameters replaced, %d slots of the optimizer renewed, %d moving averages restarted",
-            migration.replaced,
-            migration.moved,
-            migration.averages,
-        )
-        warn_of_sgd(runner)
-        if self._teacher is not None and runner.rank == 0:
-            self._teacher_note = self._teacher.write(Path(runner.work_dir))
-
-    def _calibrate(self, runner: Runner) -> int:
-        """Re-estimate BatchNorm statistics, where they are asked for; the number of images used."""
-        if self.structure is None or not self.recipe.calibration.batch_norm:
-            return 0
-        return after_surgery.reestimate_(runner, self.structure, images=self.recipe.calibration.images)
 
     def _learn_from_teacher(self, runner: Runner) -> None:
         if self._teacher is not None and self.distill is not None:

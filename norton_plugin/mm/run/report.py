@@ -9,40 +9,55 @@ from pathlib import Path
 
 from mmengine.runner import Runner
 
+from norton_plugin.mm.run.left import everything_left, lines_of_left
 from norton_plugin.pipeline import (
     LEVEL_HEADINGS,
     CompressionReport,
     in_words,
     level_cells,
+    note_on_distances,
     warning_of_large_components,
 )
 
 REPORT = "norton_report.json"
 
 
-def log_report(
-    runner: Runner, report: CompressionReport, *, traced: str, metrics: Mapping[str, float] | None = None
-) -> None:
-    """Log the table, write ``norton_report.json`` and add scalars, on the first rank only.
+def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> None:
+    """Log the table and what was left, and write ``norton_report.json``: straight after surgery, on the first rank.
 
     Args:
-        runner: Gives logger, work dir and visualizer.
+        runner: Gives logger and work dir.
         report: Of ``compress``.
         traced: What was traced, in words.
-        metrics: Of the model straight after surgery, where it was validated.
     """
-    metrics = dict(metrics or {})
     if runner.rank != 0:
         return
     for line in layer_lines(report):
         runner.logger.log(logging.DEBUG, line)
-    runner.logger.info("%s", "\n".join(summary_table(report, traced=traced)))
-    path = Path(runner.work_dir) / REPORT
-    content = {**report.to_dict(), "metrics_after_surgery": metrics}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    left = lines_of_left(report)
+    heading = [f"left as they were (all by name in {REPORT}):"] if left else []
+    lines = [*summary_table(report, traced=traced), *heading, *(f"  {line}" for line in left)]
+    runner.logger.info("%s", "\n".join(lines))
+    _write(runner, report, {})
     warning = warning_of_large_components(report)
     if warning:
         runner.logger.warning("NORTON: %s", warning)
+    note = note_on_distances(report)
+    if note:
+        runner.logger.info("NORTON: %s", note)
+
+
+def log_outcome(runner: Runner, report: CompressionReport, *, metrics: Mapping[str, float]) -> None:
+    """Log what followed surgery, complete ``norton_report.json`` and add scalars, on the first rank only.
+
+    Args:
+        runner: Gives logger, work dir and visualizer.
+        report: Of ``compress``, with the images that BatchNorm statistics come from.
+        metrics: Of the model straight after surgery; empty where it was not validated.
+    """
+    if runner.rank != 0:
+        return
+    _write(runner, report, metrics)
     if report.calibration_images:
         runner.logger.info("NORTON: BatchNorm statistics are those of %d training images", report.calibration_images)
     if metrics:
@@ -57,6 +72,12 @@ def log_report(
         **{f"norton/{name}": value for name, value in metrics.items()},
     }
     runner.visualizer.add_scalars(scalars, step=runner.iter)
+
+
+def _write(runner: Runner, report: CompressionReport, metrics: Mapping[str, float]) -> None:
+    content = {**report.to_dict(), "left": everything_left(report), "metrics_after_surgery": dict(metrics)}
+    text = json.dumps(content, indent=1) + "\n"
+    (Path(runner.work_dir) / REPORT).write_text(text, encoding="utf-8")
 
 
 def layer_lines(report: CompressionReport) -> list[str]:
@@ -83,6 +104,7 @@ def summary_table(report: CompressionReport, *, traced: str) -> list[str]:
             f"{layer.name:<{width}}  {_columns(level_cells(layer))}  {nmse:>6}  {layer.kept:>5.0%}  "
             f"{layer.macs_before / 1e6:>9.1f}  {layer.macs_after / 1e6:>9.1f}"
         )
+    lines.append(f"{len(report.layers) - len(changed)} of {len(report.layers)} layers with MACs are as they were")
     macs = 1 - report.macs_after / max(report.macs_before, 1)
     parameters = 1 - report.parameters_after / max(report.parameters_before, 1)
     lines.append(f"MACs {report.macs_before / 1e9:.3f} G -> {report.macs_after / 1e9:.3f} G (-{macs:.1%})")

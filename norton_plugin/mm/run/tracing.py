@@ -29,7 +29,8 @@ def traces_of(model: nn.Module, example: Tensor) -> list[tuple[Trace, str]]:
         from norton_plugin.zoo import detector_parts
 
         if detector_parts.is_detector(model):
-            return [detector_parts.trace_of(model, example), (detector_parts.features, "backbone and neck")]
+            first = detector_parts.trace_of(model, example)
+            return [first, detector_parts.without_heads(first[0])]
     return [(_run_tensor_mode, "the whole model")]
 
 
