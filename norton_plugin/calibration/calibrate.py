@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock
+from norton_plugin.blocks import ConvBlock
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import divergence, outputs_of
 from norton_plugin.calibration.fitting import ENOUGH, LayerFit
@@ -194,7 +194,7 @@ def _restore(model: nn.Module, state: list[Tensor]) -> None:
 @contextmanager
 def _dense_forms(model: nn.Module) -> Iterator[None]:
     """Let blocks rebuild their weights: all forms compute the same, and few calls of large batches run fastest so."""
-    blocks = [(module, module.form) for module in model.modules() if isinstance(module, CPDBlock)]
+    blocks = [(module, module.form) for module in model.modules() if isinstance(module, ConvBlock)]
     try:
         for block, _ in blocks:
             block.form = "dense"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.moments import LayerMoments
-from norton_plugin.cpd import CoupledFactors, OutputMetric, fit_under
+from norton_plugin.cpd import CoupledFactors, OutputMetric, SpatialFactors, fit_spatial_under, fit_under
 
 # Ridge towards the dense weight, as a share of the mean second moment of the inputs (docs/method.md, section 3).
 _RIDGE = 1e-3
@@ -85,7 +85,7 @@ def _bounded(scale: Tensor) -> Tensor:
 
 def _own_weight(own: nn.Module) -> Tensor:
     """Return the weight (N, D), float64."""
-    if isinstance(own, CPDBlock):
+    if isinstance(own, CPDBlock | SpatialSVDBlock):
         return own.factors.to(dtype=torch.float64).reconstruct().flatten(1).detach()
     return own.weight.detach().double().flatten(1)  # type: ignore[operator]
 
@@ -96,6 +96,11 @@ def _set_weight(own: nn.Module, metric: OutputMetric, scale: Tensor) -> None:
         cluster = torch.zeros(own.out_features, dtype=torch.long, device=own.head.device)
         found = _fitted(CoupledFactors(own.head.detach()[None], ones, ones, own.mix.detach(), cluster), metric, scale)
         own.set_factors(found.head[0], found.mix)
+    elif isinstance(own, SpatialSVDBlock):
+        vertical, horizontal = (factor.detach().double() for factor in own.factors)
+        weighted = SpatialFactors(vertical, horizontal * scale[:, None, None])
+        fitted = fit_spatial_under(weighted, metric.weighted(scale))
+        own.set_factors(fitted._replace(horizontal=fitted.horizontal / scale[:, None, None]))
     elif isinstance(own, CPDBlock):
         factors = own.factors
         detached = type(factors)(*(factor.detach() for factor in factors))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.calibration.patches import PatchGeometry
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.reasons import Cause
@@ -36,7 +36,7 @@ class FittedLayer:
     @property
     def decomposed(self) -> bool:
         """Whether it is a block of factors."""
-        return isinstance(self.own, CPDBlock | CPDLinear)
+        return isinstance(self.own, ConvBlock | CPDLinear)
 
 
 def layers_to_fit(
@@ -56,7 +56,7 @@ def layers_to_fit(
     originals = dict(dense.named_modules())
     found, left = [], {}
     for own, names in names_by_identity(compressed).items():
-        block = isinstance(own, CPDBlock | CPDLinear)
+        block = isinstance(own, ConvBlock | CPDLinear)
         if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and all(map(admits, names))):
             continue
         old = originals.get(names[0])

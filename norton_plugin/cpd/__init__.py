@@ -7,6 +7,7 @@ from norton_plugin.cpd.coupled_factors import CoupledFactors
 from norton_plugin.cpd.factors import CPDFactors, exact_factors
 from norton_plugin.cpd.metric import OutputMetric
 from norton_plugin.cpd.metric_fit import fit_under
+from norton_plugin.cpd.metric_spatial import fit_spatial_under
 from norton_plugin.cpd.spatial_factors import SpatialFactors
 from norton_plugin.cpd.spatial_svd import SpatialResult, decompose_spatial, full_spatial_rank
 
@@ -23,6 +24,7 @@ __all__ = [
     "decompose_layers",
     "decompose_spatial",
     "exact_factors",
+    "fit_spatial_under",
     "fit_under",
     "full_components",
     "full_spatial_rank",

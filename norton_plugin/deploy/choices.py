@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, form_for
+from norton_plugin.blocks import ConvBlock, form_for
 from norton_plugin.blocks.form_choice import estimate, shape_for
 from norton_plugin.deploy.table import LINEAR, MEMORY_FORMATS, BlockChoice, DeploymentTable
 from norton_plugin.errors import RecipeError
@@ -44,7 +44,7 @@ def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, st
 
     Args:
         name: Of the block.
-        block: A CPDBlock or CPDLinear.
+        block: A block of factors.
         x: Its largest input, None where the example does not reach it.
         given: Forms by names.
         memory_format: Of the model.
@@ -52,13 +52,13 @@ def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, st
     Raises:
         RecipeError: The form that is given is unknown.
     """
-    if not isinstance(block, CPDBlock):
+    if not isinstance(block, ConvBlock):
         return BlockChoice(name, LINEAR, None, "a Linear layer has one form")
-    for form in FORMS:
+    for form in block.forms:
         if given.get(name) == form:
             return BlockChoice(name, form, None, "as given")
     if name in given:
-        raise RecipeError(f"the form of {name} is {given[name]!r}; expected one of {FORMS}")
+        raise RecipeError(f"the form of {name} is {given[name]!r}; expected one of {block.forms}")
     chosen, reason = form_for(block, None if x is None else laid_out(x, memory_format))
     return BlockChoice(name, chosen, None, reason if x is not None else f"{reason}; the example does not reach it")
 
@@ -71,7 +71,7 @@ def static_memory_format(inputs: Mapping[nn.Module, Tensor]) -> str:
     """
     totals = dict.fromkeys(MEMORY_FORMATS, 0.0)
     for block, x in inputs.items():
-        if isinstance(block, CPDBlock):
+        if isinstance(block, ConvBlock):
             shape = shape_for(block, (x.shape[-2], x.shape[-1]), x.shape[:-3].numel())
             for name in MEMORY_FORMATS:
                 last = name == "channels_last"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, Form
+from norton_plugin.blocks import ConvBlock, CPDLinear, Form
 from norton_plugin.blocks.form_choice import shape_for
 from norton_plugin.deploy.fold_weights import folded, rest_of
 from norton_plugin.deploy.latency import compare_latency
@@ -24,7 +24,7 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
 
 
-def lowered_with(block: CPDBlock | CPDLinear, form: Form | None, norm: nn.Module | None) -> nn.Module:
+def lowered_with(block: ConvBlock | CPDLinear, form: Form | None, norm: nn.Module | None) -> nn.Module:
     """Return a lowered block with the norm that follows it in its last convolution.
 
     Args:
@@ -59,7 +59,9 @@ class FormTimer:
         self.rounds = rounds
         self._known: dict[Any, dict[Form, float]] = {}
 
-    def milliseconds(self, block: CPDBlock, norm: nn.Module | None, x: Tensor, memory_format: str) -> dict[Form, float]:
+    def milliseconds(
+        self, block: ConvBlock, norm: nn.Module | None, x: Tensor, memory_format: str
+    ) -> dict[Form, float]:
         """Return the median time of every form.
 
         Args:
@@ -69,14 +71,15 @@ class FormTimer:
             memory_format: Of the model.
         """
         shape = shape_for(block, (x.shape[-2], x.shape[-1]), x.shape[:-3].numel())
-        slots = None if block.slot is None else tuple(block.slot.tolist())
+        slot = getattr(block, "slot", None)
+        slots = None if slot is None else tuple(slot.tolist())
         place = (block.stride, block.padding, block.padding_mode, block.dilation, slots, x.dtype, x.device)
         key = (shape, place, block.bias is None and norm is None, None if norm is None else repr(rest_of(norm)))
         if (memory_format, key) not in self._known:
             self._known[memory_format, key] = self._measure(block, norm, x, FORMATS[memory_format])
         return self._known[memory_format, key]
 
-    def _measure(self, block: CPDBlock, norm: nn.Module | None, x: Tensor, memory: torch.memory_format) -> Any:
+    def _measure(self, block: ConvBlock, norm: nn.Module | None, x: Tensor, memory: torch.memory_format) -> Any:
         rest = nn.Identity() if norm is None else rest_of(norm)
         x = x.contiguous(memory_format=memory) if x.dim() == 4 else x
         with torch.inference_mode():
@@ -85,6 +88,6 @@ class FormTimer:
                 lowered = lay_out_(lowered_with(block, form, norm), memory)
                 return lambda: rest(lowered(x))
 
-            calls = [call(form) for form in FORMS]
+            calls = [call(form) for form in block.forms]
             timing = compare_latency(calls, rounds=self.rounds, warmup=1, budget=10.0, clock=clock())
-        return {form: 1e3 * seconds for form, seconds in zip(FORMS, timing.seconds, strict=True)}
+        return {form: 1e3 * seconds for form, seconds in zip(block.forms, timing.seconds, strict=True)}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, Form
+from norton_plugin.blocks import ConvBlock, CPDLinear, Form
 from norton_plugin.deploy.choices import Forms, choose, given_forms, static_memory_format
 from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
@@ -78,10 +78,10 @@ def prepare(
         RecipeError: Unknown forms, or a table that names a block which the model does not have.
     """
     copied = duplicate(model).eval()
-    if isinstance(copied, CPDBlock | CPDLinear):
+    if isinstance(copied, ConvBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")
     named = names_by_identity(copied)
-    blocks = {module: names[0] for module, names in named.items() if isinstance(module, CPDBlock | CPDLinear)}
+    blocks = {module: names[0] for module, names in named.items() if isinstance(module, ConvBlock | CPDLinear)}
     given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
     memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(inputs)
@@ -121,13 +121,13 @@ class _Site:
         norm: The norm that was folded into it.
     """
 
-    block: CPDBlock | CPDLinear
+    block: ConvBlock | CPDLinear
     module: nn.Module
     x: Tensor | None
     norm: nn.Module | None
 
     @classmethod
-    def of(cls, block: CPDBlock | CPDLinear, lowered: nn.Module, x: Tensor | None, report: FoldReport) -> _Site:
+    def of(cls, block: ConvBlock | CPDLinear, lowered: nn.Module, x: Tensor | None, report: FoldReport) -> _Site:
         """Find where a lowered block is after folding."""
         for fold in report.folds:
             if fold.was is lowered:
@@ -174,7 +174,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
 
 
 def _fastest(site: _Site, static: BlockChoice, timer: FormTimer, memory_format: str) -> BlockChoice:
-    if not isinstance(site.block, CPDBlock) or site.x is None:
+    if not isinstance(site.block, ConvBlock) or site.x is None:
         return static
     found = timer.milliseconds(site.block, site.norm, site.x, memory_format)
     form = min(found, key=lambda name: found[name])

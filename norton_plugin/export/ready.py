@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.deploy import lower_block, prepare
 from norton_plugin.deploy.choices import Forms
 from norton_plugin.modules.running import ForwardFunction
@@ -24,7 +24,7 @@ def inference_copy(
         forms: As of ``prepare``.
         forward_fn: As of ``prepare``.
     """
-    if isinstance(model, CPDBlock | CPDLinear):
+    if isinstance(model, ConvBlock | CPDLinear):
         return lower_block(model).eval()
     prepared = prepare(model, example_inputs, forms=forms, forward_fn=forward_fn).model
     plain: nn.Module = getattr(prepared, "_orig_mod", prepared)  # of torch.compile, which is no part of a file

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.deploy import LatencyRatio, compare_latency, lower_, select_forms_
 from norton_plugin.pictures.drawing import draw
 from norton_plugin.pictures.sheet import Tile, draw_sheet
@@ -96,8 +96,8 @@ def _headings(latency: LatencyRatio) -> list[str]:
 def _lowered(whole: _Whole, picture: Tensor) -> _Whole:
     """Return the model in its fastest form; one that was only pruned has no other."""
     fast = copy.deepcopy(whole).eval()
-    if any(isinstance(module, CPDBlock) for module in fast.modules()):
+    if any(isinstance(module, ConvBlock) for module in fast.modules()):
         select_forms_(fast, (picture,))
-    if any(isinstance(module, CPDBlock | CPDLinear) for module in fast.modules()):
+    if any(isinstance(module, ConvBlock | CPDLinear) for module in fast.modules()):
         lower_(fast)
     return fast

@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from norton_plugin.cpd import CoupledFactors, CPDFactors, OutputMetric, decompose_coupled, decompose_filters, fit_under
+from norton_plugin.cpd import (
+    CoupledFactors,
+    CPDFactors,
+    OutputMetric,
+    decompose_coupled,
+    decompose_filters,
+    decompose_spatial,
+    fit_spatial_under,
+    fit_under,
+)
 from norton_plugin.cpd.metric_terms import Terms
 
 
@@ -168,3 +177,30 @@ def test_a_dead_channel_and_a_zero_filter_are_no_trouble():
         found = fit_under(start, metric)
         assert all(bool(torch.isfinite(f).all()) for f in found)
         assert metric.nmse(found.reconstruct().flatten(1)) < metric.nmse(start.reconstruct().flatten(1))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_spatial_svd_is_fitted_to_the_outputs(groups):
+    x, weight, target = samples(groups=groups, filters=8)
+    metric = metric_of(x, target)
+    start = decompose_spatial([weight.view(8, 6, 3, 3)], [3], groups=[groups])[0].factors
+    found = fit_spatial_under(start, metric)
+    before, after = (metric.nmse(factors.reconstruct().flatten(1)) for factors in (start, found))
+    assert after < 0.7 * before
+    # With the vertical factor as it is, no horizontal one is better: least squares on what its kernels give.
+    kernels = found.vertical.view(groups, 3, 6, 3)
+    error = 0.0
+    for group in range(groups):
+        inputs = x[:, group].view(len(x), 6, 3, 3)
+        seen = torch.einsum("mchw,rch->mrw", inputs, kernels[group]).flatten(1).numpy()
+        wanted = target.view(len(x), groups, -1)[:, group].numpy()
+        error += float(((seen @ np.linalg.lstsq(seen, wanted, rcond=None)[0] - wanted) ** 2).sum())
+    assert after == pytest.approx(error / float(target.square().sum()), rel=1e-6)
+
+
+def test_a_spatial_svd_of_full_rank_reaches_the_best_weight():
+    x, weight, target = samples(filters=4, channels=3)
+    metric = metric_of(x, target)
+    start = decompose_spatial([weight.view(4, 3, 3, 3)], [9])[0].factors
+    found = fit_spatial_under(start, metric, sweeps=40, tolerance=0.0)
+    assert metric.nmse(found.reconstruct().flatten(1)) == pytest.approx(metric.nmse(metric.best_weight()), rel=1e-3)

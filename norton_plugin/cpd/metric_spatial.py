@@ -1,0 +1,89 @@
+"""A spatial SVD fitted to the outputs of a layer instead of its weight (docs/method.md, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norton_plugin.cpd.metric import OutputMetric, cholesky
+from norton_plugin.cpd.spatial_factors import SpatialFactors
+
+# Steps of conjugate gradients on the vertical factor in a sweep.
+_STEPS = 10
+
+
+def fit_spatial_under(
+    factors: SpatialFactors, metric: OutputMetric, *, sweeps: int = 4, tolerance: float = 1e-3
+) -> SpatialFactors:
+    """Lower the output error of a spatial SVD; the result is never worse than what came in.
+
+    Block coordinate descent: the horizontal factor is solved for exactly, the vertical one by conjugate gradients.
+
+    Args:
+        factors: Where to start.
+        metric: Of the layer; ``second`` positive definite (`OutputMetric.towards`).
+        sweeps: Most sweeps.
+        tolerance: A fit is done when a sweep lowered the error by less than this share of itself.
+
+    Returns:
+        Float64 factors of the same shapes.
+    """
+    start = factors.to(dtype=torch.float64)
+    found, best = start, _error(start, metric)
+    for _ in range(sweeps):
+        trial = _with_horizontal(found, metric)
+        trial = _with_vertical(trial, metric)
+        trial = _with_horizontal(trial, metric)
+        error = _error(trial, metric)
+        if not error < best:
+            break
+        done = best - error < tolerance * best
+        found, best = trial, error
+        if done:
+            break
+    return found
+
+
+def _error(factors: SpatialFactors, metric: OutputMetric) -> float:
+    return float(metric.errors(factors.reconstruct().flatten(1)).sum())
+
+
+def _with_horizontal(factors: SpatialFactors, metric: OutputMetric) -> SpatialFactors:
+    """Solve for the horizontal factor: every filter is a sum of the vertical kernels, each at Kw places."""
+    groups, rank, (_, channels, height) = factors.groups, factors.rank, factors.vertical.shape
+    width = factors.horizontal.shape[2]
+    basis = factors.vertical.new_zeros(groups, rank, width, channels, height, width)
+    for place in range(width):
+        basis[:, :, place, :, :, place] = factors.vertical.view(groups, rank, channels, height)
+    rows = basis.reshape(groups, rank * width, -1)  # (G, R Kw, D)
+    gram = rows @ metric.second @ rows.mT
+    target = metric.cross.view(groups, -1, rows.shape[2]) @ rows.mT  # (G, n, R Kw)
+    solved = torch.cholesky_solve(target.mT, cholesky(gram)).mT
+    return factors._replace(horizontal=solved.reshape(-1, rank, width))
+
+
+def _with_vertical(factors: SpatialFactors, metric: OutputMetric) -> SpatialFactors:
+    """Make a few steps of conjugate gradients on the vertical factor, in which the error is quadratic."""
+    residual = -_gradient(factors, metric)
+    direction, value = residual, factors.vertical
+    for _ in range(_STEPS):
+        change = factors._replace(vertical=direction).reconstruct().flatten(1)
+        curvature = float((change * metric.times(change)).sum())
+        slope = float((direction * residual).sum())
+        if curvature <= 0 or slope <= 0:
+            break
+        value = value + slope / curvature * direction
+        following = -_gradient(factors._replace(vertical=value), metric)
+        momentum = float(following.square().sum() / residual.square().sum())
+        residual, direction = following, following + momentum * direction
+    return factors._replace(vertical=value)
+
+
+def _gradient(factors: SpatialFactors, metric: OutputMetric) -> Tensor:
+    """Return half the gradient of the error by the vertical factor, (M, C, Kh)."""
+    weight = factors.reconstruct()
+    by_weight = (metric.times(weight.flatten(1)) - metric.cross).view_as(weight)  # (N, C, Kh, Kw)
+    groups, rank = factors.groups, factors.rank
+    split = by_weight.unflatten(0, (groups, -1))  # (G, n, C, Kh, Kw)
+    rows = factors.horizontal.unflatten(0, (groups, -1))  # (G, n, R, Kw)
+    return torch.einsum("gnchw,gnrw->grch", split, rows).reshape(groups * rank, *factors.vertical.shape[1:])
