@@ -45,7 +45,7 @@ class FormCosts(NamedTuple):
     call: float
 
 
-# Fitted by tools/benchmarks/form_costs.py to one core with AVX-512; ratios are what counts.
+# Fitted by tools/benchmarks/fit_form_costs.py to one core with AVX-512; ratios are what counts.
 _CPU = FormCosts(
     {
         "full": KindCost(0.0209, 0.200),

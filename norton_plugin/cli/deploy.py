@@ -14,6 +14,8 @@ from norton_plugin.cli.paths import existing_file, read_path
 from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
+    import torch
+
     from norton_plugin.cli.models import Opened
     from norton_plugin.deploy import DeploymentTable, PreparedModel
     from norton_plugin.deploy.comparison import Comparison
@@ -57,6 +59,9 @@ def deploy(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, max=1000, metavar="N", help="Timed calls.", rich_help_panel=_FORMS)
     ] = 7,
+    device: Annotated[
+        str, typer.Option("--device", metavar="DEVICE", help="Where to measure: cpu, cuda or cuda:N.")
+    ] = "cpu",
     batch_size: options.BatchSize = 1,
     input_size: options.InputSize = None,
     trust_code: options.TrustCode = False,
@@ -77,11 +82,13 @@ def deploy(
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
+    target = _device(device)
     given = read_table(table) if table is not None else None
     check_directory(output)
     with out.status(f"building {source}") as status:
         opened = _open(source, checkpoint, options.parse_input_size(input_size), trust_code=trust_code)
-        example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)) for x in opened.example_inputs)
+        opened.model.to(target)
+        example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)).to(target) for x in opened.example_inputs)
         status.update("choosing forms" if static or given else "measuring forms")
         prepared = prepare(
             opened.model,
@@ -101,6 +108,7 @@ def deploy(
             forward_fn=opened.forward_fn,
         )
         status.update(f"writing {output}")
+        opened.model.to("cpu")
         _save(output, opened, prepared.deployment)
     _tell(out, output, prepared, found)
 
@@ -124,6 +132,26 @@ def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison)
             **found.to_dict(),
         }
     )
+
+
+def _device(text: str) -> torch.device:
+    """Read ``--device``.
+
+    Raises:
+        RecipeError: It is none, or not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise RecipeError(f"--device is {text!r}; expected cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"--device is {text!r}; expected cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise RecipeError(f"--device is {text!r}, and torch finds {found} CUDA devices here; take cpu")
+    return device
 
 
 def _save(output: Path, opened: Opened, table: DeploymentTable) -> None:

@@ -85,7 +85,7 @@ def compare_with_dense(
     """
     if rounds < 0:
         raise RecipeError(f"rounds is {rounds}; expected at least 0")
-    dense = rebuild(spec, trust_code=True)
+    dense = rebuild(spec, trust_code=True).to(example_inputs[0].device)
     run_dense = forward_of(spec, dense, example_inputs)
     before = count_cost(dense, partial(run_model, dense, example_inputs, run_dense))
     after = count_cost(compressed, partial(run_model, compressed, example_inputs, forward_fn))

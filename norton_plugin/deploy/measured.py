@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import FORMS, CPDBlock, Form
+from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, Form
 from norton_plugin.blocks.form_choice import shape_for
 from norton_plugin.deploy.fold_weights import folded, rest_of
 from norton_plugin.deploy.latency import compare_latency
@@ -24,7 +24,7 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
 
 
-def lowered_with(block: nn.Module, form: Form | None, norm: nn.Module | None) -> nn.Module:
+def lowered_with(block: CPDBlock | CPDLinear, form: Form | None, norm: nn.Module | None) -> nn.Module:
     """Return a lowered block with the norm that follows it in its last convolution.
 
     Args:
@@ -32,16 +32,20 @@ def lowered_with(block: nn.Module, form: Form | None, norm: nn.Module | None) ->
         form: As of ``lower_block``.
         norm: None where none was folded.
     """
-    lowered = lower_block(block, form).eval()  # type: ignore[arg-type]
+    lowered = lower_block(block, form).eval()
     if norm is None:
         return lowered
     if not isinstance(lowered, nn.Sequential):
         return folded(lowered, norm)
-    last, index = len(lowered) - 1, None
-    if isinstance(lowered[last], SelectChannels):
-        index, last = lowered[last].index, last - 1  # type: ignore[assignment]
-    lowered[last] = folded(lowered[last], norm, index)
+    end = lowered[-1]
+    selector, last = (end, -2) if isinstance(end, SelectChannels) else (None, -1)
+    lowered[last] = folded(lowered[last], norm, None if selector is None else selector.index)
     return lowered
+
+
+def lay_out_(model: nn.Module, memory: torch.memory_format) -> nn.Module:
+    """Lay out all weights of convolutions in a memory format, in place."""
+    return model.to(memory_format=memory)  # type: ignore[call-overload]
 
 
 class FormTimer:
@@ -78,7 +82,7 @@ class FormTimer:
         with torch.inference_mode():
 
             def call(form: Form) -> Callable[[], Tensor]:
-                lowered = lowered_with(block, form, norm).to(memory_format=memory)
+                lowered = lay_out_(lowered_with(block, form, norm), memory)
                 return lambda: rest(lowered(x))
 
             calls = [call(form) for form in FORMS]

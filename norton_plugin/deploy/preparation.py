@@ -17,7 +17,7 @@ from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
-from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lowered_with
+from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lay_out_, lowered_with
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
@@ -59,7 +59,7 @@ def prepare(
     """Make a copy of a model that computes the same, for inference alone, as fast as can be had.
 
     Args:
-        model: Compressed, or not: it is left as it is.
+        model: Compressed, or not: it is left as it is. Forms that its blocks were given are not considered.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments, as the model will get them:
             batch, size, dtype and device are what is chosen for.
         forms: ``"static"`` chooses by the sizes of each block and its input, at once. ``"measured"`` times every form
@@ -86,8 +86,8 @@ def prepare(
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
     memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(inputs)
     choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
-    lowered = {block: lower_block(block, _form(choices[block])) for block in blocks}
-    swap_(copied, dict(lowered))
+    lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
+    swap_(copied, lowered)
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
     ready = _Ready(copied, tuple(choices.values()))
@@ -95,18 +95,18 @@ def prepare(
         run = partial(_run, example_inputs, forward_fn)
         ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
     else:
-        _lay_out_(copied, memory_format)
+        lay_out_(copied, FORMATS[memory_format])
         compiled = isinstance(forms, DeploymentTable) and forms.compiled
         ready = _Ready(copied, ready.choices, memory_format, compiled)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
-    final = torch.compile(ready.model) if ready.compiled else ready.model
+    final: Any = torch.compile(ready.model) if ready.compiled else ready.model
     return PreparedModel(
         final,
         ready.choices,
         report.folded,
         report.left,
         deployment,
-        dict(ready.milliseconds),  # type: ignore[arg-type]
+        dict(ready.milliseconds),
     )
 
 
@@ -150,7 +150,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
     """Choose forms in both memory formats, then the faster of the two whole models, and torch.compile if asked for."""
     timer, names = FormTimer(rounds), names_by_identity(ready.model)
     variants: dict[str, _Ready] = {}
-    for memory_format in FORMATS:
+    for memory_format, memory in FORMATS.items():
         model = duplicate(ready.model)
         choices = []
         for site, static in zip(sites, ready.choices, strict=True):
@@ -160,7 +160,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
                 module = lowered_with(site.block, _form(choice), site.norm)
                 for name in names[site.module]:
                     model.set_submodule(name, module)
-        _lay_out_(model, memory_format)
+        lay_out_(model, memory)
         variants[memory_format] = _Ready(model, tuple(choices), memory_format)
     calls = {name: partial(run, variant.model) for name, variant in variants.items()}
     if compile:
@@ -182,12 +182,7 @@ def _fastest(site: _Site, static: BlockChoice, timer: FormTimer, memory_format: 
     if form == "dense":
         best = min((name for name in found if name != "dense"), key=lambda name: found[name])
         reason = f"all factored forms are slower, measured (best: {best}, {found['dense'] / found[best]:.2f}x)"
-    return BlockChoice(static.name, form, found[form], reason, dict(found))
-
-
-def _lay_out_(model: nn.Module, memory_format: str) -> None:
-    if memory_format == "channels_last":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return BlockChoice(static.name, form, found[form], reason, {str(name): ms for name, ms in found.items()})
 
 
 def _run(example_inputs: Any, forward_fn: ForwardFunction | None, model: nn.Module) -> Any:

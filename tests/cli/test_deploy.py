@@ -108,6 +108,9 @@ def test_nothing_is_left_of_an_interrupted_run(norton, small, tmp_path, monkeypa
         (["{small}", "--table", "{config}"], "the table .* cannot be read"),
         (["{small}", "--table", "{other}"], "names the block 'no.such', which the model does not have"),
         (["{small}", "--static", "--compile"], "--static measures nothing"),
+        (["{small}", "--device", "cuda:99"], "torch finds . CUDA devices here"),
+        (["{small}", "--device", "fast"], "--device is 'fast'; expected cpu, cuda or cuda:N"),
+        (["{small}", "--device", "meta"], "--device is 'meta'; expected cpu, cuda or cuda:N"),
     ],
 )
 def test_bad_input(norton, small, tmp_path, arguments, message):

@@ -102,7 +102,7 @@ def test_what_is_recorded_is_what_changed(residual, image):
     assert by_name["layers.0.conv1"]["block"] == {
         "in_channels": kept, "out_channels": 8, "kernel_size": [3, 3], "rank": 1, "stride": [1, 1],
         "padding": [1, 1], "dilation": [1, 1], "groups": 1, "bias": False, "padding_mode": "zeros",
-        "form": "separable", "training_form": "dense",
+        "form": "auto", "training_form": "dense",
     }  # fmt: skip
     assert structure["version"] == 1 and structure["source"]["stem.weight"] == [16, 3, 3, 3]
 

@@ -75,7 +75,7 @@ def test_an_artefact_of_before_blocks_had_clusters_still_loads(tmp_path):
     structure = diff(geometry(dense), geometry(nn.Sequential(block)))
     arguments = {
         "in_channels": 4, "out_channels": 5, "kernel_size": [3, 3], "rank": 2, "stride": [2, 2], "padding": [1, 1],
-        "dilation": [1, 1], "groups": 1, "bias": True, "padding_mode": "zeros", "form": "separable",
+        "dilation": [1, 1], "groups": 1, "bias": True, "padding_mode": "zeros", "form": "auto",
         "training_form": "dense",
     }  # fmt: skip
     assert structure["modules"] == [{"names": ["0"], "block": arguments}]

@@ -13,6 +13,7 @@ from pathlib import Path
 from report_bccd import bccd
 from report_comparison import comparison
 from report_coupled import coupled_speed
+from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
 from report_fuzz import fuzz
 from report_int8 import int8
@@ -183,6 +184,9 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
     ("equal_latency.json", "Error of the levels, Tucker-2 and spatial SVD at equal milliseconds", equal_latency),
     ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
+    ("delivered.json", "Latency of compressed models as they are delivered", delivered),
+    ("form_costs.json", "Forms of a block, and the choice that nothing is measured for", form_costs),
+    ("width_lanes.json", "Which multiple widths should be (`round_to`)", width_lanes),
     ("int8.json", "Prune, decompose, then quantise", int8),
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),

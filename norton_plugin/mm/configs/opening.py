@@ -46,7 +46,7 @@ def open_checkpoint(
     source = load_source(f"mmdet:{config}", input_size=input_size, kwargs=None if own is None else {"model": own})
     if structure is not None:
         apply_structure_(source.model, structure)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else None
     try:
         source.model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
