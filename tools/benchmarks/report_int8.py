@@ -47,11 +47,18 @@ def int8(facts: Facts) -> str:
         for row in facts["variants"].values()
         if row["variant"] == "dense"
     }
-    rows = [_row(row, dense.get((row["network"], row["runtime"]))) for row in facts["variants"].values()]
+    ordered = sorted(facts["variants"].values(), key=_place)
+    rows = [_row(row, dense.get((row["network"], row["runtime"]))) for row in ordered]
     return (
         f"{facts['data']}. {machine['processor']}, int8 instructions: {machine['int8_instructions']}; {versions}. "
         f"{_READING}\n\n{table(_HEADER, rows)}"
     )
+
+
+def _place(row: Facts) -> tuple[int, str, int, str]:
+    """Return where a row stands in the table."""
+    networks, variants = list(_NETWORKS), list(_VARIANTS)
+    return networks.index(row["network"]), row["runtime"], variants.index(row["variant"]), row["form"]
 
 
 def _row(row: Facts, dense: float | None) -> list[object]:
