@@ -19,7 +19,7 @@ from norton_plugin.bench.timing import of_batch, pytorch_threads, samples_of, se
 from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.errors import RecipeError
 from norton_plugin.export import RUNTIMES, Int8, Runtime
-from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model, traceable
 
 _LAYER_SECONDS = 0.5
 
@@ -70,7 +70,9 @@ def bench(
     dense.eval()
     compressed.eval()
     on_step("counting")
-    costs = tuple(count_cost(m, partial(run_model, m, example_inputs, forward_fn)) for m in (dense, compressed))
+    costs = tuple(
+        count_cost(m, partial(run_model, m, example_inputs, counted_by(forward_fn))) for m in (dense, compressed)
+    )
     ratio = costs[0].macs / max(costs[1].macs, 1)
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):

@@ -107,6 +107,7 @@ def bench(
 
     Example: norton bench resnet18-small --runtimes pytorch,onnxruntime --batch 1,8
     """
+    from norton_plugin.artifact import write_whole
     from norton_plugin.bench import bench as measure
     from norton_plugin.bench import plot_speed
     from norton_plugin.cli.models import open_model
@@ -139,7 +140,7 @@ def bench(
     _show(out, report)
     found = {"source": opened.spec, "clock": clock, **report.to_dict()}
     if output is not None:
-        output.write_text(json.dumps(found, indent=1) + "\n")
+        write_whole(output, (json.dumps(found, indent=1) + "\n").encode())
     if plot is not None:
         plot_speed(plot, report)
     for path in filter(None, (output, plot)):
