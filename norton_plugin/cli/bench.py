@@ -13,7 +13,7 @@ import typer
 
 from norton_plugin.cli import limits, options
 from norton_plugin.cli.output import Output
-from norton_plugin.cli.paths import existing_folder, exported_file, read_path
+from norton_plugin.cli.paths import existing_folder, output_file, read_path
 from norton_plugin.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def bench(
             "--output",
             "-o",
             parser=read_path,
-            callback=exported_file,
+            callback=output_file,
             metavar="FILE",
             help="Write the figures as JSON.",
         ),
@@ -82,7 +82,7 @@ def bench(
         typer.Option(
             "--plot",
             parser=read_path,
-            callback=exported_file,
+            callback=output_file,
             metavar="FILE",
             help="Draw the figures as PNG or SVG (extra 'insight').",
         ),

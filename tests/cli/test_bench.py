@@ -47,7 +47,7 @@ def test_tables_for_people(norton, artefact):
         (("--thread-counts", "9999"), "--thread-counts is '9999'"),
         (("--clock", "sun"), "--clock is 'sun'; expected one of wall, processor"),
         (("--clock", "processor", "--thread-counts", "1,2"), "use it with one thread"),
-        (("-o", "no/such/folder/bench.json"), "in a folder that is not there"),
+        (("-o", "."), "is a folder; expected a file"),
     ],
 )
 def test_bad_options(norton, artefact, options, words):
