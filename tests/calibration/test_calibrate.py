@@ -107,6 +107,27 @@ def test_a_later_layer_repairs_the_stream():
     torch.testing.assert_close(own.conv.weight, 2 * model.conv.weight + identity, rtol=0.05, atol=0.05)
 
 
+def test_operations_that_differ_from_the_examples_give_the_plain_target():
+    """A model whose code takes another way for larger batches: the stream is not where the example showed it."""
+
+    class Moody(Stream):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(len(x) // 4):
+                x = (x + 1).mean(1, keepdim=True).expand(-1, 3, -1, -1)[:, [0, 1, 2]]
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = settle(Moody())
+    own = copy.deepcopy(model)
+    decompose_(own, Decomposition(level="layer", components=3), scope=Scope(include=("conv",)))
+    report = calibrate_(model, own, images(), example_inputs=images(2)[0])
+    [layer] = [layer for layer in report.layers if layer.decomposed]
+    assert (layer.target, layer.note) == (
+        "output",
+        "the operations of a calibration batch are not those of the example",
+    )
+
+
 def test_the_same_seed_gives_the_same_weights_and_random_states_stay():
     model = network()
     states = []
