@@ -85,6 +85,14 @@ class Summand:
     replayed: tuple[Operation, ...]
     result: Tensor
 
+    def fits(self, kept: dict[int, list[Tensor]]) -> bool:
+        """Tell whether another run kept what this needs: its operations are those of the run that was followed."""
+        for old, (place, index) in zip(self.originals, self.sources, strict=True):
+            found = kept.get(place, [])
+            if index >= len(found) or found[index].dim() != old.dim() or found[index].shape[1:2] != old.shape[1:2]:
+                return False
+        return True
+
     def compute(self, kept: dict[int, list[Tensor]]) -> Tensor:
         """Return the summand in another run, from what it kept."""
         known = {id(old): kept[p][i] for old, (p, i) in zip(self.originals, self.sources, strict=True)}

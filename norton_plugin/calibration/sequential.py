@@ -8,6 +8,7 @@ the error that the stream already carries.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from norton_plugin.errors import SurgeryError
 Call = Callable[[nn.Module, Any], Any]
 Pair = tuple[PausableRun, PausableRun]
 _NO_STREAM = "its output is added to no stream that is there before it is called"
+_OTHER_OPERATIONS = "the operations of a calibration batch are not those of the example"
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
 _UNEQUAL = "it reads different sizes in the two models"
@@ -99,7 +101,9 @@ class SequentialPass:
         if not arrived:
             return "no calibration image reaches it"
         sums = MomentSums(layer.name, layer.geometry, positions=self.positions)
-        target, note = "output", ""
+        target, note, nowhere = "output", "", _NO_STREAM
+        if place.other and not all(place.other.fits(run.counter.kept) for pair in arrived for run in pair):
+            place, nowhere = replace(place, other=None), _OTHER_OPERATIONS
         if place.calls > 1:
             note = _SHARED.format(calls=place.calls)
             self._add_all_calls(layer, sums)
@@ -108,7 +112,7 @@ class SequentialPass:
             for a, _ in arrived:
                 sums.add(a.inputs[0], a.output, self.generator)
         else:
-            target, note = ("stream", "") if place.other else ("output", _NO_STREAM)
+            target, note = ("stream", "") if place.other else ("output", nowhere)
             if not layer.decomposed and all(_same(place, a, b) for a, b in arrived):
                 return "it sees what it sees in the dense model"
             for a, b in arrived:
