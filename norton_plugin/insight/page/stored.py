@@ -6,14 +6,15 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from norton_plugin.blocks.clusters import BlockLevel
 from norton_plugin.errors import ArtifactError
 from norton_plugin.pabs import MOST_FILTERS
 from norton_plugin.reasons import Reason
 
 _ADVICE = {reason.code: reason.advice for reason in Reason}
-_LEVELS = ("filter", "cluster", "layer")
+_LEVELS = get_args(BlockLevel)
 
 
 @dataclass(frozen=True)

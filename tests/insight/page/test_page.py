@@ -6,8 +6,11 @@ import os
 import sys
 
 import pytest
+import torch
 from browser import Reader, looked_at
+from torch import nn
 
+from norton_plugin import Recipe, compress
 from norton_plugin.artifact import MANIFEST
 from norton_plugin.artifact.manifest import manifest_hash
 from norton_plugin.errors import ArtifactError, MissingExtraError
@@ -174,3 +177,14 @@ def test_in_a_browser(artefact, tmp_path, width):
     assert light["layers"] > 300  # every layer once as a bar and once in the table
     assert light["background"] == "rgb(255, 255, 255)"
     assert looked_at(text, tmp_path, width=width, dark=True)["background"] == "rgb(18, 22, 28)"
+
+
+@pytest.mark.parametrize("level", ["cluster", "layer", "spatial"])
+def test_layers_of_every_level_are_shown(level, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    request = {"level": level, "share": 0.5, "sweeps": 5} | ({"clusters": 2} if level == "cluster" else {})
+    result = compress(model, torch.randn(1, 16, 8, 8), Recipe.from_dict({"decomposition": request}))
+    assert [layer.level for layer in result.report.decomposition.layers] == [level, level]
+    page = Reader(render_page(result.save(tmp_path / "small")))
+    assert level in page.text
