@@ -89,12 +89,21 @@ def tables_of(title: str, data: Any) -> list[Table]:
     for key, value in data.items():
         name = f"{title}: {_words(key)}" if key else title
         if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            tables.append(_of_rows(name, [_flat(each) for each in value]))
+            tables.append(_of_rows(name, [_flat(each) for whole in value for each in _spread(whole)]))
         elif isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values()):
             tables.append(_of_rows(name, [{"": own, **_flat(each)} for own, each in value.items()]))
         elif isinstance(value, Mapping) and value:
             tables.append(Table(name, ("what", "value"), tuple((_words(k), _cell(v)) for k, v in _flat(value).items())))
     return tables[:_MOST_TABLES]
+
+
+def _spread(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a row that holds rows as these, each with the rest of it, such as the timings of one batch size."""
+    inner = [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    if len(inner) != 1 or not all(isinstance(each, Mapping) for each in row[inner[0]]):
+        return [row]
+    rest = {key: value for key, value in row.items() if key != inner[0]}
+    return [{**rest, **each} for each in row[inner[0]]]
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

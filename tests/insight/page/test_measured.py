@@ -29,6 +29,10 @@ def test_rows_and_values_become_tables():
     ]
     assert tables_of("Forms", [{"name": "a", "form": "dense"}]) == [Table("Forms", ("name", "form"), (("a", "dense"),))]
     assert tables_of("Speed", 3) == []
+    nested = [{"batch": 1, "timings": [{"model": "dense", "ms": 2.0}, {"model": "small", "ms": 1.0}]}, {"batch": 8}]
+    assert tables_of("Speed", nested) == [
+        Table("Speed", ("batch", "model", "ms"), (("1", "dense", "2"), ("1", "small", "1"), ("8", "-", "-")))
+    ]
 
 
 def test_tables_have_bounds():
