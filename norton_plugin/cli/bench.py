@@ -37,7 +37,7 @@ def bench(
         typer.Option(
             "--thread-counts",
             metavar="N,N",
-            help="Numbers of threads, one after the other; --threads alone by default, or 1.",
+            help="Numbers of threads, one after the other; --threads alone by default.",
             rich_help_panel=_WHAT,
         ),
     ] = None,

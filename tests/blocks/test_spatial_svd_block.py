@@ -95,7 +95,7 @@ def test_parameters_and_state():
 
 def test_separable_is_two_dense_convolutions_each_with_its_own_stride():
     torch.manual_seed(0)
-    block = SpatialSVDBlock(5, 6, 3, 4, stride=(2, 3), padding=(1, 2), dilation=(1, 2)).eval()
+    block = SpatialSVDBlock(5, 6, 3, 4, stride=(2, 3), padding=(1, 2), dilation=(1, 2), form="separable").eval()
     x = torch.randn(2, 5, 14, 15)
     rows = nn.functional.conv2d(x, block.vertical[..., None], None, (2, 1), (1, 0))
     expected = nn.functional.conv2d(rows, block.horizontal[:, :, None], block.bias, (1, 3), (0, 2), (1, 2))
@@ -163,7 +163,7 @@ def test_a_copy_of_a_cut_block_can_be_cut_again():
         ({"rank": 0}, "rank 0 is not a whole number"),
         ({"rank": 1.5}, "rank 1.5 is not a whole number"),
         ({"groups": 3}, "groups 3 must divide in_channels 8"),
-        ({"form": "depthwise"}, r"form 'depthwise' is unknown; expected one of \('separable', 'dense'\)"),
+        ({"form": "depthwise"}, r"form 'depthwise' is unknown; expected one of \('separable', 'dense', 'auto'\)"),
         ({"training_form": "grouped"}, "training_form 'grouped' is unknown"),
         ({"padding": "same", "stride": 2}, "padding 'same' needs stride 1"),
         ({"rank": 2**27}, "takes .* numbers; at most"),

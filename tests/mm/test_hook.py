@@ -255,7 +255,7 @@ def test_a_damaged_or_foreign_structure_is_refused(whole, tmp_path):
         ({}, "asked for nothing"),
         ({"rank": 2, "at_epoch": -1}, "at least 0"),
         ({"rank": 2, "input_size": (3,)}, "input_size"),
-        ({"components": 4}, "set level to 'layer' or 'cluster'"),
+        ({"components": 4}, "set level to 'layer', 'cluster' or 'spatial'"),
         ({"level": "layer", "rank": 2, "share": 0.5}, "contradict each other"),
         ({"level": "cluster", "rank": 2}, "say how many clusters"),
     ],

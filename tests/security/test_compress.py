@@ -208,7 +208,7 @@ ERRORS = [
 @pytest.mark.parametrize(
     ("part", "step"),
     [("duplicate", "copy"), ("count_cost", "measure"), ("decompose_", "decompose"), ("prune_", "prune"),
-     ("reestimate_batch_norm_", "calibrate")],
+     ("reestimate_", "calibrate")],
 )  # fmt: skip
 def test_memory_errors_name_the_step(monkeypatch: pytest.MonkeyPatch, part: str, step: str, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -60,7 +60,7 @@ def test_what_a_structure_says(structure):
     ]  # fmt: skip
     assert entry(structure, "spatial") == {
         "in_channels": 8, "out_channels": 8, "kernel_size": [3, 3], "rank": 5, "stride": [1, 1], "padding": [1, 1],
-        "dilation": [1, 1], "groups": 2, "bias": True, "padding_mode": "zeros", "form": "separable",
+        "dilation": [1, 1], "groups": 2, "bias": True, "padding_mode": "zeros", "form": "auto",
         "training_form": "dense",
     }  # fmt: skip
     clustered = entry(structure, "clustered")

@@ -28,7 +28,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Mask R-CNN R50-FPN": ("mask_rcnn/mask-rcnn_r50_fpn_1x_coco", {}),
     "RTMDet-tiny": ("rtmdet/rtmdet_tiny_8xb32-300e_coco", {}),
-    "Double-Head R-CNN R50-FPN": ("double_heads/dh-faster-rcnn_r50_fpn_1x_coco", {}),
+    "Double-Head R-CNN R50-FPN, 50 proposals": (
+        "double_heads/dh-faster-rcnn_r50_fpn_1x_coco",
+        {"rpn": {"max_per_img": 50}, "rcnn": {"max_per_img": 50}},
+    ),
 }
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
