@@ -88,14 +88,17 @@ def form_for(block: ConvBlock, x: Tensor | None = None, *, lowered: bool = True)
 
     Args:
         block: Its factors are not read.
-        x: The input; None, and what a tracer shows, for one whose size is not known.
+        x: The input; None, and what a compiler shows, for one whose size is not known. Where ``torch.jit`` traces, as
+            get_flops.py of mmdet does, the form is ``"separable"``, by which MACs are reported.
         lowered: As of ``static_form``.
 
     Returns:
         The form, and in words why it was chosen.
     """
+    if torch.jit.is_tracing():
+        return "separable", "a tracer, such as a counter of MACs, sees what the factors need"
     size, batch, channels_last = _TYPICAL_SIZE, 1, False
-    if x is not None and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+    if x is not None and not torch.compiler.is_compiling():
         size, batch, channels_last = (x.shape[-2], x.shape[-1]), x.shape[:-3].numel(), is_channels_last(x)
     device = next(block.parameters()).device.type
     return static_form(shape_for(block, size, batch), device=device, channels_last=channels_last, lowered=lowered)

@@ -95,3 +95,12 @@ def test_memory_formats_are_told_apart():
     x = torch.zeros(2, 4, 5, 5)
     assert is_channels_last(x.to(memory_format=torch.channels_last)) and not is_channels_last(x)
     assert not is_channels_last(torch.zeros(2, 4, 1, 1)) and not is_channels_last(x[0])
+
+
+def test_a_tracer_sees_the_macs_of_the_factors():
+    """get_flops.py of mmdet traces a model: what it counts has to be what reports say."""
+    block = CPDBlock(64, 64, 3, 8, padding=1).eval()
+    x = torch.randn(1, 64, 8, 8)
+    assert form_for(block, x)[0] == "dense"
+    traced = torch.jit.trace(block, x)
+    assert str(traced.inlined_graph).count("aten::_convolution") == 3
