@@ -76,7 +76,7 @@ def test_an_automatic_block_runs_in_the_form_of_its_input(monkeypatch):
     assert len(set(used[:2])) == 2
 
 
-def test_without_an_input_and_while_tracing_the_size_is_a_usual_one():
+def test_without_an_input_the_size_is_a_usual_one_and_traces_run_at_any_size():
     block = CPDBlock(64, 64, 3, 1, padding=1).eval()
     assert form_for(block) == form_for(block, torch.zeros(1, 64, 28, 28))
     traced = torch.jit.trace(block, torch.randn(1, 64, 9, 9))

@@ -85,7 +85,8 @@ def test_inspect_counts_every_part(norton, config):
     assert (answer.code, answer.err) == (0, "")
     found = json.loads(answer.out)
     layers = {layer["name"]: layer for layer in found["layers"]}
-    # 20 regions (the config's max_per_img) of 16 x 7 x 7 numbers; the RPN's convolution runs on maps of 16, 8, 4, 2 and 1 pixels a side.
+    # 20 regions (the config's max_per_img) of 16 x 7 x 7 numbers.
+    # The RPN's convolution runs on maps of 16, 8, 4, 2 and 1 pixels a side.
     assert layers["roi_head.bbox_head.shared_fcs.0"]["macs"] == 20 * 16 * 49 * 32
     assert layers["rpn_head.rpn_conv"]["macs"] == 16 * 16 * 9 * (256 + 64 + 16 + 4 + 1)
     assert layers["neck.fpn_convs.0.conv"]["macs"] == 16 * 16 * 9 * 256
