@@ -216,7 +216,7 @@ def _shape(what: str, value: Any) -> tuple[int, ...]:
 def _attribute(what: str, value: Any) -> Attribute:
     """JSON has no tuples: they are marked, and come back as such."""
     if is_whole(value) or (type(value) is float and math.isfinite(value)):
-        return value  # type: ignore[no-any-return]
+        return value
     marked = isinstance(value, Mapping)
     numbers = value.get("tuple") if isinstance(value, Mapping) and set(value) == {"tuple"} else value
     if not isinstance(numbers, list) or not all(map(is_whole, numbers)):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 
 from torch import Tensor, nn
 
@@ -74,7 +73,6 @@ def _attributes(module: nn.Module, width: int) -> Iterator[str]:
             yield name
 
 
-@lru_cache(maxsize=1024)
 def _has_fused_path(kind: type[nn.Module]) -> bool:
     """Tell whether a method of a class calls PyTorch's function."""
     for owner in kind.__mro__:
