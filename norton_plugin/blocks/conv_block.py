@@ -15,10 +15,11 @@ from norton_plugin.blocks.derived import assigned_
 from norton_plugin.blocks.form_choice import form_for
 from norton_plugin.blocks.forms import AUTO, FORMS, ChosenForm, ConvGeometry, Form
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
+from norton_plugin.blocks.scripting import NotScripted
 from norton_plugin.errors import SurgeryError
 
 
-class ConvBlock(nn.Module, ABC):
+class ConvBlock(NotScripted, ABC):
     """A 2-D convolution whose weight is computed from factors; what these are, its subclasses say.
 
     The whole contract of ``nn.Conv2d`` is kept: geometry, padding mode, groups, bias, device, dtype. ``weight`` gives
@@ -141,7 +142,8 @@ class ConvBlock(nn.Module, ABC):
             dilation=self.dilation,
         )
         inner = (0, 0)
-        if self.padding_mode == "zeros" and left == right and top == bottom:
+        fixed = self.padding != "dynamic_same"  # whatever the size of the map
+        if fixed and self.padding_mode == "zeros" and left == right and top == bottom:
             inner = (top, left)
         else:
             x = pad(x, (left, right, top, bottom), self.padding_mode)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from norton_plugin.blocks.arguments import check_flag, check_placement, check_size, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
 from norton_plugin.blocks.derived import assigned_
+from norton_plugin.blocks.scripting import NotScripted
 from norton_plugin.blocks.selection import select_linear_
 from norton_plugin.errors import SurgeryError
 
 
-class CPDLinear(nn.Module):
+class CPDLinear(NotScripted):
     """A Linear layer whose outputs mix M components of the input: what a CPDBlock of one cluster is for a convolution.
 
     There are no spatial factors, so the decomposition is a truncated SVD. ``weight`` gives the rebuilt dense weight

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,6 +33,32 @@ def normalise_padding(padding: PaddingRule | int | str, padding_mode: str) -> Pa
     return pair(padding, "padding", low=0)
 
 
+def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
+    """Return the pixels that ``"dynamic_same"`` adds along one axis, on both sides together.
+
+    ``torch.jit.trace`` shows sizes as tensors, ``torch.export`` as symbols, and ``torch.jit.script`` compiles this
+    function: in none of them may Python choose by the size at hand, or that choice holds for every size.
+
+    Args:
+        size: Of the map, pixels.
+        kernel_size: Of the convolution, pixels.
+        stride: Pixels.
+        dilation: Pixels.
+    """
+    outputs = (size + stride - 1) // stride
+    span = (outputs - 1) * stride + dilation * (kernel_size - 1) + 1 - size
+    if torch.jit.is_scripting():
+        return max(span, 0)
+    else:  # the compiler of torch.jit.script skips this branch, and no other form of it
+        return _at_least_zero(span)
+
+
+def _at_least_zero(span: int) -> int:
+    if isinstance(span, Tensor):
+        return span.clamp(min=0)
+    return torch.sym_max(span, 0) if isinstance(span, torch.SymInt) else max(span, 0)
+
+
 def sides(
     padding: PaddingRule,
     *,
@@ -49,14 +75,14 @@ def sides(
             continue
         span = dilation[axis] * (kernel_size[axis] - 1)
         if padding == "dynamic_same":
-            outputs = math.ceil(size[axis] / stride[axis])
-            span = max((outputs - 1) * stride[axis] + span + 1 - size[axis], 0)
+            span = same_padding(size[axis], kernel_size[axis], stride[axis], dilation[axis])
         amounts += [span // 2, span - span // 2]
     return amounts[0], amounts[1], amounts[2], amounts[3]
 
 
 def pad(x: Tensor, amounts: tuple[int, int, int, int], padding_mode: str) -> Tensor:
     """Pad (B, C, H, W) by (left, right, top, bottom) pixels."""
-    if not any(amounts):
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    if not recorded and not any(amounts):
         return x
     return F.pad(x, amounts, mode="constant" if padding_mode == "zeros" else padding_mode)

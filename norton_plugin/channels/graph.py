@@ -24,7 +24,7 @@ from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import CurrentSizes, dense_weights, layer_type
 from norton_plugin.channels.masked_replay import MaskedReplay
 from norton_plugin.channels.provenance import SizeProvenance
-from norton_plugin.channels.rescaling import rescale_
+from norton_plugin.channels.rescaling import renew_scales_, rescale_
 from norton_plugin.channels.tensor_axes import AxisTable
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
@@ -206,6 +206,7 @@ class ChannelGraph:
             if layer is not None and layer.refresh is not None:
                 layer.refresh(module, self._current_sizes(module, alive))
         rescale_(self._notes.rescales, self._axes, alive, before)
+        renew_scales_(self._notes.scale_attributes, alive, before)
         self._state["alive"] = alive
 
     def _current_sizes(self, module: nn.Module, alive: Tensor) -> CurrentSizes:

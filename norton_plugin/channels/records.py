@@ -109,6 +109,23 @@ class Rescale:
     exponent: float
 
 
+@dataclass(frozen=True)
+class ScaleAttribute:
+    """An attribute of a module that holds a power of a width that may change.
+
+    Attributes:
+        module: The module.
+        name: Of the attribute, a float.
+        width: Labels of the channels that the width counts.
+        exponent: The power.
+    """
+
+    module: nn.Module
+    name: str
+    width: Tensor
+    exponent: float
+
+
 @dataclass
 class Notes:
     """All that one run of a model leaves behind, beside unions and pins.
@@ -118,6 +135,7 @@ class Notes:
         hard_coded_sizes: Plain integers that sized dimensions with channels.
         width_constraints: Widths that must stay in proportion.
         rescales: Rows to be rescaled when a width changes.
+        scale_attributes: Attributes to be renewed when a width changes.
         group_inputs: Grouped layer -> labels of its input channels.
         norm_inputs: Norm over the last dimension -> labels along it.
         whole_groups: Group norm -> whether it loses whole groups.
@@ -131,6 +149,7 @@ class Notes:
     hard_coded_sizes: list[HardCodedSize] = field(default_factory=list)
     width_constraints: list[WidthConstraint] = field(default_factory=list)
     rescales: list[Rescale] = field(default_factory=list)
+    scale_attributes: list[ScaleAttribute] = field(default_factory=list)
     group_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     norm_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     whole_groups: dict[nn.Module, bool] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Compensate in the weights for scales that the code computes from a width."""
+"""Scales that are powers of a width: compensated in the weights, and renewed where modules keep them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels.records import Rescale
+from norton_plugin.channels.records import Rescale, ScaleAttribute
 from norton_plugin.channels.tensor_axes import AxisTable
 
 
@@ -40,6 +40,20 @@ def rescale_(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor, before
             bias = axis.tensor.replace("weight", "bias")
             if bias != axis.tensor and getattr(site.module, bias, None) is not None:
                 _scale_rows_(site.module, bias, rows, factor)
+
+
+def renew_scales_(attributes: Sequence[ScaleAttribute], alive: Tensor, before: Tensor) -> None:
+    """Give attributes that hold a power of a width the one of the width that it has now.
+
+    Args:
+        attributes: As the trace noted them.
+        alive: (L,) bool, labels in the model now.
+        before: (L,) bool, labels in it before.
+    """
+    for entry in attributes:
+        new = int(alive[entry.width].sum())
+        if new != int(before[entry.width].sum()):
+            vars(entry.module)[entry.name] = float(new**entry.exponent)
 
 
 def _scale_rows_(module: nn.Module, name: str, rows: Tensor, factor: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.blocks import AUTO, ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock, form_for
 from norton_plugin.blocks.arguments import choice
 from norton_plugin.blocks.forms import BlockFactors
-from norton_plugin.blocks.padding import PaddingRule, pad, sides
+from norton_plugin.blocks.padding import PaddingRule, same_padding, sides
 from norton_plugin.errors import SurgeryError
 
 
@@ -32,22 +33,24 @@ class Pad2d(nn.Module):
         dilation: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.padding = padding
-        self.padding_mode = padding_mode
+        self.dynamic = padding == "dynamic_same"
+        geometry = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        # Left, right, top, bottom; the other rules do not look at the size.
+        self.amounts = (0, 0, 0, 0) if self.dynamic else sides(padding, size=(1, 1), **geometry)
+        self.mode = "constant" if padding_mode == "zeros" else padding_mode
         self.kernel_size = kernel_size
         self.stride = stride
         self.dilation = dilation
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad (B, C, H, W)."""
-        amounts = sides(
-            self.padding,
-            size=(x.shape[-2], x.shape[-1]),
-            kernel_size=self.kernel_size,
-            stride=self.stride,
-            dilation=self.dilation,
-        )
-        return pad(x, amounts, self.padding_mode)
+        left, right, top, bottom = self.amounts
+        if self.dynamic:
+            height = same_padding(x.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
+            width = same_padding(x.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
+            left, top = width // 2, height // 2
+            right, bottom = width - left, height - top
+        return F.pad(x, [left, right, top, bottom], mode=self.mode)
 
 
 class SelectChannels(nn.Module):

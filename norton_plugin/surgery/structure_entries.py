@@ -6,6 +6,7 @@ with the module it changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from norton_plugin.surgery.structure_arguments import (
 
 VERSION = 1
 _MOST_AXES = 16
-Attribute = int | list[int] | tuple[int, ...]
+Attribute = int | float | list[int] | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,10 @@ def _shape(what: str, value: Any) -> tuple[int, ...]:
 
 def _attribute(what: str, value: Any) -> Attribute:
     """JSON has no tuples: they are marked, and come back as such."""
-    if is_whole(value):
+    if is_whole(value) or (type(value) is float and math.isfinite(value)):
         return value
     marked = isinstance(value, Mapping)
     numbers = value.get("tuple") if isinstance(value, Mapping) and set(value) == {"tuple"} else value
     if not isinstance(numbers, list) or not all(map(is_whole, numbers)):
-        raise damaged(what, value, "an integer, or a list or a tuple of integers")
+        raise damaged(what, value, "a number, or a list or a tuple of integers")
     return tuple(numbers) if marked else list(numbers)

@@ -30,10 +30,13 @@ def may_become(old: Any, new: Any) -> bool:
 
     Args:
         old: The module's own value.
-        new: An integer, or a list or a tuple of as many integers as before; each is positive, or as it was.
+        new: An integer, or a list or a tuple of as many integers as before; each is positive, or as it was. Or a number
+            between 0 and 1 that is no lower than before: the scale of attention, a power of a width that was lowered.
     """
     if type(old) is not type(new):
         return False
+    if type(old) is float:
+        return bool(0 < old <= new <= 1)
     if is_whole(old):
         return bool(old == new or 1 <= new <= LARGEST)
     if not isinstance(old, list | tuple) or len(old) != len(new):
@@ -67,7 +70,7 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
             raise damaged(f"an attribute of {where}", name, "a public one that the module has")
         own_value = held[name]
         if not may_become(own_value, value):
-            expected = f"positive integers of the kind that {shortened(own_value)} is"
+            expected = f"positive numbers of the kind that {shortened(own_value)} is"
             raise damaged(f"the attribute {where}.{name}", value, expected)
 
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from norton_plugin.errors import ArtifactError
 from norton_plugin.mm import export_config, export_config_of_checkpoint
+from norton_plugin.mm.configs.structure_text import structure_from_config
 
 
 @pytest.fixture
@@ -49,13 +50,38 @@ def test_text_of_a_structure_cannot_become_code(exported, tmp_path, attack, plac
     assert not (tmp_path / "small.py").exists()
 
 
-def test_the_first_attack_works_without_the_check(tmp_path):
-    """Otherwise the test above would prove nothing."""
-    structure = next(structures(attacks(tmp_path / "ran")[0]))
+@pytest.mark.parametrize("attack", range(4))
+@pytest.mark.parametrize("place", range(3))
+def test_text_of_a_structure_stays_text_without_the_check_as_well(tmp_path, attack, place):
+    structure = list(structures(attacks(tmp_path / "ran")[attack]))[place]
     export_config({"model": {"type": "ResNet", "depth": 18}}, structure).dump(str(tmp_path / "small.py"))
+    found = Config.fromfile(tmp_path / "small.py").model.norton.structure
+    assert structure_from_config(found) == structure
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_first_attack_works_where_a_structure_is_nested_dicts(tmp_path):
+    """As in configs of before; otherwise the tests above would prove nothing."""
+    structure = next(structures(attacks(tmp_path / "ran")[0]))
+    config = export_config({"model": {"type": "ResNet", "depth": 18}}, structure)
+    config.model.norton.structure = structure
+    config.dump(str(tmp_path / "small.py"))
     assert not (tmp_path / "ran").exists()
     Config.fromfile(tmp_path / "small.py")
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{{ fileDirname }}", "{{$NONE:x}}", "{{ _base_.a }}", "\\{{{{'\"}}}}"])
+def test_mmengine_replaces_nothing_in_a_structure(tmp_path, text):
+    structure = {"modules": [{text: [text, {"a": {"b": {}}}]}]}
+    config = export_config({"model": {"type": "ResNet", "depth": 18}}, structure)
+    config.dump(str(tmp_path / "small.py"))
+    assert structure_from_config(Config.fromfile(tmp_path / "small.py").model.norton.structure) == structure
+    if not text.startswith("\\"):  # as plain JSON it would be replaced
+        config.model.norton.structure = json.dumps(structure)
+        config.dump(str(tmp_path / "small.py"))
+        with pytest.raises(Exception):  # noqa: B017, PT011
+            assert json.loads(Config.fromfile(tmp_path / "small.py").model.norton.structure) == structure
 
 
 @pytest.mark.parametrize("structure", [{}, [], "text", 5, {"modules": 5}, {"version": 1, "source": {}}])
@@ -84,4 +110,4 @@ def test_names_that_models_have_pass(exported):
     source = {"backbone.layer1.0.conv1.weight": [8, 3, 3, 3], "neck.convs.0.<block>": {"padding_mode": "zeros"}}
     entry = {"names": ["a.b-c d/1"], "resize": {"weight": [4]}, "attributes": {"stride": {"tuple": [1, 1]}, "x": None}}
     structure = {"version": 1, "source": source, "modules": [entry]}
-    assert Config.fromfile(exported(structure)).model.norton.structure.to_dict() == structure
+    assert structure_from_config(Config.fromfile(exported(structure)).model.norton.structure) == structure

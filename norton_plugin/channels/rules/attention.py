@@ -1,15 +1,31 @@
-"""Scaled dot-product attention, whose scale is computed from the width of a head."""
+"""Scaled dot-product attention, whose scale is a power of the width of a head.
+
+A module may have two paths: one calls PyTorch's function, which computes the scale from the width at hand, the other
+multiplies queries and keys itself and takes the scale from an attribute. Whichever of the two the trace sees, the keys
+are rescaled and the attribute is renewed, so that both are right after a cut.
+"""
 
 from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+
+from torch import Tensor, nn
 
 from norton_plugin.channels.label_maps import along, varying
 from norton_plugin.channels.operations import Number, declare
 from norton_plugin.channels.provenance import compensate_tensor
-from norton_plugin.channels.records import FunctionCall
+from norton_plugin.channels.records import FunctionCall, ScaleAttribute
 from norton_plugin.channels.trace import Trace
 
+_FUSED = "scaled_dot_product_attention"
+_EXPONENT = -0.5
+# Words in the names of attributes that hold such a scale.
+_WORDS = ("scal", "factor", "temp")
 
-def _compensate_scale(trace: Trace, function: FunctionCall) -> None:
+
+def _compensate_fused(trace: Trace, function: FunctionCall) -> None:
     """Note that keys are divided by the square root of the width of a head, unless a scale is given.
 
     Keys, because this product alone reads them; relative positions are often computed from the queries too.
@@ -20,10 +36,56 @@ def _compensate_scale(trace: Trace, function: FunctionCall) -> None:
     key = args[1] if len(args) > 1 else kwargs["key"]
     for label_map in trace.labels_of(key).maps:
         if key.dim() - 1 in varying(label_map):
-            compensate_tensor(trace, key, along(label_map, key.dim() - 1), -0.5)
+            width = along(label_map, key.dim() - 1)
+            compensate_tensor(trace, key, width, _EXPONENT)
+            _note_attributes(trace, width)
+
+
+def compensate_product(trace: Trace, key: Tensor, width: Tensor) -> None:
+    """Note the same where a module that has a fused path, too, multiplies queries and keys by itself.
+
+    Args:
+        trace: Takes the notes.
+        key: What is multiplied with the queries.
+        width: Labels that the product sums over.
+    """
+    module = trace.module
+    if module is None or not _has_fused_path(type(module)):
+        return
+    inside = trace.function is not None and trace.function.name == _FUSED
+    if not inside and next(_attributes(module, len(width)), None) is not None:
+        compensate_tensor(trace, key, width, _EXPONENT)
+        _note_attributes(trace, width)
+
+
+def _note_attributes(trace: Trace, width: Tensor) -> None:
+    if (module := trace.module) is not None:
+        names = _attributes(module, len(width))
+        trace.notes.scale_attributes += [ScaleAttribute(module, name, width.clone(), _EXPONENT) for name in names]
+
+
+def _attributes(module: nn.Module, width: int) -> Iterator[str]:
+    """Yield the attributes that hold the scale of a head of this width."""
+    for name, value in vars(module).items():
+        if type(value) is not float or not any(word in name for word in _WORDS):
+            continue
+        if math.isclose(value, width**_EXPONENT, rel_tol=1e-6):
+            yield name
+
+
+def _has_fused_path(kind: type[nn.Module]) -> bool:
+    """Tell whether a method of a class calls PyTorch's function."""
+    for owner in kind.__mro__:
+        if owner is nn.Module:
+            return False
+        for method in vars(owner).values():
+            code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+            if code is not None and _FUSED in code.co_names:
+                return True
+    return False
 
 
 # It runs as the products and the softmax that it consists of: those have the rules.
-declare("scaled_dot_product_attention", number=Number.VALUE, before=_compensate_scale)
+declare(_FUSED, number=Number.VALUE, before=_compensate_fused)
 # Made from numbers alone: without channels, but the numbers are values.
 declare("full", "tensor", number=Number.VALUE)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from norton_plugin.channels.label_maps import ChannelLabels, compact, held_constant, varying
+from norton_plugin.channels.label_maps import ChannelLabels, along, compact, held_constant, varying
 from norton_plugin.channels.masking import ZERO_FIRST, ZERO_SECOND
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
+from norton_plugin.channels.rules.attention import compensate_product
 from norton_plugin.channels.rules.elementwise import combine, pin_unpaired
 from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
@@ -111,6 +112,8 @@ def bmm(trace: Trace, call: Call) -> ChannelLabels:
     a, b = call.args
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
+    for label_map in summed:
+        compensate_product(trace, b, along(label_map, 2))
     return ChannelLabels(maps, scores=bool(summed))
 
 
@@ -120,6 +123,8 @@ def baddbmm(trace: Trace, call: Call) -> ChannelLabels:
     term, a, b = call.args[:3]
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
+    for label_map in summed:
+        compensate_product(trace, b, along(label_map, 2))
     shape = tuple(call.out.shape)
     product = ChannelLabels(maps, scores=bool(summed))
     maps = combine(trace, [(product, shape), (trace.labels_of(term), tuple(term.shape))], shape)

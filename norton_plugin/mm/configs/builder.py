@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from norton_plugin.errors import RecipeError
+from norton_plugin.mm.configs.structure_text import structure_from_config
 from norton_plugin.mm.patches import fuse
 from norton_plugin.surgery.structure import apply_structure_
 
@@ -20,7 +21,8 @@ def compressed_model(norton: Mapping[str, Any], **model: Any) -> nn.Module:
     The result is of the model's own class, with the names of its modules unchanged; weights come from a checkpoint.
 
     Args:
-        norton: ``type``, what the model's own type is, and ``structure``, as in checkpoints (``meta['norton']``).
+        norton: ``type``, what the model's own type is, and ``structure``, as ``export_config`` writes it or as nested
+            dicts.
         **model: The keys of the model's own config.
 
     Raises:
@@ -31,7 +33,6 @@ def compressed_model(norton: Mapping[str, Any], **model: Any) -> nn.Module:
     if missing:
         raise RecipeError(f"CompressedModel needs norton=dict(type=..., structure=...); missing: {sorted(missing)}")
     built: nn.Module = MODELS.build({**model, "type": norton["type"]})
-    structure = norton["structure"]
     fuse.install()
-    apply_structure_(built, structure.to_dict() if hasattr(structure, "to_dict") else structure)
+    apply_structure_(built, structure_from_config(norton["structure"]))
     return built

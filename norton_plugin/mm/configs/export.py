@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import dump
 from mmengine.runner.checkpoint import _load_checkpoint
 
+from norton_plugin.artifact import write_whole
 from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.mm.configs.structure_text import structure_to_text
 from norton_plugin.mm.patches.guard import stored
 from norton_plugin.surgery.structure import Structure
 
@@ -23,8 +26,8 @@ def export_config(config: Config | Mapping[str, Any], structure: Structure) -> C
     """Return the config of a compressed model.
 
     ``model.type`` becomes the builder, which the registry imports by its dotted name; the model's own keys stay
-    beside it, as tools read them. Initial weights are dropped everywhere, and so is the hook: both would undo what
-    the checkpoint brings.
+    beside it, as tools read them. The structure is one line of JSON. Initial weights are dropped everywhere, and so is
+    the hook: both would undo what the checkpoint brings.
 
     Args:
         config: Of the dense model, as trained.
@@ -47,7 +50,7 @@ def export_config(config: Config | Mapping[str, Any], structure: Structure) -> C
     own_type = model["type"]
     own_type = own_type if isinstance(own_type, str) else f"{own_type.__module__}.{own_type.__qualname__}"
     _clear_initial_weights_(model)
-    plain["model"] = {**model, "type": BUILDER, "norton": {"type": own_type, "structure": structure}}
+    plain["model"] = {**model, "type": BUILDER, "norton": {"type": own_type, "structure": structure_to_text(structure)}}
     for hooks in ("default_hooks", "custom_hooks"):
         plain[hooks] = _without_hook(plain.get(hooks))
         if plain[hooks] is None:
@@ -62,14 +65,15 @@ def write_config(config: Config | Mapping[str, Any], structure: Structure, folde
     Args:
         config: As for ``export_config``.
         structure: Likewise.
-        folder: Must exist.
+        folder: Is made where it is absent.
+
+    Raises:
+        ArtifactError: The file cannot be written; one that was there before is untouched.
     """
     model = config.get("model")
     if not isinstance(model, Mapping) or "type" not in model or "norton" in model:
         return None
-    path = folder / CONFIG
-    export_config(config, structure).dump(str(path))
-    return path
+    return write_whole(folder / CONFIG, _content(export_config(config, structure), CONFIG))
 
 
 def export_config_of_checkpoint(config: Path, checkpoint: Path, output: Path) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def export_config_of_checkpoint(config: Path, checkpoint: Path, output: Path) ->
 
     Raises:
         RecipeError: A file is absent or already there, or the config cannot be read.
-        ArtifactError: The checkpoint cannot be read, or its model is not compressed.
+        ArtifactError: The checkpoint cannot be read, its model is not compressed, or the file cannot be written.
     """
     for path, what in ((config, "config"), (checkpoint, "checkpoint")):
         if not path.is_file():
@@ -106,8 +110,15 @@ def export_config_of_checkpoint(config: Path, checkpoint: Path, output: Path) ->
             f"{str(checkpoint)!r} holds no structure: its model is not compressed; give a checkpoint that a run with "
             "NortonHook wrote after compression"
         )
-    export_config(dense, entry["structure"]).dump(str(output))
+    write_whole(output, _content(export_config(dense, entry["structure"]), output.name))
     return entry
+
+
+def _content(config: Config, name: str) -> bytes:
+    """Return what a file of this name is to hold: Python, or what its suffix says."""
+    suffix = Path(name).suffix
+    text = config.pretty_text if suffix == ".py" else dump(config.to_dict(), file_format=suffix[1:])
+    return str(text).encode()
 
 
 def _clear_initial_weights_(config: Any) -> None:

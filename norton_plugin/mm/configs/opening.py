@@ -12,6 +12,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.mm.configs.export import BUILDER
+from norton_plugin.mm.configs.structure_text import structure_from_config
 from norton_plugin.mm.patches.guard import stored
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.zoo import ModelSource, load_source
@@ -74,4 +75,4 @@ def _model_config(config: str | Path) -> tuple[dict[str, Any] | None, Any]:
         return None, None
     plain = model.to_dict()  # type: ignore[attr-defined]
     norton = plain.pop("norton")
-    return {**plain, "type": norton["type"]}, norton["structure"]
+    return {**plain, "type": norton["type"]}, structure_from_config(norton["structure"])

@@ -39,8 +39,9 @@ _NAMES = {
 }
 # Settings of a decomposition that change the factors alone.
 _HOW = ("restarts", "sweeps", "tolerance", "seed")
-# A structure is written into configs, which are Python: mmengine puts quotes around keys as they are, and replaces
-# {{...}} in the text of a config before it runs it.
+# A structure is written into configs, which are Python. As one text (configs/structure_text.py) none of it can become
+# code; this refuses it before that, for mmengine puts quotes around keys of dicts as they are, and replaces {{...}} in
+# the text of a config before it runs it.
 _UNSAFE = frozenset("'\"\\{}")
 
 
