@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "surgery": {"recipe", "pabs", "channels", "blocks"},
     "integrations": {"surgery"},
     "calibration": {"cpd", "blocks", "surgery"},
-    "budget": {"cost", "surgery"},
+    "budget": {"cost", "calibration"},
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
     "pipeline": {"surgery", "integrations", "calibration", "cost", "budget", "artifact"},

@@ -24,14 +24,15 @@ _POWERS = {"layer": (1.1, 2.0), "filter": (1.0, 0.5)}
 
 
 @torch.no_grad()
-def weight_errors(target: Target, layouts: Sequence[Layout]) -> NDArray[np.float64]:
+def weight_errors(target: Target, layouts: Sequence[Layout], weight: Tensor | None = None) -> NDArray[np.float64]:
     """Return ``||W - W^||^2 / ||W||^2`` as foretold for each layout of a layer; never more for a larger size.
 
     Args:
         target: The layer.
         layouts: Of the levels "filter", "layer" and "spatial".
+        weight: In place of the layer's own.
     """
-    weight = target.contract.weight.detach().double()
+    weight = (target.contract.weight if weight is None else weight).detach().double()
     curves: dict[str, Tensor] = {}
     for level in dict.fromkeys(layout.level for layout in layouts):
         grouped = weight.unflatten(0, (target.shape.groups, -1))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from norton_plugin.budget.distortion import weight_errors
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
+from norton_plugin.budget.sensitivity import sensitive_weights
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.cost import ModelCost
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Budget, Recipe
 from norton_plugin.surgery.layouts import Layout
 
+_MOST = 1 - 1e-9  # share of a weight that counts as lost at most
 _WORDS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -50,7 +52,8 @@ class BudgetPlan:
         budget: What was asked for.
         macs: MACs of the decomposed model as a share of the dense one's.
         params: Its parameters, likewise.
-        measure: What errors are: "weights" for the share of every layer's weight that is lost.
+        measure: What errors are: "weights" for ``-log(1 - NMSE)`` of a layer's weight, so that the sum is that of the
+            share of the signal that passes all layers; "outputs" for nats of divergence, from images.
         error: Sum over the layers, as foretold.
         layers: Every layer that might have been decomposed, in the model's order.
     """
@@ -73,13 +76,22 @@ class BudgetPlan:
         return replace(asked, decomposition=decomposition, budget=Budget())
 
 
-def plan_budget(model: nn.Module, recipe: Recipe, cost: ModelCost) -> BudgetPlan:
+def plan_budget(
+    model: nn.Module,
+    recipe: Recipe,
+    cost: ModelCost,
+    *,
+    batches: Sequence[Any] | None = None,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+) -> BudgetPlan:
     """Find the level and the size of every layer that lose least within the budget of a recipe.
 
     Args:
         model: Not changed.
         recipe: With a budget; its scope and levels hold.
         cost: Of the model.
+        batches: Unlabelled images; with them errors count by what they change in the model's output.
+        call: Runs the model on a batch; ``model(batch)`` by default.
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
@@ -87,7 +99,12 @@ def plan_budget(model: nn.Module, recipe: Recipe, cost: ModelCost) -> BudgetPlan
         MissingExtraError: Both budgets are given, and scipy is not installed.
     """
     menus = layer_menus(model, recipe, cost)
-    errors = [np.concatenate([[0.0], weight_errors(menu.target, _layouts(menu))]) for menu in menus]
+    targets = [menu.target for menu in menus]
+    sensitive = None
+    if batches:
+        run = call or (lambda own, batch: own(batch))
+        sensitive = sensitive_weights(model, targets, batches, call=run, seed=recipe.calibration.seed)
+    errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
     limits = {name: share for name in _WORDS if (share := getattr(recipe.budget, name)) is not None}
     chosen = _chosen(menus, errors, limits, _Whole(menus, cost))
     layers = [
@@ -97,9 +114,15 @@ def plan_budget(model: nn.Module, recipe: Recipe, cost: ModelCost) -> BudgetPlan
     picked = [menu.options[place] for menu, place in zip(menus, chosen, strict=True)]
     whole = _Whole(menus, cost)
     shares = {name: whole.share(name, picked) for name in _WORDS}
-    return BudgetPlan(
-        recipe.budget, shares["macs"], shares["params"], "weights", sum(each.error for each in layers), tuple(layers)
-    )
+    error, measure = sum(each.error for each in layers), "weights" if sensitive is None else "outputs"
+    return BudgetPlan(recipe.budget, shares["macs"], shares["params"], measure, error, tuple(layers))
+
+
+def _errors(menu: LayerMenu, sensitive: Tensor | None) -> Values:
+    """Return the error of every option of a menu."""
+    shares = weight_errors(menu.target, _layouts(menu), sensitive)
+    found = -np.log1p(-shares.clip(0, _MOST)) if sensitive is None else shares * float(sensitive.square().sum())
+    return np.concatenate([[0.0], found])
 
 
 class _Whole:

@@ -29,6 +29,9 @@ from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecompositionReport, PruningReport
 from norton_plugin.surgery.structure import diff
 
+# Most images that errors are weighed on for a budget: more change little.
+_BUDGET_IMAGES = 512
+
 
 def compress(
     model: nn.Module,
@@ -80,7 +83,9 @@ def compress(
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-        recipe, planned = _within_budget(compressed, recipe, before, step)
+        if recipe.budget.given and calibration is not None:
+            calibration = take_batches(calibration, recipe.calibration.images)
+        recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
         decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
         if recipe.decomposition.active:
@@ -109,11 +114,17 @@ def compress(
 
 
 def _within_budget(
-    model: nn.Module, recipe: Recipe, cost: ModelCost, step: Callable[[str], None]
+    model: nn.Module,
+    recipe: Recipe,
+    cost: ModelCost,
+    calibration: Iterable[Any] | None,
+    forward_fn: ForwardFunction | None,
+    step: Callable[[str], None],
 ) -> tuple[Recipe, BudgetPlan | None]:
     """Return the recipe with sizes in place of its budget, and how they were found; as it is where it has none."""
     if not recipe.budget.given:
         return recipe, None
     step("budget")
-    plan = plan_budget(model, recipe, cost)
+    batches = None if calibration is None else take_batches(calibration, _BUDGET_IMAGES)
+    plan = plan_budget(model, recipe, cost, batches=batches, call=partial(run_model, forward_fn=forward_fn))
     return plan.recipe(recipe), plan
