@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from norton_plugin.pipeline import CompressionReport as CompressionReport
     from norton_plugin.pipeline import CompressionResult as CompressionResult
     from norton_plugin.pipeline import compress as compress
+    from norton_plugin.recipe import Budget as Budget
     from norton_plugin.recipe import Calibration as Calibration
     from norton_plugin.recipe import Decomposition as Decomposition
     from norton_plugin.recipe import Pruning as Pruning
@@ -56,6 +57,7 @@ __version__ = "0.2.0"
 
 _HOME = {
     "ArtifactError": "errors",
+    "Budget": "recipe",
     "CPDBlock": "blocks",
     "CPDBlockPruner": "integrations.torch_pruning",
     "CPDFactors": "cpd",

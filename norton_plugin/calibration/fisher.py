@@ -59,8 +59,11 @@ def fisher_weights(
             seen.clear()
             with traceable(model), torch.enable_grad():
                 likelihood = _drawn_likelihood(output_tensors(call(model, batch)), generator)
-                gradients = torch.autograd.grad(likelihood, [output for _, output in seen], allow_unused=True)
-            for (name, _), gradient in zip(seen, gradients, strict=True):
+                # A model that stops gradients reaches no layer.
+                reached = list(seen) if likelihood.requires_grad else []
+                by = [output for _, output in reached]
+                gradients = torch.autograd.grad(likelihood, by, allow_unused=True) if by else ()
+            for (name, _), gradient in zip(reached, gradients, strict=True):
                 if gradient is not None:
                     found = _by_channel(layers[name], gradient)
                     sums[name] = sums[name] + found if name in sums else found

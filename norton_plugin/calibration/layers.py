@@ -70,7 +70,7 @@ def layers_to_fit(
                 left[names[0]] = reason
                 continue
             weight = contract.weight.double().flatten(1)
-            found.append(FittedLayer(names[0], old, own, weight, _geometry(contract)))
+            found.append(FittedLayer(names[0], old, own, weight, patch_geometry(contract)))
         else:
             left[names[0]] = contract.text if isinstance(contract, Cause) else "the dense model has no such layer"
     return found, left
@@ -103,7 +103,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return sizes["out_channels"], sizes["in_channels"] // sizes["groups"]
 
 
-def _geometry(contract: ConvContract | LinearContract) -> PatchGeometry:
+def patch_geometry(contract: ConvContract | LinearContract) -> PatchGeometry:
+    """Return how a layer reads its input."""
     if isinstance(contract, LinearContract):
         return PatchGeometry(channels_last=True)
     padding = (0, 0) if contract.padding == "valid" else contract.padding

@@ -19,6 +19,7 @@ from norton_plugin.recipe import Recipe
 _DATA = "Data"
 _STEPS = {
     "measure": "counting MACs",
+    "budget": "finding sizes for the budget",
     "decompose": "decomposing layers",
     "prune": "pruning filters",
     "fit": "fitting layers to images",
@@ -36,6 +37,7 @@ def compress(
     level: what.Level = None,
     components: what.Components = None,
     share: what.Share = None,
+    budget: what.Budget = None,
     clusters: what.Clusters = None,
     layer: what.LayerSettings = None,
     linear: what.Linear = False,
@@ -77,6 +79,8 @@ def compress(
 
     Example: norton compress timm:resnet18 --pretrained --rank 3 --keep 0.7 -o resnet18-small
 
+    Example: norton compress timm:resnet18 --pretrained --budget macs=0.5 -o resnet18-half
+
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
 
     Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
@@ -84,9 +88,12 @@ def compress(
     from norton_plugin.cli.images import calibration_batches, open_images
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
+    from norton_plugin.pipeline import budget_in_words, note_on_distances, warning_of_large_components
     from norton_plugin.pipeline import compress as run
-    from norton_plugin.pipeline import note_on_distances, warning_of_large_components
 
+    budgets = what.budget_changes(budget)
+    if budgets and level is None and recipe is None:
+        level = "auto"
     changes = {
         "scope": what.scope_changes(include=include, exclude=exclude),
         "decomposition": what.decomposition_changes(
@@ -101,13 +108,15 @@ def compress(
             target_nmse=target_nmse,
             seed=seed,
         ),
+        "budget": budgets,
         "pruning": what.pruning_changes(keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion),
         "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
-    if not (chosen.decomposition.active or chosen.pruning.active):
+    if not (chosen.decomposes or chosen.pruning.active):
         raise RecipeError(
-            "there is nothing to do: give --rank, --share, --components, --keep below 1, or a --recipe that sets one"
+            "there is nothing to do: give --budget, --rank, --share, --components, --keep below 1, or a --recipe that "
+            "sets one"
         )
     check_directory(output)
     with out.status(f"building {source}") as status:
@@ -126,7 +135,7 @@ def compress(
         if calibration_data is not None:
             data, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
             calibration = calibration_batches(data, opened.preprocessing, seed=shuffling, workers=workers)
-        model, report = run(
+        result = run(
             opened.model,
             opened.example_inputs,
             chosen,
@@ -134,10 +143,13 @@ def compress(
             forward_fn=opened.forward_fn,
             on_step=lambda step: status.update(Text(_STEPS.get(step, step))),
         )
+        model, report = result
         status.update(Text(f"writing {output}"))
-        plain = {"recipe": chosen.to_dict(), "report": report.to_dict()}
+        plain = {"recipe": result.recipe.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
-        write_recipe(output / RECIPE, chosen)
+        write_recipe(output / RECIPE, result.recipe)
+    if report.budget is not None:
+        out.show(budget_in_words(report.budget))
     if report.calibration is not None:
         out.show(calibration_table(report.calibration))
     left = [skipped_table(report)] if report.skipped else []

@@ -40,6 +40,15 @@ Components = Annotated[
 ]
 Share = Annotated[str | None, _option("--share", "F", "MACs of every layer as a share of the dense one's, in (0, 1].")]
 Clusters = Annotated[str | None, _option("--clusters", "K", "Clusters of filters, for --level cluster or auto.")]
+Budget = Annotated[
+    list[str] | None,
+    _option(
+        "--budget",
+        "NAME=F",
+        "What the decomposed model may cost, as a share of the dense one: macs=0.5, params=0.5, or both; sizes of all "
+        "layers are found from it (at --level auto, where no level is given).",
+    ),
+]
 LayerSettings = Annotated[
     list[str] | None,
     _option(
@@ -105,6 +114,25 @@ def decomposition_changes(
         found = {**dict.fromkeys(_SIZES), **found}
     if level in ("filter", "layer", "spatial"):
         found.setdefault("clusters", None)
+    return found
+
+
+def budget_changes(budget: Iterable[str] | None) -> dict[str, Any]:
+    """Return the settings of ``recipe.Budget`` that were given, by name.
+
+    Raises:
+        RecipeError: The text of the option cannot be taken apart, or gives a budget twice.
+    """
+    found: dict[str, Any] = {}
+    for text in ",".join(budget or ()).split(",") if budget else ():
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise RecipeError(f"--budget is {text!r}; expected NAME=F, such as macs=0.5 or params=0.5")
+        if name in found:
+            raise RecipeError(f"--budget gives {name} twice; leave one of them out")
+        if name not in ("macs", "params"):
+            raise RecipeError(f"--budget is {text!r}; a budget is one of macs and params")
+        found[name] = parse_number(value)
     return found
 
 

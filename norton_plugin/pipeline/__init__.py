@@ -6,6 +6,7 @@ from norton_plugin.pipeline.report import CompressionReport, LayerReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.pipeline.wording import (
     LEVEL_HEADINGS,
+    budget_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -18,6 +19,7 @@ __all__ = [
     "CompressionReport",
     "CompressionResult",
     "LayerReport",
+    "budget_in_words",
     "check_model",
     "compress",
     "in_words",

@@ -23,9 +23,10 @@ def check_recipe(recipe: Recipe) -> None:
     """
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"recipe is a {type(recipe).__name__}; expected a Recipe (Recipe.from_dict makes one)")
-    if not (recipe.decomposition.active or recipe.pruning.active):
+    if not (recipe.decomposes or recipe.pruning.active):
         raise RecipeError(
-            "the recipe asks for nothing: set decomposition.rank (or share, or components), or pruning.keep below 1"
+            "the recipe asks for nothing: set decomposition.rank (or share, or components), a budget, or "
+            "pruning.keep below 1"
         )
 
 
@@ -40,9 +41,10 @@ def check_calibration(recipe: Recipe, calibration: Any) -> None:
             "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "
             "--calibration-data DIR), or set it to false"
         )
-    if recipe.calibration.fit and not recipe.decomposition.active:
+    if recipe.calibration.fit and not recipe.decomposes:
         raise RecipeError(
-            "calibration.fit is set, but nothing is decomposed; set decomposition.rank (or share, or components)"
+            "calibration.fit is set, but nothing is decomposed; set decomposition.rank (or share, or components), "
+            "or a budget"
         )
 
 

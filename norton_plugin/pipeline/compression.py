@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from norton_plugin.budget import BudgetPlan, plan_budget
 from norton_plugin.calibration import CalibrationReport, take_batches
-from norton_plugin.cost import count_cost
+from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
@@ -27,6 +28,9 @@ from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecompositionReport, PruningReport
 from norton_plugin.surgery.structure import diff
+
+# Most images that errors are weighed on for a budget: more change little.
+_BUDGET_IMAGES = 512
 
 
 def compress(
@@ -79,7 +83,9 @@ def compress(
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-
+        if recipe.budget.given and calibration is not None:
+            calibration = take_batches(calibration, recipe.calibration.images)
+        recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
         decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
         if recipe.decomposition.active:
@@ -101,6 +107,24 @@ def compress(
         after = count_cost(compressed, run)
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"calibration_images": images, "seconds": seconds, "structure": structure, "calibration": fitted}
+    facts = {"seconds": seconds, "structure": structure, "calibration": fitted, "budget": planned}
+    facts["calibration_images"] = images
     report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
     return CompressionResult(compressed, report, recipe)
+
+
+def _within_budget(
+    model: nn.Module,
+    recipe: Recipe,
+    cost: ModelCost,
+    calibration: Iterable[Any] | None,
+    forward_fn: ForwardFunction | None,
+    step: Callable[[str], None],
+) -> tuple[Recipe, BudgetPlan | None]:
+    """Return the recipe with sizes in place of its budget, and how they were found; as it is where it has none."""
+    if not recipe.budget.given:
+        return recipe, None
+    step("budget")
+    batches = None if calibration is None else take_batches(calibration, _BUDGET_IMAGES)
+    plan = plan_budget(model, recipe, cost, batches=batches, call=partial(run_model, forward_fn=forward_fn))
+    return plan.recipe(recipe), plan

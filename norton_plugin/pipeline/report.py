@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
@@ -65,6 +66,7 @@ class CompressionReport:
         seconds: Wall-clock time of the whole job.
         structure: What rebuilds the compressed model from the dense one.
         calibration: What fitting the layers to images did; None where it was not asked for.
+        budget: What was found for a budget; None where none was given.
     """
 
     macs_before: int
@@ -78,6 +80,7 @@ class CompressionReport:
     seconds: float
     structure: Structure
     calibration: CalibrationReport | None = None
+    budget: BudgetPlan | None = None
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
 # Norm of a component over that of its cluster's weight, from which on the report speaks of it.
@@ -58,6 +59,16 @@ def size_in_words(layer: Levelled) -> str:
 def in_words(layer: LayerReport) -> str:
     """Return what a layer became, with its error: ``level layer, 24 components, NMSE 0.1200``."""
     return size_in_words(layer) + ("" if layer.level is None or layer.nmse is None else f", NMSE {layer.nmse:.4f}")
+
+
+def budget_in_words(plan: BudgetPlan) -> str:
+    """Return what a budget asked for, what was reached, and how many layers it takes at which level."""
+    reached = {"MACs": (plan.budget.macs, plan.macs), "parameters": (plan.budget.params, plan.params)}
+    asked = [f"{name} {wish:.4g}: {got:.4f}" for name, (wish, got) in reached.items() if wish is not None]
+    levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
+    found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
+    dense = len(plan.layers) - levels.total()
+    return f"budget of the decomposed model, {', '.join(asked)} of the dense one: {found}; {dense} layers stay dense"
 
 
 def warning_of_large_components(report: CompressionReport) -> str | None:

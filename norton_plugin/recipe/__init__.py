@@ -1,11 +1,13 @@
 """What to do to a model, as frozen, validated dataclasses that survive JSON, YAML and mmengine configs."""
 
+from norton_plugin.recipe.budget import Budget
 from norton_plugin.recipe.decomposition import Decomposition, LayerRequest, Level, Rank
 from norton_plugin.recipe.pruning import Criterion, Pruning
 from norton_plugin.recipe.section import current_names
 from norton_plugin.recipe.whole import Calibration, Recipe, Scope
 
 __all__ = [
+    "Budget",
     "Calibration",
     "Criterion",
     "Decomposition",

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from norton_plugin.errors import RecipeError
 from norton_plugin.patterns import matches_any, require_matches
+from norton_plugin.recipe.budget import Budget
 from norton_plugin.recipe.decomposition import Decomposition
 from norton_plugin.recipe.pruning import Pruning
 from norton_plugin.recipe.section import Section, check_bool, check_integer, check_number
@@ -78,6 +79,7 @@ class Recipe(Section):
         scope: Which layers.
         decomposition: Phase one, filters to factors.
         pruning: Phase two, fewer filters.
+        budget: What phase one may leave, in place of sizes in ``decomposition``; pruning then goes on from there.
         calibration: What follows on unlabelled images.
         verify: Check every block against the convolution it replaces, with the rebuilt weight, and every pruned group
             against the unpruned model with the same channels masked; what differs is left as it was, and listed.
@@ -90,12 +92,14 @@ class Recipe(Section):
         "decomposition": Decomposition,
         "pruning": Pruning,
         "calibration": Calibration,
+        "budget": Budget,
     }
 
     scope: Scope = field(default_factory=Scope)
     decomposition: Decomposition = field(default_factory=Decomposition)
     pruning: Pruning = field(default_factory=Pruning)
     calibration: Calibration = field(default_factory=Calibration)
+    budget: Budget = field(default_factory=Budget)
     verify: bool = True
     time_limit: float = 60.0
 
@@ -105,3 +109,9 @@ class Recipe(Section):
                 raise RecipeError(f"recipe.{name} is {getattr(self, name)!r}; expected a {section.__name__}")
         check_bool("verify", self.verify)
         check_number("time_limit", self.time_limit, low=0, high=86_400, open_low=True)
+        self.budget.check_with(self.decomposition)
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether any layer is asked to be decomposed: by a size, or by a budget."""
+        return self.decomposition.active or self.budget.given

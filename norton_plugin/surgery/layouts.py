@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from norton_plugin.blocks import conv_cost, coupled_cost, cpd_cost, spatial_cost
+from norton_plugin.blocks import ConvCost, conv_cost, coupled_cost, cpd_cost, spatial_cost
 from norton_plugin.cpd import full_components, full_spatial_rank
 from norton_plugin.errors import RecipeError
 from norton_plugin.reasons import Cause, Reason
@@ -53,9 +53,18 @@ class LayerShape:
         """MACs of the layer as it is."""
         return conv_cost(self.filters, self.channels, self.kernel_size, output_size=self.output_size).macs
 
+    @property
+    def dense_parameters(self) -> int:
+        """Numbers in the layer's weight as it is."""
+        return conv_cost(self.filters, self.channels, self.kernel_size).parameters
+
     def macs(self, layout: Layout) -> int:
         """MACs of the layer in a layout."""
-        return self._macs(layout.clusters, layout.rank, spatial=layout.level == "spatial")
+        return self._cost(layout.clusters, layout.rank, spatial=layout.level == "spatial").macs
+
+    def parameters(self, layout: Layout) -> int:
+        """Numbers in the factors of a layout, the bias left out."""
+        return self._cost(layout.clusters, layout.rank, spatial=layout.level == "spatial").parameters
 
     def highest_rank(self, clusters: int | None, macs: float, *, spatial: bool = False) -> int:
         """Return the highest rank, per filter or per cluster, that costs no more than so many MACs; 0 if none.
@@ -65,7 +74,7 @@ class LayerShape:
             macs: Most that it may cost.
             spatial: Whether it is a spatial SVD, of as many clusters as groups.
         """
-        return int(macs // self._macs(clusters, 1, spatial=spatial))
+        return int(macs // self._cost(clusters, 1, spatial=spatial).macs)
 
     def full_rank(self, clusters: int | None, *, spatial: bool = False) -> int:
         """Return the rank, per filter or per cluster, at which the factorisation is exact; see ``highest_rank``."""
@@ -74,16 +83,14 @@ class LayerShape:
         full = full_spatial_rank if spatial else full_components
         return full(-(-self.filters // clusters), self.channels, self.kernel_size)
 
-    def _macs(self, clusters: int | None, rank: int, *, spatial: bool) -> int:
+    def _cost(self, clusters: int | None, rank: int, *, spatial: bool) -> ConvCost:
         sizes = {"input_size": self.input_size, "output_size": self.output_size}
         if clusters is None:
-            return cpd_cost(self.filters, self.channels, self.kernel_size, rank, **sizes).macs
+            return cpd_cost(self.filters, self.channels, self.kernel_size, rank, **sizes)
         components = clusters * rank
         if spatial:
-            return spatial_cost(
-                self.filters, self.channels, self.kernel_size, components, groups=self.groups, **sizes
-            ).macs
-        return coupled_cost(self.filters, self.channels, self.kernel_size, components, clusters=clusters, **sizes).macs
+            return spatial_cost(self.filters, self.channels, self.kernel_size, components, groups=self.groups, **sizes)
+        return coupled_cost(self.filters, self.channels, self.kernel_size, components, clusters=clusters, **sizes)
 
 
 @dataclass(frozen=True)

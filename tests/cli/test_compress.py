@@ -237,3 +237,40 @@ def test_timm_model(norton, tmp_path):
     report = json.loads(answer.out)["report"]
     assert report["macs_after"] < 0.5 * report["macs_before"]
     assert json.loads(norton("inspect", tmp_path / "a", "--json").out)["macs"] == report["macs_after"]
+
+
+def test_a_budget_is_met_and_its_sizes_are_written(norton, tmp_path):
+    answer = norton("compress", "demo:digits", "--budget", "macs=0.4", "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    found = json.loads(answer.out)
+    assert 0.392 <= found["report"]["macs_after"] / found["report"]["macs_before"] <= 0.4
+    assert found["report"]["budget"]["budget"] == {"macs": 0.4, "params": None}
+    written = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
+    assert written == found["recipe"]
+    assert written["budget"] == {"macs": None, "params": None}
+    assert written["decomposition"]["level"] == "auto"
+    again = norton("compress", "demo:digits", "--recipe", tmp_path / "a" / "recipe.yaml", "-o", tmp_path / "b")
+    assert again.code == 0
+    assert read_manifest(tmp_path / "b").structure == read_manifest(tmp_path / "a").structure
+    told = norton("compress", "demo:digits", "--budget", "macs=0.4", "--level", "filter", "-o", tmp_path / "c").out
+    assert "budget of the decomposed model, MACs 0.4: 0.39" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "0.5"], "--budget is '0.5'; expected NAME=F"),
+        (["--budget", "flops=0.5"], "a budget is one of macs and params"),
+        (["--budget", "macs=0.5,macs=0.4"], "--budget gives macs twice"),
+        (["--budget", "macs=half"], "budget.macs is 'half'"),
+        (["--budget", "macs=1.5"], "budget.macs is 1.5; expected a number in (0, 1]"),
+        (["--budget", "macs=1"], "changes nothing"),
+        (["--budget", "macs=0.5", "--rank", 2], "decomposition.rank is 2, but a budget is given"),
+        (["--budget", "macs=0.001", "--level", "filter"], "the least that can be reached is"),
+    ],
+)
+def test_a_bad_budget_is_refused(norton, tmp_path, options, message):
+    answer = norton("compress", "demo:digits", *options, "-o", tmp_path / "a")
+    assert answer.code != 0
+    assert message in " ".join(answer.err.split())
+    assert not (tmp_path / "a").exists()

@@ -99,7 +99,7 @@ class NortonHook(Hook):
         if "calibration" not in recipe:
             recipe.setdefault("images", _CALIBRATION_IMAGES)
         self.recipe = recipe_from_options(recipe, others=_OPTIONS)
-        if not (self.recipe.decomposition.active or self.recipe.pruning.active):
+        if not (self.recipe.decomposes or self.recipe.pruning.active):
             raise RecipeError(
                 "NortonHook is asked for nothing: set rank, components or share, or keep below 1, or both"
             )

@@ -1,0 +1,185 @@
+"""The job: menus, what their options lose, the best choice within the budget, and the recipe that says it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from norton_plugin.budget.distortion import weight_errors
+from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
+from norton_plugin.budget.sensitivity import sensitive_weights
+from norton_plugin.budget.solve import Values, choose_options
+from norton_plugin.cost import ModelCost
+from norton_plugin.errors import RecipeError
+from norton_plugin.recipe import Budget, Recipe
+from norton_plugin.surgery.layouts import Layout
+
+_MOST = 1 - 1e-9  # share of a weight that counts as lost at most
+_WORDS = {"macs": "MACs", "params": "parameters"}
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """What a layer is to become.
+
+    Attributes:
+        name: Its first dotted name.
+        level: "filter", "layer" or "spatial"; None leaves it dense.
+        rank: R per filter, or per channel group where filters share components; None where it is dense.
+        components: M of the layer, None where filters share nothing, or it is dense.
+        macs: As a share of the dense layer's.
+        error: As foretold, in the units of the plan.
+    """
+
+    name: str
+    level: str | None
+    rank: int | None
+    components: int | None
+    macs: float
+    error: float
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """What was found for a budget.
+
+    Attributes:
+        budget: What was asked for.
+        macs: MACs of the decomposed model as a share of the dense one's.
+        params: Its parameters, likewise.
+        measure: What errors are: "weights" for ``-log(1 - NMSE)`` of a layer's weight, so that the sum is that of the
+            share of the signal that passes all layers; "outputs" for nats of divergence, from images.
+        error: Sum over the layers, as foretold.
+        layers: Every layer that might have been decomposed, in the model's order.
+    """
+
+    budget: Budget
+    macs: float
+    params: float
+    measure: str
+    error: float
+    layers: tuple[PlannedLayer, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists, strings and numbers."""
+        return asdict(self)
+
+    def recipe(self, asked: Recipe) -> Recipe:
+        """Return the recipe in which the sizes of all layers stand in place of the budget."""
+        layers = {layer.name: _settings(layer) for layer in self.layers}
+        decomposition = replace(asked.decomposition, ranks={}, layers=layers)
+        return replace(asked, decomposition=decomposition, budget=Budget())
+
+
+def plan_budget(
+    model: nn.Module,
+    recipe: Recipe,
+    cost: ModelCost,
+    *,
+    batches: Sequence[Any] | None = None,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+) -> BudgetPlan:
+    """Find the level and the size of every layer that lose least within the budget of a recipe.
+
+    Args:
+        model: Not changed.
+        recipe: With a budget; its scope and levels hold.
+        cost: Of the model.
+        batches: Unlabelled images; with them errors count by what they change in the model's output.
+        call: Runs the model on a batch; ``model(batch)`` by default.
+
+    Raises:
+        RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
+        SurgeryError: No layer can be decomposed.
+        MissingExtraError: Both budgets are given, and scipy is not installed.
+    """
+    menus = layer_menus(model, recipe, cost)
+    targets = [menu.target for menu in menus]
+    sensitive = None
+    if batches:
+        run = call or (lambda own, batch: own(batch))
+        sensitive = sensitive_weights(model, targets, batches, call=run, seed=recipe.calibration.seed)
+    errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
+    limits = {name: share for name in _WORDS if (share := getattr(recipe.budget, name)) is not None}
+    chosen = _chosen(menus, errors, limits, _Whole(menus, cost))
+    layers = [
+        _planned(menu, menu.options[place], float(error[place]))
+        for menu, error, place in zip(menus, errors, chosen, strict=True)
+    ]
+    picked = [menu.options[place] for menu, place in zip(menus, chosen, strict=True)]
+    whole = _Whole(menus, cost)
+    shares = {name: whole.share(name, picked) for name in _WORDS}
+    error, measure = sum(each.error for each in layers), "weights" if sensitive is None else "outputs"
+    return BudgetPlan(recipe.budget, shares["macs"], shares["params"], measure, error, tuple(layers))
+
+
+def _errors(menu: LayerMenu, sensitive: Tensor | None) -> Values:
+    """Return the error of every option of a menu."""
+    shares = weight_errors(menu.target, _layouts(menu), sensitive)
+    found = -np.log1p(-shares.clip(0, _MOST)) if sensitive is None else shares * float(sensitive.square().sum())
+    return np.concatenate([[0.0], found])
+
+
+class _Whole:
+    """The cost of the whole model, of which the menus are a part."""
+
+    def __init__(self, menus: Sequence[LayerMenu], cost: ModelCost) -> None:
+        self.total = {"macs": cost.macs, "params": cost.parameters}
+        dense = [menu.options[0] for menu in menus]
+        self.fixed = {name: total - _sum(dense, name) for name, total in self.total.items()}
+
+    def share(self, name: str, picked: Sequence[Option]) -> float:
+        return (self.fixed[name] + _sum(picked, name)) / self.total[name]
+
+
+def _chosen(menus: Sequence[LayerMenu], errors: Sequence[Values], limits: dict[str, float], whole: _Whole) -> list[int]:
+    costs = [np.array([[_cost(option, name) for name in limits] for option in menu.options], float) for menu in menus]
+    free = np.array([share * whole.total[name] - whole.fixed[name] for name, share in limits.items()])
+    for name, share in limits.items():
+        least = whole.share(name, [min(menu.options, key=lambda option: _cost(option, name)) for menu in menus])
+        if least > share:
+            raise RecipeError(
+                f"budget.{name} is {share:g}, but the least that can be reached is {math.ceil(least * 1e4) / 1e4:g} of "
+                f"the dense model's {_WORDS[name]}; name at least that, try decomposition.level 'auto' or "
+                "decomposition.linear, or open more layers (scope)"
+            )
+    found = choose_options(costs, errors, free)
+    if found is None:
+        raise RecipeError(
+            f"budget.macs {limits['macs']:g} and budget.params {limits['params']:g} can be met one at a time, but not "
+            "together; raise one of them"
+        )
+    return found
+
+
+def _cost(option: Option, name: str) -> int:
+    return option.macs if name == "macs" else option.parameters
+
+
+def _sum(options: Sequence[Option], name: str) -> int:
+    return sum(_cost(option, name) for option in options)
+
+
+def _layouts(menu: LayerMenu) -> list[Layout]:
+    return [option.layout for option in menu.options if option.layout is not None]
+
+
+def _planned(menu: LayerMenu, option: Option, error: float) -> PlannedLayer:
+    layout, share = option.layout, option.macs / menu.options[0].macs
+    if layout is None:
+        return PlannedLayer(menu.target.names[0], None, None, None, share, error)
+    return PlannedLayer(menu.target.names[0], layout.level, layout.rank, layout.components, share, error)
+
+
+def _settings(layer: PlannedLayer) -> dict[str, Any]:
+    """Return what a recipe says of a layer."""
+    if layer.level is None:
+        return {"rank": None}
+    if layer.components is None:
+        return {"level": layer.level, "rank": layer.rank}
+    return {"level": layer.level, "components": layer.components}

@@ -1,0 +1,71 @@
+"""What the compressed model may cost; the sizes of the layers are found from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from norton_plugin.errors import RecipeError
+from norton_plugin.recipe.decomposition import Decomposition
+from norton_plugin.recipe.section import Section, check_number
+
+_SIZES = ("rank", "components", "share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Section):
+    """Most that the decomposed model may cost, as shares of the dense one; with both, both hold.
+
+    Attributes:
+        macs: MACs of one pass, in (0, 1].
+        params: Numbers in the parameters, in (0, 1].
+    """
+
+    macs: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "params"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(f"budget.{name}", value, low=0, high=1, open_low=True)
+
+    @property
+    def given(self) -> bool:
+        """Whether a budget is named at all."""
+        return self.macs is not None or self.params is not None
+
+    def check_with(self, decomposition: Decomposition) -> None:
+        """Refuse sizes beside a budget, which finds them, and a budget that asks for nothing.
+
+        Levels of patterns may stand beside it, and patterns that leave a layer dense.
+
+        Raises:
+            RecipeError: Say which two contradict each other, and what to do.
+        """
+        if not self.given:
+            return
+        if all(value in (None, 1) for value in (self.macs, self.params)):
+            raise RecipeError("the budget is all of the dense model, which changes nothing; name a share below 1")
+        for name, level in _settings(decomposition, ("level",)).items():
+            if level == "cluster":
+                raise RecipeError(
+                    f"{name} is 'cluster', but a budget is given, which chooses among 'filter', 'layer' and 'spatial'; "
+                    "name one of them, or 'auto' for all"
+                )
+        for name, size in _settings(decomposition, _SIZES).items():
+            if size is not None:
+                raise RecipeError(
+                    f"{name} is {size!r}, but a budget is given, which finds the sizes itself; leave one of them out "
+                    "(none beside a budget keeps a layer dense)"
+                )
+
+
+def _settings(decomposition: Decomposition, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return settings of these names for all layers and for patterns, by what a message calls them."""
+    found = {f"decomposition.{name}": getattr(decomposition, name) for name in names}
+    for pattern, settings in decomposition.layers.items():
+        found |= {f"decomposition.layers[{pattern!r}].{name}": settings.get(name) for name in names}
+    if "rank" in names:
+        found |= {f"decomposition.ranks[{pattern!r}]": rank for pattern, rank in decomposition.ranks.items()}
+    return found
