@@ -14,8 +14,7 @@ from norton_plugin.blocks.form_choice import shape_for
 from norton_plugin.deploy.fold_weights import folded, rest_of
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import SelectChannels, lower_block
-
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+from norton_plugin.deploy.memory_format import FORMATS, lay_out_
 
 
 def clock() -> Callable[[], float]:
@@ -41,11 +40,6 @@ def lowered_with(block: ConvBlock | CPDLinear, form: Form | None, norm: nn.Modul
     selector, last = (end, -2) if isinstance(end, SelectChannels) else (None, -1)
     lowered[last] = folded(lowered[last], norm, None if selector is None else selector.index)
     return lowered
-
-
-def lay_out_(model: nn.Module, memory: torch.memory_format) -> nn.Module:
-    """Lay out all weights of convolutions in a memory format, in place."""
-    return model.to(memory_format=memory)  # type: ignore[call-overload]
 
 
 class FormTimer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
-from norton_plugin.deploy.measured import FORMATS, FormTimer, clock, lay_out_, lowered_with
+from norton_plugin.deploy.measured import FormTimer, clock, lowered_with
+from norton_plugin.deploy.memory_format import FORMATS, lay_out_, runs_in_
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
@@ -64,7 +65,8 @@ def prepare(
             batch, size, dtype and device are what is chosen for.
         forms: ``"static"`` chooses by the sizes of each block and its input, at once. ``"measured"`` times every form
             of each block, the dense one among them, and the whole model in both memory formats. A mapping of names of
-            blocks to forms, or a table that was measured elsewhere, is taken as it is.
+            blocks to forms, or a table that was measured elsewhere, is taken as it is. A model that does not run in
+            channels-last format, as one that takes views of maps, stays contiguous in any case.
         fold: Whether BatchNorms are folded into the layers before them (``fold_``).
         compile: Try ``torch.compile`` as well, and keep it where it is faster; with ``forms="measured"`` alone.
         rounds: Timed calls of everything that is measured.
@@ -91,13 +93,12 @@ def prepare(
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
     ready = _Ready(copied, tuple(choices.values()))
+    run = partial(_run, example_inputs, forward_fn)
     if forms == "measured":
-        run = partial(_run, example_inputs, forward_fn)
         ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
     else:
-        lay_out_(copied, FORMATS[memory_format])
         compiled = isinstance(forms, DeploymentTable) and forms.compiled
-        ready = _Ready(copied, ready.choices, memory_format, compiled)
+        ready = replace(_static(ready, sites, run, given, memory_format), compiled=compiled)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
     final: Any = torch.compile(ready.model) if ready.compiled else ready.model
     return PreparedModel(
@@ -146,28 +147,53 @@ class _Ready:
     milliseconds: tuple[tuple[str, float], ...] = ()
 
 
+def _static(ready: _Ready, sites: list[_Site], run: Any, given: Mapping[str, str], memory_format: str) -> _Ready:
+    """Lay out the model; where it does not run so, choose forms again for the contiguous format."""
+    if runs_in_(ready.model, memory_format, run):
+        return replace(ready, memory_format=memory_format)
+    choices = tuple(
+        choose(was.name, site.block, site.x, given, "contiguous")
+        for site, was in zip(sites, ready.choices, strict=True)
+    )
+    _exchange_(ready.model, names_by_identity(ready.model), sites, ready.choices, choices)
+    return _Ready(ready.model, choices)
+
+
+def _exchange_(
+    model: nn.Module,
+    names: Mapping[nn.Module, Sequence[str]],
+    sites: list[_Site],
+    old: Sequence[BlockChoice],
+    new: Sequence[BlockChoice],
+) -> None:
+    """Put the new forms of blocks in the places of the old ones, in the model or a copy of it."""
+    for site, was, now in zip(sites, old, new, strict=True):
+        if now.form != was.form:
+            module = lowered_with(site.block, _form(now), site.norm)
+            for name in names[site.module]:
+                model.set_submodule(name, module)
+
+
 def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compile: bool) -> _Ready:
     """Choose forms in both memory formats, then the faster of the two whole models, and torch.compile if asked for."""
     timer, names = FormTimer(rounds), names_by_identity(ready.model)
     variants: dict[str, _Ready] = {}
     for memory_format, memory in FORMATS.items():
         model = duplicate(ready.model)
-        choices = []
-        for site, static in zip(sites, ready.choices, strict=True):
-            choice = _fastest(site, static, timer, memory_format)
-            choices.append(choice)
-            if choice.form != static.form:
-                module = lowered_with(site.block, _form(choice), site.norm)
-                for name in names[site.module]:
-                    model.set_submodule(name, module)
-        lay_out_(model, memory)
-        variants[memory_format] = _Ready(model, tuple(choices), memory_format)
+        if not runs_in_(model, memory_format, run):
+            continue
+        choices = tuple(
+            _fastest(site, static, timer, memory_format) for site, static in zip(sites, ready.choices, strict=True)
+        )
+        _exchange_(model, names, sites, ready.choices, choices)
+        variants[memory_format] = _Ready(lay_out_(model, memory), choices, memory_format)
     calls = {name: partial(run, variant.model) for name, variant in variants.items()}
     if compile:
         calls |= {f"{name}, compiled": partial(run, torch.compile(v.model)) for name, v in variants.items()}
+    timed = list(calls.values()) if len(calls) > 1 else [*calls.values()] * 2  # a comparison takes two
     with torch.inference_mode():
-        timing = compare_latency(list(calls.values()), rounds=rounds, warmup=2, clock=clock())
-    milliseconds = {name: 1e3 * seconds for name, seconds in zip(calls, timing.seconds, strict=True)}
+        timing = compare_latency(timed, rounds=rounds, warmup=2, clock=clock())
+    milliseconds = {name: 1e3 * seconds for name, seconds in zip(calls, timing.seconds, strict=False)}
     best = min(milliseconds, key=lambda name: milliseconds[name])
     chosen = variants[best.removesuffix(", compiled")]
     return _Ready(chosen.model, chosen.choices, chosen.memory_format, best not in variants, tuple(milliseconds.items()))

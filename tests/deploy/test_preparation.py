@@ -8,7 +8,8 @@ from torch import nn
 
 import norton_plugin.deploy as deploy
 from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear
-from norton_plugin.deploy import LatencyRatio, measured, preparation, prepare, read_table
+from norton_plugin.deploy import LatencyRatio, choices, measured, preparation, prepare, read_table
+from norton_plugin.deploy.table import BlockChoice, DeploymentTable
 from norton_plugin.errors import ArtifactError, RecipeError, SurgeryError
 
 
@@ -110,6 +111,72 @@ def test_measured_keeps_the_fastest_form_with_its_norm_folded(net, image, timed,
     assert len(seen) == 2 * 2 + 1
     reason = prepared.table[0].reason
     assert ("all factored forms are slower, measured" if best == "dense" else "2.00x as fast") in reason
+
+
+class FlatNet(nn.Module):
+    """Flattens a map by a view, which is an error in channels-last format."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Sequential(CPDBlock(3, 8, 3, 2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.shared = CPDBlock(8, 8, 3, 3, clusters=2, padding=1)
+        self.head = nn.Linear(8 * 6 * 6, 4)
+
+    def forward(self, x):
+        maps = self.shared(self.own(x))
+        return self.head(maps.view(len(maps), -1))
+
+
+@pytest.mark.parametrize("how", ["static", "measured", "table"])
+def test_a_model_that_takes_views_of_maps_stays_contiguous(how, monkeypatch):
+    torch.manual_seed(0)
+    net, image = FlatNet().eval(), torch.randn(2, 3, 6, 6)
+    monkeypatch.setattr(preparation, "static_memory_format", lambda inputs: "channels_last")
+    forms = how
+    if how == "table":
+        chosen = {"own.0": "dense", "shared": "grouped"}
+        blocks = tuple(BlockChoice(name, form, None, "") for name, form in chosen.items())
+        forms = DeploymentTable(blocks, memory_format="channels_last")
+    prepared = prepare(net, image, forms=forms, rounds=1)
+    assert prepared.deployment.memory_format == "contiguous"
+    assert set(prepared.milliseconds) == ({"contiguous"} if how == "measured" else set())
+    if how == "table":
+        assert prepared.deployment.forms == chosen
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.model(image), net(image))
+        assert prepared.model(image[:1]).shape == (1, 4)
+
+
+def test_forms_are_chosen_again_where_the_memory_format_is_another(monkeypatch):
+    net, image = FlatNet().eval(), torch.randn(2, 3, 6, 6)
+    monkeypatch.setattr(preparation, "static_memory_format", lambda inputs: "channels_last")
+
+    def form_for(block, x):
+        return ("depthwise" if x.is_contiguous(memory_format=torch.channels_last) else "dense"), "by layout"
+
+    monkeypatch.setattr(choices, "form_for", form_for)
+    prepared = prepare(net, image)
+    assert prepared.deployment.forms == {"own.0": "dense", "shared": "dense"}
+    assert isinstance(prepared.model.shared, nn.Conv2d) and prepared.folded == ("own.1",)
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.model(image), net(image))
+
+
+def test_a_model_with_weights_of_five_axes_stays_contiguous():
+    class Volume(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = CPDBlock(3, 8, 3, 2, padding=1)
+            self.deep = nn.Conv3d(8, 2, 1)
+
+        def forward(self, x):
+            return self.deep(self.conv(x).unsqueeze(2))
+
+    net, image = Volume().eval(), torch.randn(1, 3, 6, 6)
+    prepared = prepare(net, image, forms="measured", rounds=1)
+    assert prepared.deployment.memory_format == "contiguous"
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.model(image), net(image))
 
 
 def test_the_faster_memory_format_is_kept(net, image, timed):
