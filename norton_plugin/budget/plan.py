@@ -52,8 +52,8 @@ class BudgetPlan:
         budget: What was asked for.
         macs: MACs of the decomposed model as a share of the dense one's.
         params: Its parameters, likewise.
-        measure: What errors are: "weights" for ``-log(1 - NMSE)`` of a layer's weight, so that the sum is that of the
-            share of the signal that passes all layers; "outputs" for nats of divergence, from images.
+        measure: What errors are: ``-log(1 - NMSE)`` of a layer's weight ("weights") or, with images, of its output
+            ("outputs"): the sum is that of the share of the signal that passes all layers.
         error: Sum over the layers, as foretold.
         layers: Every layer that might have been decomposed, in the model's order.
     """
@@ -90,7 +90,7 @@ def plan_budget(
         model: Not changed.
         recipe: With a budget; its scope and levels hold.
         cost: Of the model.
-        batches: Unlabelled images; with them errors count by what they change in the model's output.
+        batches: Unlabelled images; with them errors are those of outputs, by their weight for the model's own.
         call: Runs the model on a batch; ``model(batch)`` by default.
 
     Raises:
@@ -120,9 +120,8 @@ def plan_budget(
 
 def _errors(menu: LayerMenu, sensitive: Tensor | None) -> Values:
     """Return the error of every option of a menu."""
-    shares = weight_errors(menu.target, _layouts(menu), sensitive)
-    found = -np.log1p(-shares.clip(0, _MOST)) if sensitive is None else shares * float(sensitive.square().sum())
-    return np.concatenate([[0.0], found])
+    lost = weight_errors(menu.target, _layouts(menu), sensitive)
+    return np.concatenate([[0.0], -np.log1p(-lost.clip(0, _MOST))])
 
 
 class _Whole:

@@ -1,9 +1,12 @@
-"""Weights in units of what an error in them changes in the model's output, from unlabelled images.
+"""Weights in which errors count as those of the outputs do, from unlabelled images.
 
 With F the Fisher weights of the outputs and S the second moments of what one output sees, an error D of the weight
 changes the model's prediction by about ``1/2 sum_n F_n D_n' S D_n`` nats. S is taken as the product of moments of the
 channels, of the kernel rows and of the kernel columns, which is small to store. Its roots, applied to the axes of the
 weight, make that sum the plain energy of the error, and leave what components are: products of vectors.
+
+Only shares of these energies are used: as nats, they order the errors of one layer well, but not those of different
+layers, for predictions that are almost sure have next to no Fisher information (docs/method.md, section 8).
 """
 
 from __future__ import annotations

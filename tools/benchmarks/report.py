@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_bccd import bccd
+from report_budget import budget
 from report_calibration import calibration
 from report_comparison import comparison
 from report_coupled import coupled_speed
@@ -183,6 +184,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
+    ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),

@@ -1,0 +1,36 @@
+"""The section on sizes found from a budget."""
+
+from __future__ import annotations
+
+from report_table import Facts, table
+
+_TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+
+
+def budget(facts: Facts) -> str:
+    """Return accuracy with sizes from a budget and with one share for all layers, at equal MACs."""
+    rows = [
+        [
+            _TITLES[row["network"]],
+            f"{100 * row['budget']:g}",
+            row["variant"],
+            f"{100 * row['macs_share']:.1f}",
+            f"{100 * row['parameters_share']:.1f}",
+            f"{row['top1_dense']:.2f}",
+            f"{row['top1']:.2f}",
+            f"{row['divergence']:.3f}",
+            row["calibration_images"],
+            row["test_images"],
+            row["seed"],
+            f"{row['wall_seconds']:.0f}",
+            f"{row['processor_seconds']:.0f}",
+        ]
+        for row in sorted(facts["variants"].values(), key=lambda row: (row["network"], row["budget"], row["variant"]))
+    ]
+    header = ["network", "budget, MACs %", "sizes", "MACs %", "parameters %", "dense top-1 %", "top-1 %"]
+    header += ["divergence, nats", "images", "test images", "seed", "wall s", "processor s"]
+    return (
+        f"{facts['data']}. Level `layer`, every layer open (the first convolution too), factors fitted to what layers "
+        "see; one share is the largest for all layers within the budget. Seconds are those of the whole compression on "
+        "a shared machine.\n\n" + table(header, rows)
+    )
