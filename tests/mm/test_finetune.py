@@ -344,3 +344,16 @@ def test_bad_input(data):
 def test_a_loss_of_nan_ends_the_run(data):
     with pytest.raises(RecipeError, match="became NaN or infinite in epoch 1; lower lr"):
         finetune(net(), data, settings=SETTINGS, lr=1e30)
+
+
+def test_a_model_that_takes_views_of_maps_is_evaluated():
+    class Viewed(nn.Sequential):
+        def forward(self, x):
+            maps = self[0](x)
+            return self[1](maps.view(len(maps), -1))
+
+    torch.manual_seed(0)
+    data = PackedImages(torch.randint(0, 256, (12, 3, 6, 6), dtype=torch.uint8), torch.arange(12) % 3)
+    model = Viewed(nn.Conv2d(3, 4, 3), nn.Linear(64, 3))
+    plain = evaluate(model, data, channels_last=False)
+    assert evaluate(model, data).loss == pytest.approx(plain.loss, rel=1e-6)

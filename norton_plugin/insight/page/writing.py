@@ -18,7 +18,7 @@ from norton_plugin.pipeline.wording import size_in_words
 _TEMPLATE, _STYLE = "page.html.j2", "page.css"
 _MOST_MAPS = 6
 # Of an artefact's further facts, what is no measurement.
-_PLAIN_FACTS = ("preprocessing", "inputs", "weights")
+_PLAIN_FACTS = ("preprocessing", "inputs", "weights", "deployment")  # shown elsewhere; forms.json has the last
 
 
 def write_page(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from norton_plugin.errors import SourceError
@@ -58,7 +58,8 @@ def evaluate(
         batch_size: Images per batch.
         num_workers: Processes that load data.
         device: ``None`` for CUDA where there is one.
-        channels_last: Hand images over in channels-last memory format (the model's weights are left as they are).
+        channels_last: Hand images over in channels-last memory format (the model's weights are left as they are);
+            where the model fails on them, as one that takes views of maps, contiguous ones.
         on_step: Called with the number of batches done and to do.
 
     Returns:
@@ -79,7 +80,7 @@ def evaluate(
         classifier.to(target).eval()
         for step, batch in enumerate(loader):
             prepared = classifier.data_preprocessor(batch, False)
-            logits, labels = classifier.model(prepared["inputs"]).float(), prepared["data_samples"]
+            logits, labels = _logits(classifier.model, prepared["inputs"]).float(), prepared["data_samples"]
             if int(labels.max()) >= logits.shape[1]:
                 raise SourceError(f"a label is {int(labels.max())}, but the model has {logits.shape[1]} outputs")
             ranks.append(label_ranks(logits, labels).cpu())
@@ -93,3 +94,14 @@ def evaluate(
     rank = torch.cat(ranks)
     top1, top5 = (100 * int((rank < k).sum()) / len(rank) for k in (1, 5))
     return Evaluation(top1, top5, loss / len(rank), len(rank), time.perf_counter() - started)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model; where it fails on images in channels-last format, on contiguous ones."""
+    try:
+        logits: Tensor = model(images)
+    except RuntimeError:
+        if images.is_contiguous():
+            raise
+        logits = model(images.contiguous())
+    return logits

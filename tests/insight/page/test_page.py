@@ -33,6 +33,15 @@ def changed(artefact, change):
     path.write_text(json.dumps(data))
 
 
+def test_the_forms_of_a_deployed_model_are_shown_once(artefact):
+    table = {"format": "norton-plugin forms", "blocks": [{"name": "layers.0", "form": "grouped"}]}
+    changed(artefact, lambda data: data["extra"].update(deployment=table))
+    (artefact / "forms.json").write_text(json.dumps(table))
+    page = Reader(render_page(artefact))
+    assert page.text.count("norton-plugin forms") == 1
+    assert "{'name'" not in page.text
+
+
 def test_everything_of_the_report_is_there(artefact, compressed):
     report = compressed.report
     page = Reader(render_page(artefact))
