@@ -70,9 +70,7 @@ def bench(
     dense.eval()
     compressed.eval()
     on_step("counting")
-    costs = tuple(
-        count_cost(m, partial(run_model, m, example_inputs, counted_by(forward_fn))) for m in (dense, compressed)
-    )
+    costs = _costs((dense, compressed), example_inputs, forward_fn)
     ratio = costs[0].macs / max(costs[1].macs, 1)
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
@@ -116,6 +114,13 @@ def _check(*, batches: Sequence[int], threads: Sequence[int], rounds: int, runti
             raise RecipeError(f"{name} are {list(values)}; expected one or more numbers, each at least 1")
     if unknown := [name for name in runtimes if name not in RUNTIMES]:
         raise RecipeError(f"runtimes {unknown} are not known; expected some of {list(RUNTIMES)}")
+
+
+def _costs(
+    models: Sequence[nn.Module], example_inputs: Any, forward_fn: ForwardFunction | None
+) -> tuple[ModelCost, ...]:
+    run = counted_by(forward_fn)
+    return tuple(count_cost(model, partial(run_model, model, example_inputs, run)) for model in models)
 
 
 def _layers(

@@ -93,7 +93,11 @@ class Candidates:
             self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
             self.found.append(Candidate(ready, PYTORCH, partial(_in_pytorch, model, timed_fn)))
-            placed = duplicate(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            try:
+                placed = duplicate(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            except RuntimeError as error:  # a weight of five axes has no such format
+                self.left.append((f"{ready} in {CHANNELS_LAST}", str(error).partition("\n")[0]))
+                continue
             self.found.append(Candidate(ready, CHANNELS_LAST, partial(_in_pytorch, placed, timed_fn)))
 
     def add_files(

@@ -196,3 +196,18 @@ def test_plot(tmp_path) -> None:
     report, _ = small_report(layers=False)
     path = plot_speed(tmp_path / "speed.png", report)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_without_a_channels_last_format_is_timed_contiguous() -> None:
+    class Volume(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.deep(self.flat(x)[:, None])
+
+    network, x = Volume().eval(), torch.randn(1, 3, 8, 8)
+    report = bench(network, network, x, rounds=1)
+    assert {timing.runtime for timing in report.settings[0].timings} == {PYTORCH}
+    assert [name for name, _ in report.left] == [f"{FOLDED} in {CHANNELS_LAST}", f"{DELIVERED} in {CHANNELS_LAST}"]
