@@ -4,6 +4,7 @@ Level ``layer``; every model is fitted to training images drawn by the seed (`Re
 shares the largest within the budget is taken. Each measurement adds a row to ``budget.json``.
 
     python tools/benchmarks/budget.py --weights WEIGHTS
+    python tools/benchmarks/budget.py --weights WEIGHTS --networks resnet56 --seeds 0 1 2 --test-images 10000
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser.add_argument("--variants", nargs="+", default=["one share", "budget"], choices=["one share", "budget"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.16, 0.32, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
     parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
@@ -95,7 +97,7 @@ def main() -> None:
         dense = accuracy(source.model, source, images)
         for budget in arguments.budgets:
             for seed in arguments.seeds:
-                for variant in ("one share", "budget"):
+                for variant in arguments.variants:
                     row = {"network": name, "variant": variant, "budget": budget, "seed": seed, "top1_dense": dense}
                     row |= {"test_images": len(test), "calibration_images": arguments.count}
                     row |= measure(source, variant, budget, seed, images, arguments.count)
