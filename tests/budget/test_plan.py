@@ -71,7 +71,8 @@ def test_no_single_share_for_all_layers_is_foretold_a_lower_error(resnet18, shar
     recipe = _recipe(macs=0.5)
     macs = error = dense = 0.0
     for menu in layer_menus(model, recipe, cost):
-        errors = [0.0, *weight_errors(menu.target, [option.layout for option in menu.options[1:]])]
+        lost = weight_errors(menu.target, [option.layout for option in menu.options[1:]])
+        errors = [0.0, *-np.log1p(-lost)]
         fits = [i for i, option in enumerate(menu.options) if option.macs <= share * menu.options[0].macs]
         largest = max(fits, key=lambda i: menu.options[i].macs)
         macs, dense = macs + menu.options[largest].macs, dense + menu.options[0].macs
