@@ -39,19 +39,26 @@ DENSE_EPOCHS, EPOCHS = 36, 12
 HOOK = "default_hooks.norton."
 # Learning from the dense detector's scores and boxes, which keep their width in any case.
 DISTILLED = [f"{HOOK}distill.weight=1.0", f"{HOOK}distill.layers=[bbox_head.retina_cls,bbox_head.retina_reg]"]
+FILTER_LEVEL = [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"]
 # Components shared by all filters of a layer, at no more MACs than the ranks of "decomposition".
-LAYER_LEVEL = [f"{HOOK}level=layer", f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"]
+LAYER_LEVEL = [f"{HOOK}level=layer", *FILTER_LEVEL]
+# The package's own default for factors (docs/method.md): the config's AdamW has the usual 0.9.
+BETA = ["optim_wrapper.optimizer.betas=(0.5,0.999)"]
+RATE = ["optim_wrapper.optimizer.lr=2e-3"]
 # Changes to the norton config, as a user would make them on the command line; all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
     "dense": [],
     "hybrid, rank 5": [],
     "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],
-    "decomposition": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"],
+    "decomposition": [*FILTER_LEVEL],
     "pruning": [f"{HOOK}rank=None", f"{HOOK}keep=0.7"],
     "hybrid, rank 5, distilled": [*DISTILLED],
-    "decomposition, distilled": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0", *DISTILLED],
+    "decomposition, distilled": [*FILTER_LEVEL, *DISTILLED],
     "decomposition, layer level": [*LAYER_LEVEL],
     "decomposition, layer level, distilled": [*LAYER_LEVEL, *DISTILLED],
+    "decomposition, layer level, first beta 0.5": [*LAYER_LEVEL, *BETA],
+    "decomposition, layer level, first beta 0.5, rate 0.002": [*LAYER_LEVEL, *BETA, *RATE],
+    "decomposition, first beta 0.5, rate 0.002": [*FILTER_LEVEL, *BETA, *RATE],
 }
 # Surgery without fine-tuning: an epoch at rate 0 that leaves BatchNorm statistics as the hook left them.
 STILL = ["train_cfg.max_epochs=1", "train_cfg.val_interval=9", "optim_wrapper.optimizer.lr=0", "param_scheduler=[]"]
