@@ -39,15 +39,26 @@ DENSE_EPOCHS, EPOCHS = 36, 12
 HOOK = "default_hooks.norton."
 # Learning from the dense detector's scores and boxes, which keep their width in any case.
 DISTILLED = [f"{HOOK}distill.weight=1.0", f"{HOOK}distill.layers=[bbox_head.retina_cls,bbox_head.retina_reg]"]
+FILTER_LEVEL = [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"]
+# Components shared by all filters of a layer, at no more MACs than the ranks of "decomposition".
+LAYER_LEVEL = [f"{HOOK}level=layer", *FILTER_LEVEL]
+# The package's own default for factors (docs/method.md): the config's AdamW has the usual 0.9.
+BETA = ["optim_wrapper.optimizer.betas=(0.5,0.999)"]
+RATE = ["optim_wrapper.optimizer.lr=2e-3"]
 # Changes to the norton config, as a user would make them on the command line; all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
     "dense": [],
     "hybrid, rank 5": [],
     "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],
-    "decomposition": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"],
+    "decomposition": [*FILTER_LEVEL],
     "pruning": [f"{HOOK}rank=None", f"{HOOK}keep=0.7"],
     "hybrid, rank 5, distilled": [*DISTILLED],
-    "decomposition, distilled": [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0", *DISTILLED],
+    "decomposition, distilled": [*FILTER_LEVEL, *DISTILLED],
+    "decomposition, layer level": [*LAYER_LEVEL],
+    "decomposition, layer level, distilled": [*LAYER_LEVEL, *DISTILLED],
+    "decomposition, layer level, first beta 0.5": [*LAYER_LEVEL, *BETA],
+    "decomposition, layer level, first beta 0.5, rate 0.002": [*LAYER_LEVEL, *BETA, *RATE],
+    "decomposition, first beta 0.5, rate 0.002": [*FILTER_LEVEL, *BETA, *RATE],
 }
 # Surgery without fine-tuning: an epoch at rate 0 that leaves BatchNorm statistics as the hook left them.
 STILL = ["train_cfg.max_epochs=1", "train_cfg.val_interval=9", "optim_wrapper.optimizer.lr=0", "param_scheduler=[]"]
@@ -224,6 +235,23 @@ def resumed_agrees(bench: Bench, name: str, seed: int, start: Path) -> dict[str,
     return {"killed_in_epoch": EPOCHS // 2, "largest_difference_of_weights": difference}
 
 
+def earlier_figures(path: Path, dense: dict[str, float]) -> dict[str, Any]:
+    """Return the figures of earlier runs, which this one adds to: only those that start from an equal dense detector.
+
+    Args:
+        path: ``bccd.json``, if there is one.
+        dense: The dense detector's figures of this run.
+
+    Raises:
+        SystemExit: The earlier figures are of another dense detector.
+    """
+    earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    before = earlier.get("variants", {}).get("dense", {}).get("test", dense)
+    if before != dense:
+        raise SystemExit(f"{path} starts from another dense detector ({before}, here {dense}); give another --output")
+    return earlier
+
+
 def main() -> None:
     """Parse the arguments, run the scripts, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,7 +269,8 @@ def main() -> None:
         (work / "data" / "bccd").symlink_to(arguments.data.resolve(), target_is_directory=True)
     bench = Bench(work, arguments.threads)
     start = bench.train("retinanet_r18-thin_bccd", DENSE, [])
-    variants: dict[str, Any] = {}
+    earlier = earlier_figures(arguments.output / "bccd.json", bench.test("dense test", DENSE, start, []))
+    variants: dict[str, Any] = earlier.get("variants", {})
     for name in arguments.variants:
         variants[name] = variant_row(bench, name, start, arguments.seeds)
     splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
@@ -257,10 +286,11 @@ def main() -> None:
         "machine": machine() | {"threads": arguments.threads},
         "setup": "in an empty folder: mkdir data; ln -s DATA/bccd data/bccd; MMDET is the folder mmdet/.mim",
         "variants": variants,
-        "commands": bench.commands,
+        "commands": earlier.get("commands", {}) | bench.commands,
     }
+    facts |= {key: earlier[key] for key in ("exported_config", "resumed") if key in earlier}
     hybrid = "hybrid, rank 5"
-    if hybrid in variants:
+    if hybrid in arguments.variants:
         facts["exported_config"] = exported_agrees(bench, hybrid, arguments.seeds[0], variants[hybrid])
         facts["resumed"] = resumed_agrees(bench, hybrid, arguments.seeds[0], start)
     (arguments.output / "bccd.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -4,6 +4,7 @@ Weights are random: nothing is downloaded. Written to ``detectors.json`` after e
 on where it was, and models that are named are run again.
 
     python tools/benchmarks/detectors.py --threads 1 --output docs/results
+    python tools/benchmarks/detectors.py --threads 1 --output docs/results --level layer
 """
 
 from __future__ import annotations
@@ -46,15 +47,13 @@ MODELS = {
 _NESTED = ("roi_head", "panoptic_head")
 
 
-def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dict[str, Any]:
+def measure(config: str, size: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress one detector in this process.
 
     Args:
         config: Name of mmdet's config.
         size: Side of the image in pixels.
-        rank: R of every convolution where it saves MACs.
-        keep: Share of the channels to keep.
-        threads: Of torch.
+        arguments: Those of the command line: rank, level, keep and threads.
 
     Returns:
         JSON-able figures: seconds of wall clock and of processor, GiB, MACs, parameters, counts, reasons.
@@ -65,7 +64,7 @@ def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dic
     from norton_plugin.recipe import Decomposition, Pruning, Recipe
     from norton_plugin.zoo import load_source
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     start = time.perf_counter()
     row: dict[str, Any] = {"config": config, "size": size, "load_average": round(os.getloadavg()[0], 2)}
@@ -76,7 +75,8 @@ def measure(config: str, size: int, rank: int, keep: float, threads: int) -> dic
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.data += 0.1 * torch.randn_like(parameter)
         row["load_seconds"] = round(time.perf_counter() - start, 1)
-        recipe = Recipe(decomposition=Decomposition(rank=rank), pruning=Pruning(keep=keep))
+        decomposition = Decomposition(rank=arguments.rank, level=arguments.level)
+        recipe = Recipe(decomposition=decomposition, pruning=Pruning(keep=arguments.keep))
         processor = time.process_time()
         _, report = compress(loaded.model, loaded.example_inputs, recipe, forward_fn=loaded.forward_fn)
         row["processor_seconds"] = round(time.process_time() - processor, 1)
@@ -90,6 +90,7 @@ def _figures(report: Any) -> dict[str, Any]:
     from norton_plugin.surgery.report import blocking
 
     left = blocking(report.pruning.skipped)
+    errors = [layer.nmse_layer for layer in report.decomposition.layers if layer.nmse_layer is not None]
     convs = len(report.decomposition.layers) + len(report.decomposition.skipped)
     return {
         "status": report.status,
@@ -102,6 +103,7 @@ def _figures(report: Any) -> dict[str, Any]:
         "decomposed": [len(report.decomposition.layers), convs],
         "pruned": [len(report.pruning.groups), len(report.pruning.groups) + len(left)],
         "largest_error": report.largest_error,
+        "mean_nmse": round(sum(errors) / len(errors), 4) if errors else None,
         "parts": parts(report),
         "reasons": [f"{count} x {reason}" for reason, count in Counter(s.reason for s in left).most_common(4)],
     }
@@ -133,7 +135,7 @@ def _peak() -> float:
 def in_subprocess(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one model from a fresh process."""
     command = [sys.executable, "-W", "ignore", __file__, name, "--worker", "--threads", str(arguments.threads)]
-    command += ["--rank", str(arguments.rank), "--keep", str(arguments.keep)]
+    command += ["--rank", str(arguments.rank), "--keep", str(arguments.keep), "--level", arguments.level]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     lines = done.stdout.strip().splitlines()
@@ -148,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="names of the table, run again; default: missing")
     parser.add_argument("--rank", type=int, default=3, help="rank, where it saves MACs")
+    parser.add_argument("--level", choices=("filter", "layer"), default="filter", help="which filters share components")
     parser.add_argument("--keep", type=float, default=0.7, help="share of the channels to keep")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for detectors.json")
@@ -157,20 +160,24 @@ def main() -> None:
         parser.error(f"unknown models {unknown}; expected some of {list(MODELS)}")
     if arguments.worker:
         config, size = MODELS[arguments.models[0]]
-        print(json.dumps(measure(config, size, arguments.rank, arguments.keep, arguments.threads)))
+        print(json.dumps(measure(config, size, arguments)))
         return
     path = arguments.output / "detectors.json"
-    known = json.loads(path.read_text())["models"] if path.exists() else {}
+    content = json.loads(path.read_text()) if path.exists() else {}
+    key = "models" if arguments.level == "filter" else f"models_{arguments.level}_level"
+    known = content.get(key, {})
     for name in arguments.models or [name for name in MODELS if name not in known]:
         known[name] = in_subprocess(name, arguments)
         row = known[name]
-        print(f"{name}: {row['status']}, {row.get('seconds')} s, {row.get('peak_gib')} GiB; {row['reasons']}")
-        content = {
+        print(
+            f"{name}: {row['status']}, {row.get('seconds')} s, {row.get('peak_gib')} GiB; {row['reasons']}", flush=True
+        )
+        content |= {
             "command": f"python tools/benchmarks/detectors.py --threads {arguments.threads} --output docs/results",
             "recipe": {"rank": arguments.rank, "keep": arguments.keep},
             "machine": {"cores": os.cpu_count(), "threads": arguments.threads, "processor": platform.machine()},
             "versions": {package: version(package) for package in ("torch", "mmcv", "mmdet", "torch-pruning")},
-            "models": {name: known[name] for name in MODELS if name in known},
+            key: {name: known[name] for name in MODELS if name in known},
         }
         arguments.output.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n")
