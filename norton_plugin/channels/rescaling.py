@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from norton_plugin.channels.records import Rescale, ScaleAttribute
 from norton_plugin.channels.tensor_axes import AxisTable
 
+# Words in the names of attributes that hold the scale of attention.
+_SCALE_WORDS = ("scal", "factor", "temp")
+
+
+def names_a_scale(name: str) -> bool:
+    """Tell whether an attribute is named like the scale of attention; other numbers never follow a width."""
+    return any(word in name for word in _SCALE_WORDS)
+
 
 def rescale_(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor, before: Tensor) -> None:
     """Multiply rows so that a scale computed from a width that changed has the effect that it had.

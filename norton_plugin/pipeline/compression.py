@@ -83,7 +83,7 @@ def compress(
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-        if recipe.budget.given and calibration is not None:
+        if calibration is not None and (recipe.budget.given or recipe.calibration.fit):
             calibration = take_batches(calibration, recipe.calibration.images)
         recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
         decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
@@ -94,7 +94,6 @@ def compress(
         fitted: CalibrationReport | None = None
         if recipe.calibration.fit and calibration is not None:
             step("fit")
-            calibration = take_batches(calibration, recipe.calibration.images)
             fitted = fit_(model, compressed, example_inputs, calibration, recipe=recipe, forward_fn=forward_fn)
         if recipe.pruning.active:
             step("prune")

@@ -84,7 +84,7 @@ def _changes(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
 def _renewed(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes that count fewer channels than before; what else changed was left behind by a run."""
     changes = _changes(new, old)
-    return {k: v for k, v in changes.items() if not k.startswith("_") and may_become(thaw(old[k]), thaw(v))}
+    return {k: v for k, v in changes.items() if not k.startswith("_") and may_become(k, thaw(old[k]), thaw(v))}
 
 
 def _fingerprint(dense: Geometry) -> dict[str, Any]:

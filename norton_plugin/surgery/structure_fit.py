@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.blocks.padding import normalise_padding
+from norton_plugin.channels.rescaling import names_a_scale
 from norton_plugin.cpd import full_components, full_spatial_rank
 from norton_plugin.modules.feature_info import LISTED_WIDTHS, listed_widths
 from norton_plugin.surgery.structure_arguments import LARGEST, damaged, is_whole, shortened
@@ -25,23 +26,25 @@ from norton_plugin.surgery.structure_entries import (
 )
 
 
-def may_become(old: Any, new: Any) -> bool:
+def may_become(name: str, old: Any, new: Any) -> bool:
     """Tell whether surgery may replace one value of an attribute by another.
 
     Args:
+        name: Of the attribute.
         old: The module's own value.
-        new: An integer, or a list or a tuple of as many integers as before; each is positive, or as it was. Or a number
-            between 0 and 1 that is no lower than before: the scale of attention, a power of a width that was lowered.
+        new: An integer, or a list or a tuple of as many integers as before; each is positive, or as it was. Or, of an
+            attribute that is named like the scale of attention, a number between 0 and 1 that is no lower than before:
+            a power of a width that was lowered.
     """
     if type(old) is not type(new):
         return False
     if type(old) is float:
-        return bool(0 < old <= new <= 1)
+        return names_a_scale(name) and bool(0 < old <= new <= 1)
     if is_whole(old):
         return bool(old == new or 1 <= new <= LARGEST)
     if not isinstance(old, list | tuple) or len(old) != len(new):
         return False
-    return all(is_whole(a) and is_whole(b) and may_become(a, b) for a, b in zip(old, new, strict=True))
+    return all(is_whole(a) and is_whole(b) and may_become(name, a, b) for a, b in zip(old, new, strict=True))
 
 
 def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor]) -> None:
@@ -69,7 +72,7 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         if name.startswith("_") or name not in held:
             raise damaged(f"an attribute of {where}", name, "a public one that the module has")
         own_value = held[name]
-        if not may_become(own_value, value):
+        if not may_become(name, own_value, value):
             expected = f"positive numbers of the kind that {shortened(own_value)} is"
             raise damaged(f"the attribute {where}.{name}", value, expected)
 

@@ -78,7 +78,7 @@ def refused(norton, tmp_path, monkeypatch):
         (["--rank", "2", "--exclude", "*.conv7"], "scope.exclude pattern '*.conv7' matches none"),
         (["--rank", "2", "--include", "fc"], "no layer is eligible"),
         (["--rank", "9"], "no layer is eligible: rank 9 needs more MACs than the dense convolution"),
-        ([], "there is nothing to do: give --rank, --share, --components, --keep below 1, or a --recipe"),
+        ([], "there is nothing to do: give --budget, --rank, --share, --components, --keep below 1, or a --recipe"),
         (["--level", "layer"], "there is nothing to do"),
         (["--level", "rows", "--rank", "2"], "decomposition.level is 'rows'; expected one of filter, cluster, layer"),
         (["--rank", "2", "--share", "0.3"], "decomposition.rank and decomposition.share contradict each other"),

@@ -11,18 +11,18 @@ import inspect
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels.label_maps import along, varying
+from norton_plugin.channels.label_maps import along, core, varying
 from norton_plugin.channels.operations import Number, declare
 from norton_plugin.channels.provenance import compensate_tensor
 from norton_plugin.channels.records import FunctionCall, ScaleAttribute
+from norton_plugin.channels.rescaling import names_a_scale
 from norton_plugin.channels.trace import Trace
 
 _FUSED = "scaled_dot_product_attention"
 _EXPONENT = -0.5
-# Words in the names of attributes that hold such a scale.
-_WORDS = ("scal", "factor", "temp")
 
 
 def _compensate_fused(trace: Trace, function: FunctionCall) -> None:
@@ -41,11 +41,12 @@ def _compensate_fused(trace: Trace, function: FunctionCall) -> None:
             _note_attributes(trace, width)
 
 
-def compensate_product(trace: Trace, key: Tensor, width: Tensor) -> None:
+def compensate_product(trace: Trace, query: Tensor, key: Tensor, width: Tensor) -> None:
     """Note the same where a module that has a fused path, too, multiplies queries and keys by itself.
 
     Args:
         trace: Takes the notes.
+        query: The first factor.
         key: What is multiplied with the queries.
         width: Labels that the product sums over.
     """
@@ -53,9 +54,17 @@ def compensate_product(trace: Trace, key: Tensor, width: Tensor) -> None:
     if module is None or not _has_fused_path(type(module)):
         return
     inside = trace.function is not None and trace.function.name == _FUSED
+    if _is_rescaled(trace, query):
+        return  # the code computes the scale from the width at hand, which is noted already
     if not inside and next(_attributes(module, len(width)), None) is not None:
         compensate_tensor(trace, key, width, _EXPONENT)
         _note_attributes(trace, width)
+
+
+def _is_rescaled(trace: Trace, query: Tensor) -> bool:
+    """Tell whether the rows that computed the queries are to be rescaled already."""
+    rows = trace.labels_of(query).producer_rows
+    return rows is not None and any(bool(torch.isin(core(rows), entry.rows).any()) for entry in trace.notes.rescales)
 
 
 def _note_attributes(trace: Trace, width: Tensor) -> None:
@@ -67,7 +76,7 @@ def _note_attributes(trace: Trace, width: Tensor) -> None:
 def _attributes(module: nn.Module, width: int) -> Iterator[str]:
     """Yield the attributes that hold the scale of a head of this width."""
     for name, value in vars(module).items():
-        if type(value) is not float or not any(word in name for word in _WORDS):
+        if type(value) is not float or not names_a_scale(name):
             continue
         if math.isclose(value, width**_EXPONENT, rel_tol=1e-6):
             yield name

@@ -113,7 +113,7 @@ def bmm(trace: Trace, call: Call) -> ChannelLabels:
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
     for label_map in summed:
-        compensate_product(trace, b, along(label_map, 2))
+        compensate_product(trace, a, b, along(label_map, 2))
     return ChannelLabels(maps, scores=bool(summed))
 
 
@@ -124,7 +124,7 @@ def baddbmm(trace: Trace, call: Call) -> ChannelLabels:
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
     for label_map in summed:
-        compensate_product(trace, b, along(label_map, 2))
+        compensate_product(trace, a, b, along(label_map, 2))
     shape = tuple(call.out.shape)
     product = ChannelLabels(maps, scores=bool(summed))
     maps = combine(trace, [(product, shape), (trace.labels_of(term), tuple(term.shape))], shape)
