@@ -246,8 +246,7 @@ def earlier_figures(path: Path, dense: dict[str, float]) -> dict[str, Any]:
         SystemExit: The earlier figures are of another dense detector.
     """
     earlier: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    before = earlier.get("variants", {}).get("dense", {}).get("test", dense)
-    if before != dense:
+    if (before := earlier.get("variants", {}).get("dense", {}).get("test", dense)) != dense:
         raise SystemExit(f"{path} starts from another dense detector ({before}, here {dense}); give another --output")
     return earlier
 
@@ -270,7 +269,7 @@ def main() -> None:
     bench = Bench(work, arguments.threads)
     start = bench.train("retinanet_r18-thin_bccd", DENSE, [])
     earlier = earlier_figures(arguments.output / "bccd.json", bench.test("dense test", DENSE, start, []))
-    variants: dict[str, Any] = earlier.get("variants", {})
+    variants = earlier.get("variants", {})
     for name in arguments.variants:
         variants[name] = variant_row(bench, name, start, arguments.seeds)
     splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
@@ -285,6 +284,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("mmdet", "mmcv", "mmengine")},
         "machine": machine() | {"threads": arguments.threads},
         "setup": "in an empty folder: mkdir data; ln -s DATA/bccd data/bccd; MMDET is the folder mmdet/.mim",
+        "dense_test": bench.test("dense test", DENSE, start, []),
         "variants": variants,
         "commands": earlier.get("commands", {}) | bench.commands,
     }

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from report_bccd import bccd
+from report_bccd import bccd, bccd_levels
 from report_budget import budget
 from report_calibration import calibration
 from report_comparison import comparison
@@ -188,6 +188,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
+    ("bccd_levels.json", "The same detector from another dense training: filter and layer level", bccd_levels),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
