@@ -274,7 +274,7 @@ def main() -> None:
         variants[name] = variant_row(bench, name, start, arguments.seeds)
     splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
     images = ", ".join(f"{len(split['images'])} {name}" for name, split in splits.items())
-    facts = {
+    facts = {key: earlier[key] for key in ("exported_config", "resumed") if key in earlier} | {
         "command": "python tools/benchmarks/bccd.py --data DATA/bccd --work WORK",
         "data": f"BCCD (red and white blood cells, platelets), images: {images}",
         "model": "RetinaNet, ResNet-18 with 24 base channels, FPN with 48, images of 320x240, from scratch",
@@ -288,7 +288,6 @@ def main() -> None:
         "variants": variants,
         "commands": earlier.get("commands", {}) | bench.commands,
     }
-    facts |= {key: earlier[key] for key in ("exported_config", "resumed") if key in earlier}
     hybrid = "hybrid, rank 5"
     if hybrid in arguments.variants:
         facts["exported_config"] = exported_agrees(bench, hybrid, arguments.seeds[0], variants[hybrid])
