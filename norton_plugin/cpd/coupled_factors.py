@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from norton_plugin.cpd.filter_error import filter_nmse
 from norton_plugin.cpd.scaling import root_of_power, times_power_of_two, unit_scale
-from norton_plugin.errors import DecompositionError
 
 
 class CoupledFactors(NamedTuple):
@@ -126,18 +126,12 @@ class CoupledFactors(NamedTuple):
             DecompositionError: The weight has another shape than the factors stand for.
         """
         expected = (self.num_filters, self.head.shape[2], self.vertical.shape[2], self.horizontal.shape[2])
-        if tuple(weight.shape) != expected:
-            raise DecompositionError(
-                f"The weight has shape {tuple(weight.shape)}, these factors stand for {expected}; "
-                "pass the weight they were computed from."
-            )
-        # At a scale where no square overflows or vanishes; powers of two change no digit of the quotient.
-        reference, exponent = unit_scale(weight.detach().flatten(1), dims=1)
         factors = self.to(dtype=torch.float64)
-        mix = times_power_of_two(factors.mix, -exponent)
-        difference = factors._replace(mix=mix).reconstruct().flatten(1) - reference
-        error, energy = difference.square().sum(1), reference.square().sum(1)
-        return torch.where(error == 0, torch.zeros_like(error), error / energy)
+
+        def rebuilt(exponent: Tensor) -> Tensor:
+            return factors._replace(mix=times_power_of_two(factors.mix, -exponent)).reconstruct()
+
+        return filter_nmse(weight, expected, rebuilt)
 
     def component_norms(self) -> tuple[Tensor, Tensor]:
         """Frobenius norms of the components, each over the filters of its cluster.

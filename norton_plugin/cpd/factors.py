@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from norton_plugin.cpd.filter_error import filter_nmse
 from norton_plugin.cpd.scaling import cube_root_of_power, times_power_of_two, unit_scale
 from norton_plugin.errors import DecompositionError
 
@@ -91,18 +92,12 @@ class CPDFactors(NamedTuple):
             DecompositionError: The weight has another shape than the factors stand for.
         """
         expected = (*self.head.shape[::2], self.vertical.shape[2], self.horizontal.shape[2])
-        if tuple(weight.shape) != expected:
-            raise DecompositionError(
-                f"The weight has shape {tuple(weight.shape)}, these factors stand for {expected}; "
-                "pass the weight they were computed from."
-            )
-        # At a scale where no square overflows or vanishes; powers of two change no digit of the quotient.
-        reference, exponent = unit_scale(weight.detach().flatten(1), dims=1)
         factors = self.to(dtype=torch.float64)
-        head = times_power_of_two(factors.head, -exponent.unsqueeze(2))
-        difference = factors._replace(head=head).reconstruct().flatten(1) - reference
-        error, energy = difference.square().sum(1), reference.square().sum(1)
-        return torch.where(error == 0, torch.zeros_like(error), error / energy)
+
+        def rebuilt(exponent: Tensor) -> Tensor:
+            return factors._replace(head=times_power_of_two(factors.head, -exponent.unsqueeze(2))).reconstruct()
+
+        return filter_nmse(weight, expected, rebuilt)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "CPDFactors":
         """Cast and move all three factors.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from norton_plugin.cpd.scaling import times_power_of_two, unit_scale
-from norton_plugin.errors import DecompositionError
+from norton_plugin.cpd.filter_error import filter_nmse
+from norton_plugin.cpd.scaling import times_power_of_two
 
 
 class SpatialFactors(NamedTuple):
@@ -69,18 +69,14 @@ class SpatialFactors(NamedTuple):
             DecompositionError: The weight has another shape than the factors stand for.
         """
         expected = (self.num_filters, *self.vertical.shape[1:], self.horizontal.shape[2])
-        if tuple(weight.shape) != expected:
-            raise DecompositionError(
-                f"The weight has shape {tuple(weight.shape)}, these factors stand for {expected}; "
-                "pass the weight they were computed from."
-            )
-        # At a scale where no square overflows or vanishes; powers of two change no digit of the quotient.
-        reference, exponent = unit_scale(weight.detach().flatten(1), dims=1)
         factors = self.to(dtype=torch.float64)
-        horizontal = times_power_of_two(factors.horizontal, -exponent.unsqueeze(2))
-        difference = factors._replace(horizontal=horizontal).reconstruct().flatten(1) - reference
-        error, energy = difference.square().sum(1), reference.square().sum(1)
-        return torch.where(error == 0, torch.zeros_like(error), error / energy)
+
+        def rebuilt(exponent: Tensor) -> Tensor:
+            return factors._replace(
+                horizontal=times_power_of_two(factors.horizontal, -exponent.unsqueeze(2))
+            ).reconstruct()
+
+        return filter_nmse(weight, expected, rebuilt)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "SpatialFactors":
         """Cast and move both factors.
