@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from norton_plugin.blocks import ConvBlock, Form
+from norton_plugin.blocks import all_in_form
 from norton_plugin.errors import SurgeryError
 
 Call = Callable[[], Any]
@@ -41,19 +41,6 @@ class ModelCost:
     parameters: int
     layer_macs: dict[str, int]
     map_sizes: dict[str, tuple[MapSize, MapSize]]
-
-
-@contextmanager
-def _forms(model: nn.Module, form: Form) -> Iterator[None]:
-    """Count blocks by their factors, whichever of the equivalent forms is chosen for speed."""
-    blocks = [(m, m.form) for m in model.modules() if isinstance(m, ConvBlock)]
-    try:
-        for block, _ in blocks:
-            block.form = form
-        yield
-    finally:
-        for block, old in blocks:
-            block.form = old
 
 
 class _LayerCounter:
@@ -138,7 +125,8 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
     total = FlopCounterMode(display=False)
     layers = _LayerCounter(total)
     try:
-        with _evaluated_without_gradients(model), layers.watching(model), _forms(model, "separable"), total:
+        # By the factors, whichever of the equivalent forms is chosen for speed.
+        with _evaluated_without_gradients(model), layers.watching(model), all_in_form(model, "separable"), total:
             call()
     except Exception as error:
         first_line, _, _ = str(error).partition("\n")

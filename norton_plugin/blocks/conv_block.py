@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,24 @@ from norton_plugin.blocks.forms import AUTO, FORMS, ChosenForm, ConvGeometry, Fo
 from norton_plugin.blocks.padding import PaddingRule, normalise_padding, pad, sides
 from norton_plugin.blocks.scripting import NotScripted
 from norton_plugin.errors import SurgeryError
+
+
+@contextmanager
+def all_in_form(model: nn.Module, form: Form) -> Iterator[None]:
+    """Let all blocks of a model run in one form in evaluation mode; each gets its own back.
+
+    Args:
+        model: May hold blocks of every kind.
+        form: One that all of them have.
+    """
+    blocks = [(module, module.form) for module in model.modules() if isinstance(module, ConvBlock)]
+    try:
+        for block, _ in blocks:
+            block.form = form
+        yield
+    finally:
+        for block, own in blocks:
+            block.form = own
 
 
 class ConvBlock(NotScripted, ABC):

@@ -6,14 +6,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock
+from norton_plugin.blocks import all_in_form
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import divergence, outputs_of
 from norton_plugin.calibration.fitting import ENOUGH, LayerFit
@@ -120,7 +119,8 @@ def calibrate_(
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits)
     try:
-        with traceable(dense), traceable(compressed), _dense_forms(compressed):
+        # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
+        with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
             comparison = compare()
             found = {"plain": comparison.of(compressed)}
             run = partial(run_model, dense, example_inputs, forward_fn)
@@ -189,16 +189,3 @@ def _state(model: nn.Module) -> list[Tensor]:
 def _restore(model: nn.Module, state: list[Tensor]) -> None:
     for tensor, value in zip(_tensors(model), state, strict=True):
         tensor.data.copy_(value)
-
-
-@contextmanager
-def _dense_forms(model: nn.Module) -> Iterator[None]:
-    """Let blocks rebuild their weights: all forms compute the same, and few calls of large batches run fastest so."""
-    blocks = [(module, module.form) for module in model.modules() if isinstance(module, ConvBlock)]
-    try:
-        for block, _ in blocks:
-            block.form = "dense"
-        yield
-    finally:
-        for block, form in blocks:
-            block.form = form

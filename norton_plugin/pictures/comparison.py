@@ -96,8 +96,7 @@ def _headings(latency: LatencyRatio) -> list[str]:
 def _lowered(whole: _Whole, picture: Tensor) -> _Whole:
     """Return the model in its fastest form; one that was only pruned has no other."""
     fast = copy.deepcopy(whole).eval()
-    if any(isinstance(module, ConvBlock) for module in fast.modules()):
-        select_forms_(fast, (picture,))
+    select_forms_(fast, (picture,))
     if any(isinstance(module, ConvBlock | CPDLinear) for module in fast.modules()):
         lower_(fast)
     return fast
