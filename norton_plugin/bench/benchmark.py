@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +14,13 @@ from torch import Tensor, nn
 from norton_plugin.bench.candidates import DELIVERED, DENSE, FOLDED, Candidates
 from norton_plugin.bench.layers import LayerSpeed, layer_speed, seen_layers
 from norton_plugin.bench.report import BenchReport, Setting
-from norton_plugin.bench.timing import of_batch, pytorch_threads, samples_of, setting_of
+from norton_plugin.bench.timing import of_batch, samples_of, setting_of
 from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.errors import RecipeError
 from norton_plugin.export import RUNTIMES, Int8, Runtime
+from norton_plugin.export.processor import processor_name
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model, traceable
+from norton_plugin.modules.threads import torch_threads
 
 _LAYER_SECONDS = 0.5
 
@@ -86,18 +87,18 @@ def bench(
         for count in threads:
             for batch in batches:
                 on_step(f"timing batch {batch} on {count} thread(s)")
-                with pytorch_threads(count):
+                with torch_threads(count):
                     opened = candidates.opened(of_batch(example_inputs, batch), count)
                 settings.append(setting_of(opened, batch=batch, threads=count, macs_ratio=ratio, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")
             timed["seconds"] = _LAYER_SECONDS
-            with pytorch_threads(threads[0]):
+            with torch_threads(threads[0]):
                 image = of_batch(example_inputs, batches[0])
                 found = _layers(candidates.prepared, costs, image, forward_fn, timed)
     return BenchReport(
-        device=_processor(),
+        device=processor_name(),
         macs_dense=costs[0].macs,
         macs=costs[1].macs,
         parameters_dense=costs[0].parameters,
@@ -147,14 +148,3 @@ def _layers(
             calls = {key: partial(seen.module, seen.given) for key, seen in pair.items()}
             found.append(layer_speed(name, pair["dense"], pair["delivered"], samples_of(calls, **timed), macs))
     return tuple(found)
-
-
-def _processor() -> str:
-    """Return the processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

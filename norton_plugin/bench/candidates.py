@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
+from norton_plugin.deploy.memory_format import FORMATS, lay_out_
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
 from norton_plugin.export.int8 import int8_path
@@ -22,6 +23,7 @@ from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, run_model
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
+_MEMORY_FORMATS = {PYTORCH: FORMATS["contiguous"], CHANNELS_LAST: FORMATS["channels_last"]}
 NAMES: dict[Runtime, str] = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}
 DENSE, FOLDED, COMPRESSED, DELIVERED, INT8 = "dense", "dense, folded", "compressed", "delivered", "delivered, int8"
 
@@ -92,13 +94,13 @@ class Candidates:
             self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
             self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
-            self.found.append(Candidate(ready, PYTORCH, partial(_in_pytorch, model, timed_fn)))
-            try:
-                placed = duplicate(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            except RuntimeError as error:  # a weight of five axes has no such format
-                self.left.append((f"{ready} in {CHANNELS_LAST}", str(error).partition("\n")[0]))
-                continue
-            self.found.append(Candidate(ready, CHANNELS_LAST, partial(_in_pytorch, placed, timed_fn)))
+            for runtime, memory in _MEMORY_FORMATS.items():
+                try:
+                    placed = lay_out_(duplicate(model), memory)
+                except RuntimeError as error:  # a weight of five axes has no channels-last format
+                    self.left.append((f"{ready} in {runtime}", str(error).partition("\n")[0]))
+                    continue
+                self.found.append(Candidate(ready, runtime, partial(_in_pytorch, placed, timed_fn, memory=memory)))
 
     def add_files(
         self,
@@ -152,18 +154,18 @@ class Candidates:
         return opened
 
 
-def _in_pytorch(model: nn.Module, forward_fn: ForwardFunction | None, inputs: Any, threads: int) -> Call:
+def _in_pytorch(
+    model: nn.Module,
+    forward_fn: ForwardFunction | None,
+    inputs: Any,
+    threads: int,
+    *,
+    memory: torch.memory_format = torch.preserve_format,
+) -> Call:
     """PyTorch's threads are those of the process."""
     model.eval()
-    memory = _memory_format(model)
     placed = tree_map(lambda leaf: _placed(leaf, memory), inputs)
     return lambda: run_model(model, placed, forward_fn)
-
-
-def _memory_format(model: nn.Module) -> torch.memory_format:
-    weights = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
-    last = bool(weights) and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def _placed(leaf: Any, memory: torch.memory_format) -> Any:

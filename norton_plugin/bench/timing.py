@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,10 +23,11 @@ from norton_plugin.bench.candidates import (
     OpenedCandidate,
 )
 from norton_plugin.bench.report import Setting, Timing
+from norton_plugin.deploy.latency import interleaved
 from norton_plugin.errors import RecipeError
+from norton_plugin.modules.threads import torch_threads
 
 _COMPRESSED = (COMPRESSED, DELIVERED, INT8)
-_LEAST_ROUNDS = 3
 
 
 def of_batch(inputs: Any, batch: int) -> Any:
@@ -59,19 +59,9 @@ def samples_of(
     Returns:
         The seconds of every call.
     """
-    found: dict[Any, list[float]] = {key: [] for key in calls}
-    begin = time.perf_counter()
     with torch.inference_mode():
-        for call in calls.values():
-            call()
-        for done in range(rounds):
-            if done >= _LEAST_ROUNDS and time.perf_counter() - begin > seconds:
-                break
-            for key, call in calls.items():
-                start = clock()
-                call()
-                found[key].append(clock() - start)
-    return found
+        found = interleaved(list(calls.values()), rounds=rounds, warmup=1, budget=seconds, clock=clock)
+    return dict(zip(calls, found, strict=True))
 
 
 def setting_of(
@@ -95,7 +85,7 @@ def setting_of(
         seconds: See `samples_of`.
         clock: See `samples_of`.
     """
-    with pytorch_threads(threads), torch.inference_mode():
+    with torch_threads(threads), torch.inference_mode():
         calls = {candidate: each.call for candidate, each in opened.items()}
         samples = samples_of(calls, rounds=rounds, seconds=seconds, clock=clock)
     medians = {candidate: statistics.median(own) for candidate, own in samples.items()}
@@ -133,14 +123,3 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
-
-
-@contextmanager
-def pytorch_threads(count: int) -> Iterator[None]:
-    """Set PyTorch's threads, and put them back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

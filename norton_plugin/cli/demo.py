@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from norton_plugin.cli import options
-from norton_plugin.cli.output import Output, torch_threads
+from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import read_path, working_folder
+from norton_plugin.modules.threads import torch_threads
 
 if TYPE_CHECKING:
     from norton_plugin.demo import DemoResult

@@ -16,6 +16,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from norton_plugin.modules.threads import torch_threads
+
 _WIDTH_OF_FILES = 120  # columns where the output is no terminal
 _LONGEST = 1000  # characters of a message; values that it quotes may be of any length
 
@@ -174,16 +176,3 @@ def _logging(output: Output) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Set torch's CPU threads, and put them back."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

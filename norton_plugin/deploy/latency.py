@@ -54,7 +54,15 @@ def compare_latency(
             f"{len(calls)} calls, {rounds} rounds, {warmup} to warm up; expected at least 2 calls, 1 round and 0"
         )
 
-    clock = clock or time.perf_counter
+    samples = interleaved(calls, rounds=rounds, warmup=warmup, budget=budget, clock=clock or time.perf_counter)
+    medians = tuple(statistics.median(own) for own in samples)
+    return LatencyRatio(medians, tuple(medians[0] / m for m in medians), len(samples[0]))
+
+
+def interleaved(
+    calls: Sequence[Callable[[], Any]], *, rounds: int, warmup: int, budget: float, clock: Callable[[], float]
+) -> list[list[float]]:
+    """Return the seconds of every call, each timed in turn; arguments as of `compare_latency`."""
 
     def timed(call: Callable[[], Any]) -> float:
         _synchronise()
@@ -71,8 +79,7 @@ def compare_latency(
     while len(samples[0]) < rounds and (len(samples[0]) < 3 or time.perf_counter() - begin < budget):
         for call, own in zip(calls, samples, strict=True):
             own.append(timed(call))
-    medians = tuple(statistics.median(own) for own in samples)
-    return LatencyRatio(medians, tuple(medians[0] / m for m in medians), len(samples[0]))
+    return samples
 
 
 def _synchronise() -> None:

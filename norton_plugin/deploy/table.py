@@ -12,12 +12,13 @@ from typing import Any, Literal
 from norton_plugin.artifact import bounded_json
 from norton_plugin.artifact.folder import temporary_name
 from norton_plugin.blocks import FORMS, Form
+from norton_plugin.deploy.memory_format import FORMATS as _LAYOUTS
 from norton_plugin.errors import ArtifactError, RecipeError
 
 FORMAT = "norton-plugin forms"
 VERSION = 1
 LINEAR: Literal["linear"] = "linear"  # the one form of a CPDLinear
-MEMORY_FORMATS = ("contiguous", "channels_last")
+MEMORY_FORMATS = tuple(_LAYOUTS)
 
 
 @dataclass(frozen=True)

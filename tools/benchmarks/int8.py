@@ -12,8 +12,6 @@ run one by one. Milliseconds are processor time of one image on one thread, fp32
 from __future__ import annotations
 
 import argparse
-import platform
-import re
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,7 +31,7 @@ from norton_plugin.cost import count_cost
 from norton_plugin.export import RUNTIMES, Int8, export
 from norton_plugin.export.comparison import compare
 from norton_plugin.export.int8 import int8_path, quantize
-from norton_plugin.export.processor import int8_instructions
+from norton_plugin.export.processor import int8_instructions, processor_name
 from norton_plugin.recipe import Decomposition, Pruning, Recipe, Scope
 from norton_plugin.zoo import load_source
 
@@ -69,12 +67,11 @@ def forms_of(model: nn.Module, form: str) -> Any:
 
 def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures hang on."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "command": "OMP_NUM_THREADS=1 python tools/benchmarks/int8.py --weights WEIGHTS",
         "data": f"CIFAR-10 (JPEG), {arguments.count} test images; no fine-tuning",
         "machine": {
-            "processor": found[1] if found else platform.machine(),
+            "processor": processor_name(),
             "int8_instructions": int8_instructions(),
             "threads": 1,
         },
