@@ -18,11 +18,11 @@ from norton_plugin.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
     from norton_plugin.bench import BenchReport
-    from norton_plugin.cli.models import Opened
-    from norton_plugin.export import Int8, Runtime
+    from norton_plugin.export import Runtime
 
 _WHAT, _INT8 = "What is timed", "Int8"
 _CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+_SAMPLE = (256, 64)  # images to calibrate and to compare on
 _ALL = "pytorch,onnxruntime,openvino"
 
 
@@ -110,6 +110,7 @@ def bench(
     from norton_plugin.artifact import write_whole
     from norton_plugin.bench import bench as measure
     from norton_plugin.bench import plot_speed
+    from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
     from norton_plugin.zoo import exported_part, rebuild
 
@@ -131,7 +132,7 @@ def bench(
             rounds=rounds,
             seconds=seconds,
             layers=layers,
-            int8=_int8(opened, data),
+            int8=int8_settings(out, data, opened.preprocessing, "onnxruntime", _SAMPLE),
             forward_fn=opened.forward_fn,
             export_forward=exported_part(opened.spec, opened.model)[0],
             clock=seconds_of,
@@ -170,16 +171,6 @@ def _runtimes(text: str) -> list[Runtime]:
     if unknown := [name for name in names if name not in ("pytorch", *RUNTIMES)]:
         raise RecipeError(f"--runtimes names {', '.join(map(repr, unknown))}; expected some of {_ALL}")
     return [name for name in RUNTIMES if name in names]
-
-
-def _int8(opened: Opened, data: Path | None) -> Int8 | None:
-    if data is None:
-        return None
-    from norton_plugin.cli.images import split_sample
-    from norton_plugin.export import Int8
-
-    calibration, compared, labels, _ = split_sample(data, opened.preprocessing, calibration=256, compared=64, seed=0)
-    return Int8(calibration, compared if len(compared) else None, labels, "onnxruntime")
 
 
 def _show(out: Output, report: BenchReport) -> None:

@@ -13,8 +13,7 @@ from norton_plugin.cli.paths import existing_folder, exported_file, read_path
 from norton_plugin.errors import RecipeError
 
 if TYPE_CHECKING:
-    from norton_plugin.cli.models import Opened
-    from norton_plugin.export import ExportReport, Int8, Int8Report
+    from norton_plugin.export import ExportReport, Int8Report
 
 _INT8 = "Int8"
 _FEW = 95.0  # percent of images; below, classes change that nobody expects to
@@ -109,6 +108,7 @@ def export(
 
     Example: norton export resnet18-small -o small.onnx --int8 --data imagenet/val
     """
+    from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
     from norton_plugin.export import export as write
     from norton_plugin.zoo import exported_part
@@ -128,10 +128,10 @@ def export(
         if opened.weights == "random":
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         forward_fn, part = exported_part(opened.spec, opened.model)
-        settings = None
         if data is not None:
             status.update(f"reading images of {data}")
-            settings = _int8(out, opened, data, runtime, calibration_images, images, seed)
+        sizes = (calibration_images, images)
+        settings = int8_settings(out, data, opened.preprocessing, runtime, sizes, seed=seed)
         status.update(f"writing and checking {output}")
         report = write(
             opened.model,
@@ -145,27 +145,6 @@ def export(
         )
     _show(out, report, part)
     out.result({"source": opened.spec, "part": part, **report.to_dict()})
-
-
-def _int8(
-    out: Output, opened: Opened, data: Path, runtime: str, calibration_images: int, images: int, seed: int
-) -> Int8:
-    from norton_plugin.cli.images import split_sample
-    from norton_plugin.export import Int8
-
-    calibration, compared, labels, skipped = split_sample(
-        data, opened.preprocessing, calibration=calibration_images, compared=images, seed=seed
-    )
-    for reason in skipped:
-        out.warn(f"left out: {reason}")
-    if len(compared) == 0:
-        out.warn(f"{data} has no images left to compare on: the calibration images serve for both")
-    return Int8(
-        calibration,
-        compared if len(compared) else None,
-        labels,
-        runtime,  # type: ignore[arg-type]  # Int8 refuses others
-    )
 
 
 def _show(out: Output, report: ExportReport, part: str) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from norton_plugin.zoo import Preprocessing
+
+if TYPE_CHECKING:
+    from norton_plugin.cli.output import Output
+    from norton_plugin.export import Int8
 
 _SMALL = 64  # pixels up to which a whole data set is decoded once and kept in memory
 
@@ -91,3 +95,36 @@ def split_sample(
     if labels is not None and len(others):
         labels = labels[calibration:]
     return first, others, labels, sample.skipped
+
+
+def int8_settings(
+    out: Output,
+    folder: Path | None,
+    preprocessing: Preprocessing,
+    runtime: str,
+    sizes: tuple[int, int],
+    *,
+    seed: int = 0,
+) -> Int8 | None:
+    """Return the settings of a quantiser, and tell which images are left out.
+
+    Args:
+        out: Where to tell.
+        folder: As of ``split_sample``; None for no settings.
+        preprocessing: Likewise.
+        runtime: Whose quantiser.
+        sizes: Images to calibrate and to compare on, at most.
+        seed: Of the choice.
+    """
+    from norton_plugin.export import Int8
+
+    if folder is None:
+        return None
+    first, others, labels, skipped = split_sample(
+        folder, preprocessing, calibration=sizes[0], compared=sizes[1], seed=seed
+    )
+    for reason in skipped:
+        out.warn(f"left out: {reason}")
+    if len(others) == 0:
+        out.warn(f"{folder} has no images left to compare on: the calibration images serve for both")
+    return Int8(first, others if len(others) else None, labels, runtime)  # type: ignore[arg-type]  # it refuses others
