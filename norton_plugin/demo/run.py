@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.artifact import write_whole
 from norton_plugin.demo.results import CompressedResult, DemoResult, DenseResult
-from norton_plugin.deploy import compare_latency, lower_, select_forms_
+from norton_plugin.deploy import compare_latency, prepare
 from norton_plugin.errors import ArtifactError
 from norton_plugin.insight import TradeOffPoint, percent, plot_trade_off, short
 from norton_plugin.insight.page import Table, page_template, write_page
@@ -167,21 +166,19 @@ def _compress(
 
 
 def _latency_ratios(dense: nn.Module, candidates: list[_Candidate], images: Tensor) -> tuple[float, ...]:
-    """Measure the dense network's latency over each lowered candidate's, all timed in turn on the same images."""
-    lowered = [copy.deepcopy(made.compressed.model) for made in candidates]
-    for model in lowered:
-        select_forms_(model, images)
-        lower_(model)
+    """Measure the dense network's latency over each candidate's, all as delivered, timed in turn on the same images."""
 
     def call(model: nn.Module) -> Callable[[], Tensor]:
+        ready = prepare(model, images, forms="measured").model
+
         def run() -> Tensor:
             with torch.inference_mode():
-                return model(images)
+                return ready(images)
 
         return run
 
-    models = [dense, *lowered]
-    return compare_latency([call(model.eval()) for model in models], rounds=_LATENCY_ROUNDS).ratios[1:]
+    models = [dense, *(made.compressed.model for made in candidates)]
+    return compare_latency([call(model) for model in models], rounds=_LATENCY_ROUNDS).ratios[1:]
 
 
 def _result(made: _Candidate, ratio: float) -> CompressedResult:

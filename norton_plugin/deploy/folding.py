@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -103,13 +103,9 @@ def fold_(model: nn.Module, example_inputs: Any, *, forward_fn: ForwardFunction 
     for pair in [pair for pair in pairs if errors[pair] > _tolerance(pair.layer)]:
         left[pair.norm] = f"folded, its outputs would differ by {errors[pair]:.0e}"
         del new[pair]
-    replacements = {pair.layer: layer for pair, layer in new.items()} | {p.norm: rest_of(p.norm) for p in new}
-    swap_(model, replacements)
-    problem = _changed(model, example_inputs, forward_fn, outputs, list(new))
-    if problem is not None:
-        swap_(model, {after: before for before, after in replacements.items()})
-        left |= {pair.norm: problem for pair in new}
-        new = {}
+    problems = _exchange_(new, lambda done: _changed(model, example_inputs, forward_fn, outputs, done), model)
+    left |= {pair.norm: problem for pair, problem in problems.items()}
+    new = {pair: layer for pair, layer in new.items() if pair not in problems}
     return FoldReport(
         tuple(names[pair.norm] for pair in new),
         tuple((names[norm], left[norm]) for norm in norms if norm in left),
@@ -182,6 +178,28 @@ def _errors(model: nn.Module, example_inputs: Any, forward_fn: Any, new: dict[_P
             stack.callback(after.remove)
         run_model(model, example_inputs, forward_fn)
     return errors
+
+
+def _exchange_(
+    new: dict[_Pair, nn.Module], changed: Callable[[Sequence[_Pair]], str | None], model: nn.Module
+) -> dict[_Pair, str]:
+    """Fold pairs in place and return those that the model does not bear, each with the reason.
+
+    All at once; where the model's outputs change, one half after the other: one norm that the model reads in another
+    way, too, does not cost the others.
+    """
+    pairs = list(new)
+    replacements = {pair.layer: new[pair] for pair in pairs} | {pair.norm: rest_of(pair.norm) for pair in pairs}
+    swap_(model, replacements)
+    problem = changed(pairs)
+    if problem is None:
+        return {}
+    swap_(model, {after: before for before, after in replacements.items()})
+    if len(pairs) == 1:
+        return {pairs[0]: problem}
+    halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+    found = [_exchange_({pair: new[pair] for pair in half}, changed, model) for half in halves]
+    return found[0] | found[1]
 
 
 def _changed(

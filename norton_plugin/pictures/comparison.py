@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock, CPDLinear
-from norton_plugin.deploy import LatencyRatio, compare_latency, lower_, select_forms_
+from norton_plugin.deploy import LatencyRatio, compare_latency, prepare
 from norton_plugin.pictures.drawing import draw
 from norton_plugin.pictures.sheet import Tile, draw_sheet
 from norton_plugin.zoo import Preprocessing
@@ -58,7 +56,8 @@ def compare_models(
 ) -> Comparison:
     """Run both models on images, and draw what they find beside each other, with times and rates.
 
-    The compressed model is lowered to ordinary convolutions, each in the form that is fastest here.
+    Both run as they would be delivered: norms folded, in the faster memory format, and the blocks of the compressed one
+    lowered to ordinary convolutions, each in the form that is fastest here.
 
     Args:
         dense: The original, in evaluation mode.
@@ -72,8 +71,9 @@ def compare_models(
     Raises:
         SourceError: The models return neither scores of classes nor objects.
     """
-    models = [_Whole(dense, spec, preprocessing), _lowered(_Whole(compressed, spec, preprocessing), pictures[0])]
     first = pictures[0]
+    whole = (_Whole(model, spec, preprocessing) for model in (dense, compressed))
+    models = [prepare(model, (first,), forms="measured").model for model in whole]
     latency = compare_latency([lambda: models[0](first), lambda: models[1](first)], rounds=rounds)
     names = class_names(spec)
     frames, found = [], []
@@ -91,12 +91,3 @@ def _headings(latency: LatencyRatio) -> list[str]:
         faster = "" if name == "dense" else f", {ratio:.2f} x dense"
         told.append(f"{name}: {1e3 * seconds:.1f} ms, {1 / seconds:.1f} FPS{faster}")
     return told
-
-
-def _lowered(whole: _Whole, picture: Tensor) -> _Whole:
-    """Return the model in its fastest form; one that was only pruned has no other."""
-    fast = copy.deepcopy(whole).eval()
-    select_forms_(fast, (picture,))
-    if any(isinstance(module, ConvBlock | CPDLinear) for module in fast.modules()):
-        lower_(fast)
-    return fast

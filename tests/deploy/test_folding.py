@@ -195,6 +195,24 @@ def test_a_model_that_reads_its_norms_gets_them_back():
     assert isinstance(net.norm, nn.BatchNorm2d)
 
 
+@pytest.mark.parametrize("read", [[1], [0, 4], [0, 1, 2, 3, 4]])
+def test_norms_that_the_model_reads_do_not_cost_the_others(read):
+    def run(net, x):
+        x = net.layers(x)
+        return x * sum(net.layers[2 * i + 1].bias.mean() for i in read)
+
+    net = Net(run)
+    net.layers = nn.Sequential(*[m for _ in range(5) for m in (nn.Conv2d(3, 3, 3, padding=1), norm(nn.BatchNorm2d, 3))])
+    net.conv = net.norm = None
+    net.eval()
+    x = torch.randn(1, 3, 6, 6)
+    before = net(x)
+    report = fold_(net, x)
+    assert {name for name, _ in report.left} == {f"layers.{2 * i + 1}" for i in read}
+    assert len(report.folded) == 5 - len(read)
+    torch.testing.assert_close(net(x), before, rtol=1e-4, atol=1e-5)
+
+
 def test_a_wrong_example_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 5, 3), norm(nn.BatchNorm2d, 5))
     with pytest.raises(SurgeryError, match="does not run on the example inputs"):

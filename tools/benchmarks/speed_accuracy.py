@@ -11,7 +11,6 @@ are not those of the file is refused.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,8 +23,8 @@ from hybrid import recipe_for
 from speed_accuracy_plot import draw
 from torch import Tensor, nn
 
-from norton_plugin import Recipe, compress, load_source, lower_, select_forms_
-from norton_plugin.blocks import CPDBlock
+from norton_plugin import Recipe, compress, load_source
+from norton_plugin.deploy import prepare
 
 RUNS = 3
 BATCHES = {"ResNet-20, CIFAR-10": 64, "RetinaNet R18, blood cells": 1}
@@ -92,20 +91,11 @@ def _known(row: Mapping[str, Any], accuracy: float) -> dict[str, float]:
     return {"macs_share": row.get("macs_share", 1.0), "accuracy": accuracy}
 
 
-def fast(model: nn.Module, example: Tensor) -> nn.Module:
-    """Return the model as it is delivered: plain convolutions, each in the form that is fastest here."""
-    model = copy.deepcopy(model).eval()
-    if any(isinstance(module, CPDBlock) for module in model.modules()):
-        select_forms_(model, (example,))
-        lower_(model)
-    return model
-
-
 def measure(
     models: Mapping[str, nn.Module], known: Mapping[str, dict[str, float]], example: Tensor
 ) -> list[dict[str, Any]]:
     """Return a row for each model, with the median of its speed-up over several runs."""
-    ready = {name: fast(model, example) for name, model in models.items()}
+    ready = {name: prepare(model, example, forms="measured").model for name, model in models.items()}
     calls = {name: (lambda model=model: model(example)) for name, model in ready.items()}
     runs = quiet_timing.repeated(calls, runs=RUNS)
     return [
