@@ -357,3 +357,25 @@ def test_a_model_that_takes_views_of_maps_is_evaluated():
     model = Viewed(nn.Conv2d(3, 4, 3), nn.Linear(64, 3))
     plain = evaluate(model, data, channels_last=False)
     assert evaluate(model, data).loss == pytest.approx(plain.loss, rel=1e-6)
+
+
+def test_a_model_that_takes_views_of_maps_is_trained_in_contiguous_format(data):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.head = nn.Linear(4 * 6 * 6, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.head(x.view(len(x), -1))
+
+    def trained(**changes):
+        torch.manual_seed(0)
+        model = Views()
+        return model, finetune(model, data, settings=FinetuneSettings(epochs=1, batch_size=16, **changes))
+
+    model, result = trained()
+    assert not result.settings.channels_last
+    plain, _ = trained(channels_last=False)
+    assert difference(state(model), state(plain)) == 0.0

@@ -1,10 +1,9 @@
 """Fine-tune a classifier on mmengine's Runner."""
 
-import contextlib
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 from norton_plugin.errors import RecipeError, SourceError
 from norton_plugin.mm.classification.classifier import TimmClassifier
 from norton_plugin.mm.classification.loading import check_data, make_classifier, make_loader, pick_device
+from norton_plugin.mm.classification.memory_format import channels_last_weights, runs_channels_last
 from norton_plugin.mm.classification.metrics import TopKAccuracy
 from norton_plugin.mm.classification.progress import EpochRecord, RecordHook
 from norton_plugin.mm.classification.settings import FinetuneSettings
@@ -103,8 +103,12 @@ def finetune(
     for data in (train, val):
         if data is not None:
             check_data(data, classifier)
+    if chosen.channels_last and not runs_channels_last(classifier, train):
+        chosen = chosen.replace(channels_last=False)
+        classifier.data_preprocessor.channels_last = False
     home = next((p.device for p in model.parameters()), target)
-    with preserved_process(), tempfile.TemporaryDirectory() as scratch, _layout(classifier.model, chosen):
+    layout = channels_last_weights(classifier.model, chosen.channels_last)
+    with preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:
             classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, temperature=chosen.temperature)
@@ -252,24 +256,3 @@ def _take_average_(runner: QuietRunner) -> None:
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             runner.model.load_state_dict(hook.ema_model.module.state_dict())
-
-
-@contextlib.contextmanager
-def _layout(model: nn.Module, settings: FinetuneSettings) -> Iterator[None]:
-    """Keep 4-D weights in channels-last format while training, then put them back."""
-    weights = [p for p in model.parameters() if p.dim() == 4]
-    was = all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-    change = settings.channels_last and not was
-    if change:
-        _convert_(model, torch.channels_last)
-    try:
-        yield
-    finally:
-        if change:
-            _convert_(model, torch.contiguous_format)
-
-
-def _convert_(model: nn.Module, layout: torch.memory_format) -> None:
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
