@@ -363,7 +363,7 @@ def test_a_model_that_takes_views_of_maps_is_trained_in_contiguous_format(data):
     class Views(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
             self.head = nn.Linear(4 * 6 * 6, 3)
 
         def forward(self, x):

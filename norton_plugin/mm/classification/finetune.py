@@ -107,7 +107,7 @@ def finetune(
         chosen = chosen.replace(channels_last=False)
         classifier.data_preprocessor.channels_last = False
     home = next((p.device for p in model.parameters()), target)
-    layout = channels_last_weights(classifier.model, chosen.channels_last)
+    layout = channels_last_weights(classifier.model, wanted=chosen.channels_last)
     with preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:

@@ -23,7 +23,7 @@ def runs_channels_last(classifier: TimmClassifier, data: Dataset[Any]) -> bool:
         classifier: Left as it is.
         data: Not empty; its first item is tried. Random numbers that this takes are given back.
     """
-    with preserved_random_state(), traceable(classifier):
+    with preserved_random_state(), traceable(classifier), channels_last_weights(classifier.model, wanted=True):
         images = classifier.data_preprocessor(collate_batch([data[0]]), False)["inputs"]
         home = next((p.device for p in classifier.parameters()), images.device)
         try:
@@ -34,7 +34,7 @@ def runs_channels_last(classifier: TimmClassifier, data: Dataset[Any]) -> bool:
 
 
 @contextmanager
-def channels_last_weights(model: nn.Module, wanted: bool) -> Iterator[None]:
+def channels_last_weights(model: nn.Module, *, wanted: bool) -> Iterator[None]:
     """While entered, keep weights of four axes in channels-last format; where they were not, they go back."""
     weights = [p for p in model.parameters() if p.dim() == 4]
     change = wanted and not all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
