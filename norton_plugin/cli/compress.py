@@ -57,7 +57,8 @@ def compress(
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Image folder to re-estimate BatchNorm statistics on, or to --calibrate with; labels are not used.",
+            help="Folder of images, in sub-folders or not, to re-estimate BatchNorm statistics on, or to --calibrate "
+            "with; no labels are used.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -85,7 +86,7 @@ def compress(
 
     Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
     """
-    from norton_plugin.cli.images import calibration_batches, open_images
+    from norton_plugin.cli.images import calibration_batches
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import budget_in_words, note_on_distances, warning_of_large_components
@@ -133,8 +134,14 @@ def compress(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         calibration = None
         if calibration_data is not None:
-            data, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
-            calibration = calibration_batches(data, opened.preprocessing, seed=shuffling, workers=workers)
+            calibration = calibration_batches(
+                out,
+                calibration_data,
+                opened.preprocessing,
+                count=chosen.calibration.images,
+                seed=chosen.decomposition.seed,
+                workers=workers,
+            )
         result = run(
             opened.model,
             opened.example_inputs,

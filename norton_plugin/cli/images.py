@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from norton_plugin.zoo import Preprocessing
@@ -43,27 +45,39 @@ def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = 
 
 
 def calibration_batches(
-    data: Any, preprocessing: Preprocessing, *, seed: int, batch_size: int = 64, workers: int = 0
+    out: Output,
+    folder: Path,
+    preprocessing: Preprocessing,
+    *,
+    count: int,
+    seed: int,
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> Iterator[tuple[Tensor]]:
-    """Shuffled batches of normalised images, without labels.
+    """Read images without labels, and tell which are left out.
 
     Args:
-        data: A data set of ``mm``.
-        preprocessing: For mean and standard deviation.
-        seed: Of the order.
-        batch_size: Images per batch.
-        workers: Processes that load images.
+        out: Where to tell.
+        folder: Images, or one sub-folder of them per class.
+        preprocessing: What the model expects.
+        count: Most images to read.
+        seed: Of the choice and the order.
+        batch_size: Most images per batch; all batches have as many, but for a few.
+        workers: Threads that read images.
 
-    Yields:
-        One-tuples of (B, C, H, W), as example inputs are given.
+    Returns:
+        Batches as example inputs are given: one-tuples of (B, C, H, W), normalised, in random order.
+
+    Raises:
+        SourceError: No image can be read.
     """
-    from norton_plugin.mm import ImagePreprocessor
-    from norton_plugin.mm.classification.loading import make_loader
+    from norton_plugin.zoo.image_sample import sample_images
 
-    prepare = ImagePreprocessor(preprocessing.mean, preprocessing.std)
-    # a training loader for its shuffling: batches of one class each would give wrong statistics
-    for batch in make_loader(data, batch_size=batch_size, training=True, seed=seed, num_workers=workers):
-        yield (prepare(batch, False)["inputs"],)
+    sample = sample_images(folder, preprocessing, count=count, seed=seed, workers=workers)
+    for reason in sample.skipped:
+        out.warn(f"left out: {reason}")
+    groups = torch.arange(len(sample.images)).chunk(math.ceil(len(sample.images) / batch_size))
+    return ((torch.cat([sample.images[int(index)] for index in group]),) for group in groups)
 
 
 def split_sample(
@@ -85,9 +99,8 @@ def split_sample(
 
     Raises:
         SourceError: No image can be read.
-        MissingExtraError: mmengine is not installed.
     """
-    from norton_plugin.mm import sample_images
+    from norton_plugin.zoo.image_sample import sample_images
 
     sample = sample_images(folder, preprocessing, count=calibration + compared, seed=seed)
     first, others = sample.images[:calibration], sample.images[calibration:]

@@ -79,7 +79,9 @@ BatchSize = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option("--workers", min=0, callback=limits.at_most_per_core, metavar="N", help="Processes that load images."),
+    typer.Option(
+        "--workers", min=0, callback=limits.at_most_per_core, metavar="N", help="Processes or threads that load images."
+    ),
 ]
 
 

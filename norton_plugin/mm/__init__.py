@@ -21,7 +21,6 @@ from norton_plugin.mm.classification.metrics import TopKAccuracy
 from norton_plugin.mm.classification.packed import PackedImages, pack_folder
 from norton_plugin.mm.classification.preprocessor import ImagePreprocessor
 from norton_plugin.mm.classification.progress import EpochRecord
-from norton_plugin.mm.classification.sample import ImageSample, sample_images
 from norton_plugin.mm.classification.settings import FinetuneSettings
 from norton_plugin.mm.configs.builder import compressed_model
 from norton_plugin.mm.configs.export import export_config, export_config_of_checkpoint
@@ -42,7 +41,6 @@ __all__ = [
     "FinetuneSettings",
     "ImageFolder",
     "ImagePreprocessor",
-    "ImageSample",
     "NortonHook",
     "PackedImages",
     "TimmClassifier",
@@ -56,5 +54,4 @@ __all__ = [
     "finetune",
     "pack_folder",
     "parameter_groups",
-    "sample_images",
 ]

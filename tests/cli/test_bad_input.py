@@ -105,8 +105,6 @@ def refused(norton, tmp_path, monkeypatch):
     ],
 )
 def test_option(refused, options, quoted):
-    if "--calibration-data" in options:
-        pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     assert quoted in refused(*COMPRESS, *options)
 
 

@@ -191,7 +191,6 @@ def test_an_artefact_can_be_compressed_further(norton, tmp_path):
 
 
 def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
-    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     from norton_plugin.cli.models import open_model
 
     options = ["--rank", 1, "--calibration-data", digit_folder / "train", "-o", tmp_path / "a", "--json"]
@@ -207,8 +206,20 @@ def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folde
     assert expected.abs().max() > 0.05
 
 
+def test_images_without_classes_do(norton, tmp_path, digit_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mmengine", None)  # fitting trains nothing
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for index, path in enumerate(sorted((digit_folder / "train").rglob("*.png"))):
+        (flat / f"{index}.png").write_bytes(path.read_bytes())
+    (flat / "broken.png").write_bytes(b"no image")
+    options = ["--rank", 1, "--data", flat, "-o", tmp_path / "a", "--json"]
+    answer = norton("compress", "demo:digits", *options)
+    assert answer.code == 0 and json.loads(answer.out)["report"]["calibration_images"] == 40
+    assert "broken.png" in answer.err and "cannot be read as an image" in " ".join(answer.err.split())
+
+
 def test_layers_are_fitted_to_images(norton, tmp_path, digit_folder):
-    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
     options = ["--level", "layer", "--share", 0.4, "--calibrate", "--images", 30, "--seed", 3]
     options += ["--data", digit_folder / "train"]
     answer = norton("compress", "demo:digits", *options, "-o", tmp_path / "a", "--json")

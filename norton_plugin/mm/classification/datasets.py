@@ -10,52 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from norton_plugin.errors import SourceError
+from norton_plugin.zoo.image_files import list_images, read_image
 from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
-
-
-def list_images(root: str | Path) -> tuple[list[Path], list[int], list[str]]:
-    """List the images under ``root/CLASS/``, in a fixed order.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        Paths, labels (index of the class), and names of the classes, sorted.
-
-    Raises:
-        SourceError: The folder is absent, or holds no class folder or no image.
-    """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise SourceError(f"{str(root)!r} is not a folder; expected one with a sub-folder of images per class")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
-        what = f"no images in its {len(classes)} sub-folders" if classes else "no sub-folders, one per class"
-        raise SourceError(f"{str(root)!r} has {what}; expected {root.name}/CLASS/image.jpg")
-    return paths, labels, classes
-
-
-def read_image(path: Path, *, gray: bool = False) -> Image.Image:
-    """Decode one image as RGB, or as one channel when ``gray``.
-
-    Raises:
-        SourceError: The file is not an image that Pillow can read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("L" if gray else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise SourceError(f"{str(path)!r} cannot be read as an image: {error}") from error
 
 
 @DATASETS.register_module(name="NortonImageFolder")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from norton_plugin.errors import SourceError
-from norton_plugin.mm.classification.datasets import list_images, read_image
+from norton_plugin.zoo.image_files import list_images, read_image
 
 _log = logging.getLogger(__name__)
 _LIMIT = 4 * 1024**3  # bytes of pixels kept in memory

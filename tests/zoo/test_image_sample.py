@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-pytest.importorskip("mmengine", reason="needs pip install 'norton-plugin[timm]'")
+pytest.importorskip("torchvision", reason="transforms need it")
 from PIL import Image
 
 from norton_plugin.errors import SourceError
-from norton_plugin.mm import sample_images
 from norton_plugin.zoo import Preprocessing
+from norton_plugin.zoo.image_sample import sample_images
 
 SMALL = Preprocessing((3, 4, 4), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), crop_pct=1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from norton_plugin.errors import SourceError
-from norton_plugin.mm.classification.datasets import SUFFIXES, list_images, read_image
-from norton_plugin.zoo import Preprocessing
+from norton_plugin.zoo.image_files import SUFFIXES, list_images, read_image
+from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
 
@@ -61,7 +62,9 @@ class ImageSample:
     skipped: tuple[str, ...]
 
 
-def sample_images(root: str | Path, preprocessing: Preprocessing, *, count: int, seed: int = 0) -> ImageSample:
+def sample_images(
+    root: str | Path, preprocessing: Preprocessing, *, count: int, seed: int = 0, workers: int = 0
+) -> ImageSample:
     """Draw images of a folder; those that cannot be read are left out and named.
 
     Args:
@@ -69,6 +72,7 @@ def sample_images(root: str | Path, preprocessing: Preprocessing, *, count: int,
         preprocessing: What the model expects.
         count: At most so many.
         seed: Of the choice and the order.
+        workers: Threads that read and resize images; the result does not depend on them.
 
     Raises:
         SourceError: No image can be read.
@@ -77,17 +81,26 @@ def sample_images(root: str | Path, preprocessing: Preprocessing, *, count: int,
     flat = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES) if root.is_dir() else []
     paths, labels = (flat, None) if flat else list_images(root)[:2]
     transform, gray = image_transform(preprocessing), preprocessing.input_size[0] == 1
+
+    def read(index: int) -> Tensor | SourceError:
+        try:
+            return transform(read_image(paths[index], gray=gray))
+        except SourceError as error:
+            return error
+
     images: list[Tensor] = []
     kept: list[int] = []
     skipped: list[str] = []
-    for index in torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist():
-        if len(images) == count:
-            break
-        try:
-            images.append(transform(read_image(paths[index], gray=gray)))
-            kept.append(index)
-        except SourceError as error:
-            skipped.append(str(error))
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed)).tolist()
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        while order and len(images) < count:
+            some, order = order[: count - len(images)], order[count - len(images) :]
+            for index, found in zip(some, pool.map(read, some), strict=True):
+                if isinstance(found, Tensor):
+                    images.append(found)
+                    kept.append(index)
+                else:
+                    skipped.append(str(found))
     if not images:
         raise SourceError(f"none of the {len(paths)} images in {str(root)!r} can be read; the first: {skipped[0]}")
     chosen = None if labels is None else tuple(labels[index] for index in kept)
