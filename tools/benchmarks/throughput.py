@@ -5,7 +5,7 @@ itself, and timed by `norton_plugin.bench`; detectors whole, with their boxes, o
 Added to ``throughput.json`` after every point.
 
     OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py
-    OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py --models ResNet-50 --threads 1 2
+    OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py --models ResNet-50 --points "keep 0.6" --threads 1 2
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def main() -> None:
     """Run what is asked for and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL")
+    parser.add_argument("--points", default="", metavar="TEXT", help="only points whose names hold this")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="numbers of threads, one after the other")
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each")
     parser.add_argument("--seconds", type=float, default=30.0, help="no further round begins after so long")
@@ -117,7 +118,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "openvino", "torch-pruning")},
     }
     for name in arguments.models:
-        for point in MODELS[name].points:
+        for point in (point for point in MODELS[name].points if arguments.points in point.name):
             row = {"model": name, "point": point.name, "size": MODELS[name].size}
             row |= measure(MODELS[name], point, arguments)
             print(json.dumps(row), flush=True)

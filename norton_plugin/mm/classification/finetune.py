@@ -22,6 +22,7 @@ from norton_plugin.mm.classification.memory_format import channels_last_weights,
 from norton_plugin.mm.classification.metrics import TopKAccuracy
 from norton_plugin.mm.classification.progress import EpochRecord, RecordHook
 from norton_plugin.mm.classification.settings import FinetuneSettings
+from norton_plugin.mm.runner.balance import balance_
 from norton_plugin.mm.runner.levels import OptimizerChoice
 from norton_plugin.mm.runner.optimizer import parameter_groups
 from norton_plugin.mm.runner.quiet import QuietRunner, preserved_process
@@ -103,15 +104,15 @@ def finetune(
     for data in (train, val):
         if data is not None:
             check_data(data, classifier)
-    if chosen.channels_last and not runs_channels_last(classifier, train):
-        chosen = chosen.replace(channels_last=False)
-        classifier.data_preprocessor.channels_last = False
+    chosen = _in_a_format_that_runs(classifier, chosen, train)
     home = next((p.device for p in model.parameters()), target)
     layout = channels_last_weights(classifier.model, wanted=chosen.channels_last)
     with preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:
             classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, temperature=chosen.temperature)
+        if choice.optimizer == "AdamW":
+            balance_(classifier.model)
         record = RecordHook(folder / "history.json", on_epoch=on_epoch, on_step=on_step)
         runner = _runner(
             classifier,
@@ -161,6 +162,16 @@ def _classifier_of(
     )
     classifier.label_smoothing = settings.label_smoothing
     return classifier
+
+
+def _in_a_format_that_runs(
+    classifier: TimmClassifier, settings: FinetuneSettings, train: Dataset[Any]
+) -> FinetuneSettings:
+    """Return the settings, in contiguous format where the model does not run in channels-last."""
+    if not settings.channels_last or runs_channels_last(classifier, train):
+        return settings
+    classifier.data_preprocessor.channels_last = False
+    return settings.replace(channels_last=False)
 
 
 def _result(record: RecordHook, settings: FinetuneSettings, *, seconds: float) -> FinetuneResult:
