@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from norton_plugin.calibration import CalibrationReport, calibrate_, reestimate_batch_norm_
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.removed import RemovedChannels
 
 
 def fit_(
@@ -18,11 +19,11 @@ def fit_(
     compressed: nn.Module,
     example_inputs: Any,
     calibration: Iterable[Any],
-    *,
     recipe: Recipe,
+    removed: Mapping[str, RemovedChannels],
     forward_fn: ForwardFunction | None,
 ) -> CalibrationReport:
-    """Fit the layers of a decomposed model to what they see, in place."""
+    """Fit the layers of a compressed model to what they see, in place; ``removed``: what pruning took from them."""
     settings = recipe.calibration
     return calibrate_(
         model,
@@ -35,6 +36,7 @@ def fit_(
         seed=settings.seed,
         norms=settings.batch_norm,
         admits=recipe.scope.admits,
+        removed=removed,
     )
 
 

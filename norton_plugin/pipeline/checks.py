@@ -34,17 +34,12 @@ def check_calibration(recipe: Recipe, calibration: Any) -> None:
     """Check that there are images where the recipe needs some.
 
     Raises:
-        RecipeError: ``calibration.fit`` is set, and there are none, or nothing is decomposed.
+        RecipeError: ``calibration.fit`` is set, and there are none.
     """
     if recipe.calibration.fit and calibration is None:
         raise RecipeError(
             "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "
             "--calibration-data DIR), or set it to false"
-        )
-    if recipe.calibration.fit and not recipe.decomposes:
-        raise RecipeError(
-            "calibration.fit is set, but nothing is decomposed; set decomposition.rank (or share, or components), "
-            "or a budget"
         )
 
 

@@ -92,15 +92,15 @@ def compress(
             step("decompose")
             decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
         fitted: CalibrationReport | None = None
-        if recipe.calibration.fit and calibration is not None:
-            step("fit")
-            fitted = fit_(model, compressed, example_inputs, calibration, recipe=recipe, forward_fn=forward_fn)
         if recipe.pruning.active:
             step("prune")
             settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
         require_changes(decomposition, pruning)
-        if calibration is not None and recipe.calibration.batch_norm and (fitted is None or pruning.groups):
+        if recipe.calibration.fit and calibration is not None:
+            step("fit")
+            fitted = fit_(model, compressed, example_inputs, calibration, recipe, pruning.removed, forward_fn)
+        elif calibration is not None and recipe.calibration.batch_norm:
             step("calibrate")
             images = reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
         after = count_cost(compressed, run)
