@@ -84,7 +84,7 @@ def layers_to_fit(
         if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and (lost.inputs or all(map(admits, names)))):
             continue
         old = originals.get(names[0])
-        contract = None if old is None else _contract(old)
+        contract = None if old is None else contract_of(old)
         if isinstance(contract, ConvContract | LinearContract) and old is not None:
             weight = _kept_weight(contract.weight, lost)
             if _shape(own) != (weight.shape[0], weight.shape[1]):
@@ -101,7 +101,8 @@ def layers_to_fit(
     return found, left
 
 
-def _contract(module: nn.Module) -> ConvContract | LinearContract | Cause | None:
+def contract_of(module: nn.Module) -> ConvContract | LinearContract | Cause:
+    """Return what a convolution or a Linear layer computes, or why that cannot be told."""
     if isinstance(module, nn.Linear):
         return read_linear(module)
     return read_contract(module)

@@ -169,7 +169,8 @@ class SequentialPass:
                 sums.add(b.inputs[0], layer.kept_outputs(a.output) + pairing.correction(a, b), self.generator)
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         moments = sums.result(centred=takes_bias(layer.own, norm))
-        if not layer.decomposed and moments.samples < layer.weight.shape[1]:
+        # What lost inputs errs in any case, and few samples hold it close to its old weight.
+        if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"
         scale = pairing.own.channel_scale if pairing.own is not None else None
         before, after = fit_layer_(layer, moments, scale=scale, norm=norm)

@@ -20,7 +20,7 @@ from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.computed_weight import why_computed
-from norton_plugin.surgery.criteria import GroupCriterion
+from norton_plugin.surgery.criteria import GroupCriterion, function_of
 from norton_plugin.surgery.declared import DeclaredWidths
 from norton_plugin.surgery.names import check_keeps, check_scope
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
@@ -62,19 +62,21 @@ def prune_(
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         require: Raise where nothing can be pruned; otherwise the report is merely empty.
         time_limit: Seconds that tracing may take, and that verification may take.
-        criterion: Gives every group one score per channel, in place of ``pruning.criterion``; low ones go first.
+        criterion: Gives every group one score per channel, in place of ``pruning.criterion``; low ones go first. The
+            criterion ``"output"`` is given here, as a ``calibration.OutputCriterion``.
 
     Returns:
         What was removed, and every group left whole with its reason.
 
     Raises:
-        RecipeError: A pattern matches nothing.
+        RecipeError: A pattern matches nothing, or the criterion needs images.
         TracingError: Nothing of the model can be traced, and ``require`` is set.
         SurgeryError: Nothing can be pruned, and ``require`` is set.
     """
     scope = scope or Scope()
     check_scope(model, scope)
     check_keeps(model, pruning)
+    criterion = criterion or function_of(pruning)
     example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])

@@ -69,7 +69,7 @@ def twins() -> nn.Module:
     for layer in (model.stem, model.layers[0].conv1, model.layers[0].conv2, model.layers[1].conv2):
         layer.weight.data[5] = layer.weight.data[2]
     for norm in (model.layers[0].norm1, model.layers[0].norm2, model.layers[1].norm2):
-        norm.bias.data[2] = 1.0  # alive behind the ReLU
+        norm.bias.data.fill_(1.0)  # no channel is dead behind the ReLU
         for values in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
             values[5] = values[2]
     return model
@@ -167,3 +167,15 @@ def test_compress_compensates_where_the_recipe_asks_for_it(rank):
     assert found.chosen.startswith("fitted") and found.divergence[found.chosen] < found.divergence["plain"]
     assert error(model, result.model, others) < 0.5 * error(model, plain.model, others)
     assert "removed" not in result.report.to_dict()["pruning"]
+
+
+def test_few_samples_do_not_keep_a_consumer_from_taking_over():
+    """With fewer samples than inputs, a layer that lost nothing is left, and one that lost inputs is fitted."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*pair(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)).eval()
+    batches = [batch[:2] for batch in images(48)]  # 5 batches of 2: 10 samples of the classifier
+    own, removed = without(model, "0", [1, 4])
+    report = calibrate_(model, own, batches, example_inputs=batches[0], positions=3, removed=removed)
+    fitted = {layer.name: layer for layer in report.layers}
+    assert fitted["2"].samples == 30 < fitted["2"].inputs == 36
+    assert dict(report.left)["5"] == "10 samples are too few for 16 inputs"
