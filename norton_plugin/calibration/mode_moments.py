@@ -42,9 +42,13 @@ class ModeSums:
             self._modes[axis] = self._modes[axis] + (values @ values.mT).double()
         self.samples += len(patches)
 
+    def mean(self) -> Tensor:
+        """Return the mean input, (G, C, Kh, Kw)."""
+        return torch.as_tensor(self._mean) / self.samples
+
     def roots(self) -> list[Tensor]:
         """Return the roots of the centred moments, (G, C, C), (G, Kh, Kh), (G, Kw, Kw); the first holds the energy."""
-        mean = torch.as_tensor(self._mean) / self.samples
+        mean = self.mean()
         found = []
         for axis, sums in enumerate(self._modes):
             own = mean.movedim(axis + 1, 1).flatten(2)

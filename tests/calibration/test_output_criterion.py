@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin import compress
-from norton_plugin.calibration import OutputCriterion, fisher_weights, output_criterion
+from norton_plugin.calibration import OutputCriterion, fisher_weights, input_moments
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.recipe import Calibration, Decomposition, Pruning, Recipe
@@ -71,7 +71,7 @@ def test_moments_by_axis_give_about_the_same_order(monkeypatch):
     model = settle(Residual(16))
     found = []
     for most in (10**6, 1):
-        monkeypatch.setattr(output_criterion, "_MOST_INPUTS", most)
+        monkeypatch.setattr(input_moments, "_MOST_INPUTS", most)
         criterion = OutputCriterion(model, images(96), example_inputs=images(2)[0], positions=64)
         found.append([criterion(group_of(model, f"layers.{i}.conv1")).argsort().argsort().double() for i in (0, 1)])
     for exact, by_axis in zip(*found, strict=True):
