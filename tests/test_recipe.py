@@ -43,7 +43,10 @@ def test_a_single_pattern_may_be_a_string():
         ({"pruning": {"keep": float("nan")}}, "pruning.keep is nan"),
         ({"pruning": {"keeps": {"a": -0.1}}}, r"pruning.keeps\['a'\] is -0.1"),
         ({"pruning": {"round_to": 0}}, "pruning.round_to is 0"),
-        ({"pruning": {"criterion": "l1"}}, "pruning.criterion is 'l1'; expected one of pabs, vbd, csa"),
+        (
+            {"pruning": {"criterion": "l1"}},
+            "pruning.criterion is 'l1'; expected one of pabs, output, l2, random, vbd, csa",
+        ),
         ({"pruning": {"keeep": 0.5}}, "unknown setting pruning.'keeep'; did you mean 'keep'"),
         ({"decompose": {"rank": 1}}, "did you mean 'decomposition'"),
         ({"pruning": 0.5}, "pruning. is 0.5; expected a table"),

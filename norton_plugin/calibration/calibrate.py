@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+from norton_plugin.surgery.removed import RemovedChannels
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def calibrate_(
     seed: int = 0,
     norms: bool = True,
     admits: Callable[[str], bool] = lambda name: True,
+    removed: Mapping[str, RemovedChannels] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
     """Fit factors, and layers that stayed dense, to what they see in the compressed model; in place.
@@ -92,7 +94,8 @@ def calibrate_(
 
     Args:
         dense: The dense model; it is run and left as it is.
-        compressed: Changed: factors and weights, biases, running statistics of norms. Shapes stay.
+        compressed: Changed: factors and weights, biases, running statistics of norms. Shapes stay. It may have lost
+            channels.
         batches: Unlabelled images, called like ``example_inputs``.
         example_inputs: Shows the order of the layers.
         forward_fn: ``(model, inputs) -> output`` in place of the plain call.
@@ -101,6 +104,8 @@ def calibrate_(
         seed: Of the positions; equal seeds give equal results.
         norms: Also try the correction of BatchNorm statistics against the dense model's.
         admits: Tells of a dotted name whether a layer that stayed dense may be changed.
+        removed: What pruning took from which layer (``PruningReport.removed``): what reads the channels that stayed
+            takes over what the others carried.
         on_layer: Told how many layers of how many are done.
 
     Returns:
@@ -117,19 +122,21 @@ def calibrate_(
     call = partial(run_model, forward_fn=forward_fn)
     compare = partial(_Comparison, dense, held_back or given, call)
     before = _state(compressed)
-    layers, left = layers_to_fit(dense, compressed, admits)
+    layers, left = layers_to_fit(dense, compressed, admits, removed)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
             comparison = compare()
             found = {"plain": comparison.of(compressed)}
-            run = partial(run_model, dense, example_inputs, forward_fn)
-            places = trace_layers(dense, [layer.dense for layer in layers], run)
+            places = [
+                trace_layers(model, own, partial(run_model, model, example_inputs, forward_fn))
+                for model, own in ((dense, [x.dense for x in layers]), (compressed, [x.own for x in layers]))
+            ]
             sequential = SequentialPass(dense, compressed, fitted_on, call=call, positions=positions, seed=seed)
-            fits, unfitted = sequential.run_(layers, places, on_layer=on_layer)
+            fits, unfitted = sequential.run_(layers, *places, on_layer=on_layer)
             found["fitted"] = comparison.of(compressed)
             states = {"plain": before, "fitted": _state(compressed)}
-            settings = {"example_inputs": example_inputs, "call": call, "forward_fn": forward_fn}
+            settings = {"example_inputs": example_inputs, "call": call, "forward_fn": forward_fn, "removed": removed}
             if norms and correct_batch_norm_(dense, compressed, fitted_on, **settings):
                 name = "fitted, norms corrected"
                 found[name], states[name] = comparison.of(compressed), _state(compressed)

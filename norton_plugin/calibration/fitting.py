@@ -13,7 +13,7 @@ from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.cpd import CoupledFactors, OutputMetric, SpatialFactors, fit_spatial_under, fit_under
 
 # Ridge towards the dense weight, as a share of the mean second moment of the inputs (docs/method.md, section 3).
-_RIDGE = 1e-3
+RIDGE = 1e-3
 # With fewer samples than this for each number that an output sees, the ridge grows in proportion.
 ENOUGH = 10
 # Scales of channels below this share of the largest count as this share: their rows are divided by them again.
@@ -63,7 +63,7 @@ def fit_layer_(
     weight = layer.weight.to(moments.metric.second.device)
     before = moments.metric.nmse(_own_weight(layer.own))
     length = weight.shape[1]
-    share = _RIDGE * max(1.0, ENOUGH * length / moments.samples)
+    share = RIDGE * max(1.0, ENOUGH * length / moments.samples)
     metric = moments.metric.towards(weight, share)
     rows = torch.ones_like(weight[:, 0]) if scale is None else _bounded(scale.to(weight))
     _set_weight(layer.own, metric, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from norton_plugin.calibration.patches import PatchGeometry
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.reasons import Cause
 from norton_plugin.surgery.contract import ConvContract, LinearContract, read_contract, read_linear
+from norton_plugin.surgery.removed import RemovedChannels
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class FittedLayer:
         name: First dotted name, the same in both.
         dense: The dense layer.
         own: The layer of the compressed model: a block, or a dense layer too.
-        weight: Of the dense layer, (N, D), float64.
-        geometry: How both read their input.
+        weight: Of the dense layer, as far as pruning left it, (N, D), float64.
+        geometry: How the layer reads its input.
+        outputs: Channels of the dense layer's output that stayed, (N,); None for all.
+        inputs: Channels of its input that stayed; None for all.
     """
 
     name: str
@@ -32,6 +35,21 @@ class FittedLayer:
     own: nn.Module
     weight: Tensor
     geometry: PatchGeometry
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+
+    @property
+    def axis(self) -> int:
+        """Axis of the channels, in inputs and outputs."""
+        return -1 if self.geometry.channels_last else -3
+
+    def kept_outputs(self, output: Tensor) -> Tensor:
+        """Return of an output of the dense layer the channels that stayed."""
+        return _selected(output, self.axis, self.outputs)
+
+    def kept_inputs(self, x: Tensor) -> Tensor:
+        """Return of an input of the dense layer the channels that stayed."""
+        return _selected(x, self.axis, self.inputs)
 
     @property
     def decomposed(self) -> bool:
@@ -40,14 +58,19 @@ class FittedLayer:
 
 
 def layers_to_fit(
-    dense: nn.Module, compressed: nn.Module, admits: Callable[[str], bool]
+    dense: nn.Module,
+    compressed: nn.Module,
+    admits: Callable[[str], bool],
+    removed: Mapping[str, RemovedChannels] | None = None,
 ) -> tuple[list[FittedLayer], dict[str, str]]:
     """Pair the layers of two models.
 
     Args:
         dense: The dense model.
         compressed: What became of it; its layers have their old names.
-        admits: Tells of a dotted name whether the layer may be changed. Blocks are fitted in any case.
+        admits: Tells of a dotted name whether the layer may be changed. Blocks, and layers that lost inputs, are fitted
+            in any case.
+        removed: What pruning took from which layer.
 
     Returns:
         Blocks of factors, and convolutions and Linear layers that stayed dense; and the reasons why layers are left
@@ -57,29 +80,57 @@ def layers_to_fit(
     found, left = [], {}
     for own, names in names_by_identity(compressed).items():
         block = isinstance(own, ConvBlock | CPDLinear)
-        if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and all(map(admits, names))):
+        lost = (removed or {}).get(names[0], RemovedChannels())
+        if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and (lost.inputs or all(map(admits, names)))):
             continue
         old = originals.get(names[0])
-        contract = None if old is None else _contract(old)
+        contract = None if old is None else contract_of(old)
         if isinstance(contract, ConvContract | LinearContract) and old is not None:
-            shape = contract.weight.shape
-            if _shape(own) != (shape[0], shape[1]):
-                left[names[0]] = "its channels were pruned"
+            weight = _kept_weight(contract.weight, lost)
+            if _shape(own) != (weight.shape[0], weight.shape[1]):
+                left[names[0]] = "its channels were pruned, and it is not known which"
                 continue
-            if not block and (reason := _not_settable(own, contract.weight, compressed)):
+            if not block and (reason := _not_settable(own, weight, compressed)):
                 left[names[0]] = reason
                 continue
-            weight = contract.weight.double().flatten(1)
-            found.append(FittedLayer(names[0], old, own, weight, patch_geometry(contract)))
+            geometry = replace(patch_geometry(contract), groups=getattr(own, "groups", 1))
+            outputs, inputs = _kept_channels(contract, lost)
+            found.append(FittedLayer(names[0], old, own, weight.double().flatten(1), geometry, outputs, inputs))
         else:
             left[names[0]] = contract.text if isinstance(contract, Cause) else "the dense model has no such layer"
     return found, left
 
 
-def _contract(module: nn.Module) -> ConvContract | LinearContract | Cause | None:
+def contract_of(module: nn.Module) -> ConvContract | LinearContract | Cause:
+    """Return what a convolution or a Linear layer computes, or why that cannot be told."""
     if isinstance(module, nn.Linear):
         return read_linear(module)
     return read_contract(module)
+
+
+def _selected(tensor: Tensor, axis: int, kept: Tensor | None) -> Tensor:
+    return tensor if kept is None else tensor.index_select(axis, kept.to(tensor.device))
+
+
+def _kept_weight(weight: Tensor, lost: RemovedChannels) -> Tensor:
+    """Return what is left of a weight (N, C, Kh, Kw)."""
+    if lost.outputs:
+        weight = weight[lost.kept_outputs(weight.shape[0])]
+    return weight[:, lost.kept_inputs(weight.shape[1])] if lost.inputs else weight
+
+
+def _kept_channels(contract: ConvContract | LinearContract, lost: RemovedChannels) -> tuple[Tensor | None, ...]:
+    """Return the channels of a layer's output and input that stayed; None where all did."""
+    filters, width = contract.weight.shape[:2]
+    groups = contract.groups if isinstance(contract, ConvContract) else 1
+    outputs = lost.kept_outputs(filters)
+    # Of a grouped convolution, groups without filters are gone, and the others lost the same inputs.
+    alive = sorted({n * groups // filters for n in outputs})
+    inputs = [group * width + i for group in alive for i in lost.kept_inputs(width)]
+    return (
+        torch.tensor(outputs) if len(outputs) < filters else None,
+        torch.tensor(inputs) if len(inputs) < groups * width else None,
+    )
 
 
 def _not_settable(own: nn.Module, weight: Tensor, model: nn.Module) -> str:

@@ -137,7 +137,10 @@ class LayerPlace:
             dense: The other summand in the dense model.
             compressed: The same in the compressed one.
         """
-        difference = dense - compressed
+        return self.undone(dense - compressed)
+
+    def undone(self, tensor: Tensor) -> Tensor:
+        """Return the tensor at the layer's output that makes this one at the addition, shifts left out."""
         for step in reversed(self.steps):
-            difference = step.undo(difference)
-        return difference
+            tensor = step.undo(tensor)
+        return tensor

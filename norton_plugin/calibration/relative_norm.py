@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.calibration.lockstep import started, watched
 from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.surgery.removed import RemovedChannels
 
 # Channels that vary less than this share of the mean variance have no scale to be corrected by.
 _LEAST_VARIANCE = 1e-6
@@ -25,6 +26,7 @@ def correct_batch_norm_(
     example_inputs: Any,
     call: Callable[[nn.Module, Any], Any],
     forward_fn: ForwardFunction | None = None,
+    removed: Mapping[str, RemovedChannels] | None = None,
 ) -> int:
     """Set running statistics so that every normalised channel has the dense model's mean and variance, in place.
 
@@ -34,28 +36,29 @@ def correct_batch_norm_(
 
     Args:
         dense: In evaluation mode.
-        compressed: Changed: running statistics of norms of unchanged width that are called once.
+        compressed: Changed: running statistics of norms that are called once.
         batches: Calibration batches.
         example_inputs: Shows the order of the norms.
         call: Runs a model on a batch.
         forward_fn: Replaces the plain call on the example.
+        removed: What pruning took from which norm.
 
     Returns:
         How many norms were corrected.
     """
     own = dict(compressed.named_modules())
-    pairs = [
-        (norm, own[name])
-        for name, norm in _order(dense, partial(run_model, dense, example_inputs, forward_fn))
-        if getattr(own.get(name), "running_mean", None) is not None
-        and own[name].running_mean.shape == norm.running_mean.shape
-    ]
+    pairs: list[tuple[Any, Any, list[int]]] = []
+    for name, norm in _order(dense, partial(run_model, dense, example_inputs, forward_fn)):
+        kept = (removed or {}).get(name, RemovedChannels()).kept_outputs(len(norm.running_mean))
+        mean = getattr(own.get(name), "running_mean", None)
+        if mean is not None and len(mean) == len(kept):
+            pairs.append((norm, own[name], kept))
     corrected = 0
-    with watched([norm for pair in pairs for norm in pair]):
+    with watched([norm for pair in pairs for norm in pair[:2]]):
         dense_runs = [partial(call, dense, batch) for batch in batches]
         own_runs = [partial(call, compressed, batch) for batch in batches]
         with started(dense_runs) as first, started(own_runs) as second:
-            for norm, mine in pairs:
+            for norm, mine, kept in pairs:
                 both = [
                     (a, b)
                     for a, b in zip(first, second, strict=True)
@@ -63,7 +66,7 @@ def correct_batch_norm_(
                 ]
                 if both:
                     before, after = (_statistics([r.inputs[0] for r in runs]) for runs in zip(*both, strict=True))
-                    _correct_(mine, norm, before, after)
+                    _correct_(mine, norm, before, after, kept)
                     corrected += 1
     return corrected
 
@@ -95,10 +98,13 @@ def _statistics(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean, squares.sum(0) / count
 
 
-def _correct_(norm: nn.Module, original: nn.Module, dense: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> None:
-    (mean, variance), (own_mean, own_variance) = dense, own
-    stored_mean: Tensor = original.running_mean  # type: ignore[assignment]
-    stored_var: Tensor = original.running_var  # type: ignore[assignment]
+def _correct_(
+    norm: nn.Module, original: nn.Module, dense: tuple[Tensor, ...], own: tuple[Tensor, Tensor], kept: list[int]
+) -> None:
+    mean, variance = (statistic[kept] for statistic in dense)
+    own_mean, own_variance = own
+    stored_mean: Tensor = original.running_mean[kept]  # type: ignore[index]
+    stored_var: Tensor = original.running_var[kept]  # type: ignore[index]
     least = _LEAST_VARIANCE * variance.mean()
     alive = (variance > least) & (own_variance > least)
     ratio = torch.where(alive, own_variance / variance.clamp_min(least), 1.0)

@@ -7,8 +7,8 @@ the error that the stream already carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,54 @@ _OTHER_OPERATIONS = "the operations of a calibration batch are not those of the 
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
 _UNEQUAL = "it reads different sizes in the two models"
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """A layer, and where it stands in the two models.
+
+    Attributes:
+        layer: The layer.
+        place: In the dense model.
+        own: In the compressed model, where channels may be fewer; None where its example run does not reach it.
+    """
+
+    layer: FittedLayer
+    place: LayerPlace
+    own: LayerPlace | None
+
+    @property
+    def has_stream(self) -> bool:
+        """Whether both models add the layer's output to a stream that is there before it."""
+        return self.place.other is not None and self.own is not None and self.own.other is not None
+
+    def without_stream(self) -> _Pairing:
+        """Return the same for a layer whose output stands for itself."""
+        return replace(self, place=replace(self.place, other=None))
+
+    def fits(self, dense: PausableRun, own: PausableRun) -> bool:
+        """Tell whether two runs kept what the streams are computed from."""
+        return all(
+            place is None or place.other is None or place.other.fits(run.counter.kept)
+            for place, run in ((self.place, dense), (self.own, own))
+        )
+
+    def correction(self, dense: PausableRun, own: PausableRun) -> Tensor | float:
+        """Return what the layer has to add to the dense layer's output to repair its stream."""
+        if self.place.other is None or self.own is None or self.own.other is None:
+            return 0.0
+        first, second = self.place.other.compute(dense.counter.kept), self.own.other.compute(own.counter.kept)
+        if self.layer.outputs is None:
+            if first.shape != second.shape:
+                raise SurgeryError(
+                    "the two models give streams of different shapes; they are not versions of one model"
+                )
+            return self.place.correction(first, second).to(dense.output)
+        found = self.layer.kept_outputs(self.place.undone(first)), self.own.undone(second)
+        # Channels that one of the models scales by next to nothing carry no correction.
+        ones = [torch.ones_like(stream[:1]) for stream in (first, second)]
+        alive = (self.layer.kept_outputs(self.place.undone(ones[0])) != 0) & (self.own.undone(ones[1]) != 0)
+        return ((found[0] - found[1]) * alive).to(dense.output)
 
 
 class SequentialPass:
@@ -57,6 +105,7 @@ class SequentialPass:
         self,
         layers: Sequence[FittedLayer],
         places: Sequence[LayerPlace],
+        own_places: Sequence[LayerPlace],
         *,
         on_layer: Callable[[int, int], None] | None = None,
     ) -> tuple[list[LayerFit], dict[str, str]]:
@@ -65,63 +114,66 @@ class SequentialPass:
         Args:
             layers: What may be fitted.
             places: Where the dense layers stand in a run.
+            own_places: Where the layers of the compressed model stand in one.
             on_layer: Told how many layers of how many are done.
 
         Returns:
             What was done, and why layers were left as they are, by name.
         """
         by_module = {layer.dense: layer for layer in layers}
+        standing = {place.module: place for place in own_places}
+        pairings = [_Pairing(by_module[p.module], p, standing.get(by_module[p.module].own)) for p in places]
         left = {layer.name: "the example does not run it" for layer in layers}
-        last_use = {source[0]: i for i, place in enumerate(places) if place.other for source in place.other.sources}
+        last_uses = _last_uses(p.place for p in pairings), _last_uses(p.own for p in pairings)
         fits: list[LayerFit] = []
-        own = {layer.name: layer.own for layer in layers}
-        with watched([*by_module, *own.values()]):
+        with watched([*by_module, *(layer.own for layer in layers)]):
             dense_runs = [partial(self.call, self.dense, batch) for batch in self.batches]
             own_runs = [partial(self.call, self.compressed, batch) for batch in self.batches]
-            with started(dense_runs, wanted=last_use) as first, started(own_runs, wanted=last_use) as second:
-                for index, place in enumerate(places):
-                    layer = by_module[place.module]
-                    outcome = self._fit(layer, place, list(zip(first, second, strict=True)))
-                    left.pop(layer.name)
+            with started(dense_runs, wanted=last_uses[0]) as first, started(own_runs, wanted=last_uses[1]) as second:
+                for index, pairing in enumerate(pairings):
+                    outcome = self._fit(pairing, list(zip(first, second, strict=True)))
+                    left.pop(pairing.layer.name)
                     if isinstance(outcome, LayerFit):
                         fits.append(outcome)
                     else:
-                        left[layer.name] = outcome
-                    for run in (*first, *second):
-                        for key in [key for key in run.counter.kept if last_use[key] <= index]:
-                            del run.counter.kept[key]
+                        left[pairing.layer.name] = outcome
+                    for runs, last_use in zip((first, second), last_uses, strict=True):
+                        _forget(runs, last_use, index)
                     if on_layer is not None:
                         on_layer(index + 1, len(places))
         return fits, left
 
-    def _fit(self, layer: FittedLayer, place: LayerPlace, pairs: list[Pair]) -> LayerFit | str:
+    def _fit(self, pairing: _Pairing, pairs: list[Pair]) -> LayerFit | str:
         """Fit one layer, or say why it stays."""
+        layer, place = pairing.layer, pairing.place
         arrived = [(a, b) for a, b in pairs if a.until(layer.dense, "after") & b.until(layer.own, "before")]
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
             return "no calibration image reaches it"
         sums = MomentSums(layer.name, layer.geometry, positions=self.positions)
         target, note, nowhere = "output", "", _NO_STREAM
-        if place.other and not all(place.other.fits(run.counter.kept) for pair in arrived for run in pair):
-            place, nowhere = replace(place, other=None), _OTHER_OPERATIONS
+        if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
+            pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
         if place.calls > 1:
             note = _SHARED.format(calls=place.calls)
             self._add_all_calls(layer, sums)
-        elif place.chosen or any(a.inputs[0].shape != b.inputs[0].shape for a, b in arrived):
+        elif place.chosen or any(_sizes(layer, a) != _sizes(layer, b) for a, b in arrived):
             target, note = "symmetric", _CHOSEN if place.chosen else _UNEQUAL
             for a, _ in arrived:
-                sums.add(a.inputs[0], a.output, self.generator)
+                sums.add(layer.kept_inputs(a.inputs[0]), layer.kept_outputs(a.output), self.generator)
         else:
-            target, note = ("stream", "") if place.other else ("output", nowhere)
-            if not layer.decomposed and all(_same(place, a, b) for a, b in arrived):
+            target, note = ("stream", "") if pairing.has_stream else ("output", nowhere)
+            if not layer.decomposed and all(_same(pairing, a, b) for a, b in arrived):
                 return "it sees what it sees in the dense model"
             for a, b in arrived:
-                sums.add(b.inputs[0], a.output + _correction(place, a, b), self.generator)
+                sums.add(b.inputs[0], layer.kept_outputs(a.output) + pairing.correction(a, b), self.generator)
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         moments = sums.result(centred=takes_bias(layer.own, norm))
-        if not layer.decomposed and moments.samples < layer.weight.shape[1]:
+        # What lost inputs errs in any case, and few samples hold it close to its old weight.
+        if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"
-        before, after = fit_layer_(layer, moments, scale=place.channel_scale, norm=norm)
+        scale = pairing.own.channel_scale if pairing.own is not None else None
+        before, after = fit_layer_(layer, moments, scale=scale, norm=norm)
         sizes = {"inputs": layer.weight.shape[1], "samples": moments.samples}
         return LayerFit(layer.name, layer.decomposed, target, note, **sizes, nmse_before=before, nmse_after=after)
 
@@ -138,23 +190,38 @@ class SequentialPass:
                 finally:
                     handle.remove()
                 calls.append(seen)
-            if [x.shape for x, _ in calls[0]] != [x.shape for x, _ in calls[1]]:
-                calls[1] = calls[0]
-            for (_, output), (x, _) in zip(*calls, strict=True):
+            kept = [(layer.kept_inputs(x), layer.kept_outputs(output)) for x, output in calls[0]]
+            if [x.shape for x, _ in kept] != [x.shape for x, _ in calls[1]]:
+                calls[1] = kept
+            for (_, output), (x, _) in zip(kept, calls[1], strict=True):
                 sums.add(x, output, self.generator)
 
 
-def _correction(place: LayerPlace, dense: PausableRun, own: PausableRun) -> Tensor | float:
-    """Return what the layer has to add to repair its stream."""
-    if place.other is None:
-        return 0.0
-    first, second = place.other.compute(dense.counter.kept), place.other.compute(own.counter.kept)
-    if first.shape != second.shape:
-        raise SurgeryError("the two models give streams of different shapes; they are not versions of one model")
-    return place.correction(first, second).to(dense.output)
+def _sizes(layer: FittedLayer, run: PausableRun) -> list[int]:
+    """Return the shape of a layer's input, its channels left out."""
+    shape = list(run.inputs[0].shape)
+    del shape[layer.axis]
+    return shape
 
 
-def _same(place: LayerPlace, dense: PausableRun, own: PausableRun) -> bool:
-    correction = _correction(place, dense, own)
+def _same(pairing: _Pairing, dense: PausableRun, own: PausableRun) -> bool:
+    correction = pairing.correction(dense, own)
     same = not isinstance(correction, Tensor) or not bool(correction.any())
     return same and torch.equal(dense.inputs[0], own.inputs[0])
+
+
+def _last_uses(places: Iterable[LayerPlace | None]) -> dict[int, int]:
+    """Return of operations whose results are needed the last layer that needs them, by their places."""
+    return {
+        source[0]: i
+        for i, place in enumerate(places)
+        if place is not None and place.other
+        for source in place.other.sources
+    }
+
+
+def _forget(runs: Sequence[PausableRun], last_use: Mapping[int, int], index: int) -> None:
+    """Let go of results that no layer after this one needs."""
+    for run in runs:
+        for key in [key for key in run.counter.kept if last_use[key] <= index]:
+            del run.counter.kept[key]

@@ -21,6 +21,7 @@ _STEPS = {
     "measure": "counting MACs",
     "budget": "finding sizes for the budget",
     "decompose": "decomposing layers",
+    "rank": "ranking channels by what reads them",
     "prune": "pruning filters",
     "fit": "fitting layers to images",
     "calibrate": "re-estimating BatchNorm statistics",
@@ -84,6 +85,8 @@ def compress(
 
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
 
+    Example: norton compress timm:resnet18 --keep 0.7 --criterion output --data images --calibrate -o pruned
+
     Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
     """
     from norton_plugin.cli.images import calibration_batches
@@ -110,7 +113,9 @@ def compress(
             seed=seed,
         ),
         "budget": budgets,
-        "pruning": what.pruning_changes(keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion),
+        "pruning": what.pruning_changes(
+            keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion, seed=seed
+        ),
         "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)

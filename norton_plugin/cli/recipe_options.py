@@ -65,7 +65,9 @@ TargetNMSE = Annotated[str | None, _option("--target-nmse", "F", "Error that --r
 Keep = Annotated[str | None, _option("--keep", "F", "Share of the filters to keep, in (0, 1].")]
 KeepFor = Annotated[list[str] | None, _option("--keep-for", "PATTERN=F", "Share in layers named so; repeatable.")]
 RoundTo = Annotated[int | None, _option("--round-to", "N", "Channel counts become multiples of it.")]
-Criterion = Annotated[str | None, _option("--criterion", "NAME", "pabs, vbd or csa.")]
+Criterion = Annotated[
+    str | None, _option("--criterion", "NAME", "What goes first: pabs, output (needs --data), l2, random, vbd or csa.")
+]
 Calibrate = Annotated[
     bool,
     _option("--calibrate", None, "Fit the layers to what they see on the images of --data; takes a minute or more."),
@@ -142,6 +144,7 @@ def pruning_changes(
     keep_for: Iterable[str] | None,
     round_to: int | None,
     criterion: str | None,
+    seed: int | None,
 ) -> dict[str, Any]:
     """Return the settings of ``recipe.Pruning`` that were given, by name.
 
@@ -149,7 +152,7 @@ def pruning_changes(
         RecipeError: The text of an option cannot be taken apart.
     """
     shares = {"keep": _parsed(keep, parse_number), "keeps": _table("--keep-for", keep_for, parse_number)}
-    return _given({**shares, "round_to": round_to, "criterion": criterion})
+    return _given({**shares, "round_to": round_to, "criterion": criterion, "seed": seed})
 
 
 def calibration_changes(*, calibrate: bool, images: int | None, seed: int | None) -> dict[str, Any]:

@@ -6,10 +6,12 @@ from norton_plugin.pabs.clusters import cluster_filters
 from norton_plugin.pabs.distance import PairwiseDistance, combine, pabs_distance, vector_distance
 from norton_plugin.pabs.excerpt import MOST_FILTERS, DistanceExcerpt, excerpt
 from norton_plugin.pabs.order import keep_indices, removal_order, removal_scores
+from norton_plugin.pabs.output_order import OutputSystem, output_order, output_scores
 
 __all__ = [
     "MOST_FILTERS",
     "DistanceExcerpt",
+    "OutputSystem",
     "PairwiseDistance",
     "cluster_filters",
     "combine",
@@ -17,6 +19,8 @@ __all__ = [
     "excerpt",
     "keep_indices",
     "largest_angle_matrix",
+    "output_order",
+    "output_scores",
     "pabs_distance",
     "principal_angles",
     "removal_order",

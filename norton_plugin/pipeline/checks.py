@@ -30,21 +30,26 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_calibration(recipe: Recipe, calibration: Any) -> None:
+def needs_images_to_rank(recipe: Recipe, criterion: Any = None) -> bool:
+    """Tell whether channels are ranked by what images say of them; ``criterion`` stands in place of the recipe's."""
+    return criterion is None and recipe.pruning.active and recipe.pruning.criterion == "output"
+
+
+def check_calibration(recipe: Recipe, calibration: Any, criterion: Any = None) -> None:
     """Check that there are images where the recipe needs some.
 
     Raises:
-        RecipeError: ``calibration.fit`` is set, and there are none, or nothing is decomposed.
+        RecipeError: ``calibration.fit`` is set, or the criterion is "output", and there are none.
     """
+    if needs_images_to_rank(recipe, criterion) and calibration is None:
+        raise RecipeError(
+            "pruning.criterion is 'output', which needs unlabelled images: give calibration=batches (on the command "
+            "line --data DIR), or another criterion: pabs, l2, random, vbd or csa"
+        )
     if recipe.calibration.fit and calibration is None:
         raise RecipeError(
             "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "
             "--calibration-data DIR), or set it to false"
-        )
-    if recipe.calibration.fit and not recipe.decomposes:
-        raise RecipeError(
-            "calibration.fit is set, but nothing is decomposed; set decomposition.rank (or share, or components), "
-            "or a budget"
         )
 
 

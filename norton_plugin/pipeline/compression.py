@@ -10,23 +10,26 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.budget import BudgetPlan, plan_budget
-from norton_plugin.calibration import CalibrationReport, take_batches
+from norton_plugin.calibration import take_batches
 from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
-from norton_plugin.pipeline.calibrating import fit_, reestimate_
-from norton_plugin.pipeline.checks import check_calibration, check_model, check_patterns, check_recipe, require_changes
+from norton_plugin.pipeline.checks import (
+    check_calibration,
+    check_model,
+    check_patterns,
+    check_recipe,
+    needs_images_to_rank,
+)
+from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
-from norton_plugin.surgery.decompose import decompose_
 from norton_plugin.surgery.geometry import geometry
-from norton_plugin.surgery.prune import prune_
-from norton_plugin.surgery.report import DecompositionReport, PruningReport
 from norton_plugin.surgery.structure import diff
 
 # Most images that errors are weighed on for a budget: more change little.
@@ -53,7 +56,7 @@ def compress(
             the model's device and in its dtype.
         recipe: What to do.
         calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics on and,
-            where ``recipe.calibration.fit`` is set, to fit the layers to.
+            where ``recipe.calibration.fit`` is set, to fit the layers to; the criterion "output" needs them too.
         criterion: Ranks channels in place of ``recipe.pruning.criterion``: an importance of Torch-Pruning, or a
             function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
             shown the layers of ``model``, with their gradients.
@@ -72,43 +75,28 @@ def compress(
     """
     start = time.perf_counter()
     check_recipe(recipe)
-    check_calibration(recipe, calibration)
+    check_calibration(recipe, calibration, criterion)
     check_model(model, example_inputs)
     check_patterns(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
         dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
-        ignored = counterparts(model, compressed, ignored)
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-        if calibration is not None and (recipe.budget.given or recipe.calibration.fit):
+        repeated = recipe.budget.given or recipe.calibration.fit or needs_images_to_rank(recipe, criterion)
+        if calibration is not None and repeated:
             calibration = take_batches(calibration, recipe.calibration.images)
         recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
-        decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
-        settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
-        if recipe.decomposition.active:
-            step("decompose")
-            decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
-        fitted: CalibrationReport | None = None
-        if recipe.calibration.fit and calibration is not None:
-            step("fit")
-            fitted = fit_(model, compressed, example_inputs, calibration, recipe=recipe, forward_fn=forward_fn)
-        if recipe.pruning.active:
-            step("prune")
-            settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
-            pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
-        require_changes(decomposition, pruning)
-        if calibration is not None and recipe.calibration.batch_norm and (fitted is None or pruning.groups):
-            step("calibrate")
-            images = reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
+        phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step)
+        done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
         after = count_cost(compressed, run)
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"seconds": seconds, "structure": structure, "calibration": fitted, "budget": planned}
-    facts["calibration_images"] = images
-    report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
+    facts = {"seconds": seconds, "structure": structure, "calibration": done.fitted, "budget": planned}
+    facts["calibration_images"] = done.images
+    report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
     return CompressionResult(compressed, report, recipe)
 
 

@@ -148,6 +148,7 @@ class CompressionReport:
         del plain["structure"]
         for name in ("decomposition", "pruning"):
             plain[name]["skipped"] = [entry.to_dict() for entry in getattr(self, name).skipped]
+        del plain["pruning"]["removed"]  # the structure tells the widths, and the weights which channels stayed
         plain["pruning"]["rule_failures"] = [cause.text for cause in self.pruning.rule_failures]
         plain |= {
             "status": self.status,

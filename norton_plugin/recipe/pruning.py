@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 from norton_plugin.recipe.section import Section, check_bool, check_choice, check_integer, check_number, check_table
 
-Criterion = Literal["pabs", "vbd", "csa"]
+Criterion = Literal["pabs", "output", "l2", "random", "vbd", "csa"]
+DistanceCriterion = Literal["pabs", "vbd", "csa"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,11 @@ class Pruning(Section):
         global_ranking: Rank filters over all layers instead of within each one; ``keep`` is then the share of all.
         min_keep: With ``global_ranking``, the least share of any one layer, in (0, 1].
         round_to: Channel counts become multiples of this (never more than 10 points below the share asked for).
-        criterion: ``"pabs"`` (principal angles between subspaces), ``"vbd"`` or ``"csa"``.
+        criterion: What goes first. ``"pabs"``: filters at small principal angles to others; ``"vbd"``, ``"csa"``: at
+            other small distances; ``"output"``: channels whose removal costs the outputs of the layers that read them
+            least, if those take over what they carried (needs unlabelled images); ``"l2"``: filters of small norm;
+            ``"random"``: any.
+        seed: Of the criterion ``"random"``.
         linear: Also prune the outputs of Linear layers.
     """
 
@@ -32,6 +37,7 @@ class Pruning(Section):
     min_keep: float = 0.1
     round_to: int = 8
     criterion: Criterion = "pabs"
+    seed: int = 0
     linear: bool = True
 
     def __post_init__(self) -> None:
@@ -43,6 +49,7 @@ class Pruning(Section):
         check_number("pruning.min_keep", self.min_keep, low=0, high=1, open_low=True)
         check_integer("pruning.round_to", self.round_to, low=1, high=1024)
         check_choice("pruning.criterion", self.criterion, get_args(Criterion))
+        check_integer("pruning.seed", self.seed, low=0, high=2**63 - 1)
         check_bool("pruning.linear", self.linear)
 
     @property

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.channels.groups import ChannelGroup
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.pabs import DistanceExcerpt, excerpt, removal_scores
-from norton_plugin.recipe import Criterion
-from norton_plugin.surgery.distances import fold, group_distance
+from norton_plugin.recipe import DistanceCriterion, Pruning
+from norton_plugin.surgery.distances import filter_rows, fold, group_distance
 
 GroupCriterion = Callable[[ChannelGroup], Tensor]
 
 
-def scores_by_distance(group: ChannelGroup, criterion: Criterion) -> tuple[Tensor, tuple[str, ...], DistanceExcerpt]:
+def scores_by_distance(
+    group: ChannelGroup, criterion: DistanceCriterion
+) -> tuple[Tensor, tuple[str, ...], DistanceExcerpt]:
     """Score the channels of a group by the distances between the filters that produce them.
 
     Args:
@@ -56,6 +60,53 @@ def scores_by_function(group: ChannelGroup, criterion: GroupCriterion) -> Tensor
     if not bool(torch.isfinite(scores).all()):
         raise SurgeryError("the criterion gave scores that are NaN or infinite")
     return scores.view(group.channel_groups, -1).sum(0)
+
+
+def scores_by_norm(group: ChannelGroup) -> Tensor:
+    """Score channels by the norms of the filters that compute them; each layer's have a mean of one.
+
+    Args:
+        group: Has at least one producer.
+
+    Returns:
+        One score per root channel, (size,).
+    """
+    scores = torch.zeros(group.size, dtype=torch.float64)
+    for member in group.producers:
+        if not isinstance(member.module, nn.Module):
+            continue
+        norms = filter_rows(member.module).norm(dim=1).cpu()[list(member.indices)]
+        norms = norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
+        roots = torch.tensor(member.roots)
+        count = torch.bincount(roots, minlength=group.size).clamp_min(1)
+        scores += torch.zeros_like(scores).index_add_(0, roots, norms) / count
+    return scores
+
+
+def scores_at_random(group: ChannelGroup, *, seed: int) -> Tensor:
+    """Score channels at random; the same for equal seeds and names of the group.
+
+    Returns:
+        One score per root channel, (size,).
+    """
+    generator = torch.Generator().manual_seed((seed + zlib.crc32(group.root.encode())) % 2**63)
+    return torch.rand(group.size, generator=generator, dtype=torch.float64)
+
+
+def function_of(pruning: Pruning) -> GroupCriterion | None:
+    """Return the function of a group that a recipe names; None for a distance.
+
+    Raises:
+        RecipeError: It needs images.
+    """
+    if pruning.criterion == "output":
+        raise RecipeError(
+            "pruning.criterion is 'output', which needs unlabelled images: use compress(..., calibration=batches), or "
+            "give criterion=calibration.OutputCriterion(model, batches, ...)"
+        )
+    if pruning.criterion == "l2":
+        return scores_by_norm
+    return partial(scores_at_random, seed=pruning.seed) if pruning.criterion == "random" else None
 
 
 def on_modules_of(model: nn.Module, criterion: GroupCriterion) -> GroupCriterion:

@@ -17,7 +17,7 @@ from norton_plugin.pabs import (
     vbd_distance,
     vector_distance,
 )
-from norton_plugin.recipe import Criterion
+from norton_plugin.recipe import DistanceCriterion
 from norton_plugin.surgery.contract import ConvContract, read_contract
 
 Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
@@ -36,7 +36,7 @@ def filter_rows(module: nn.Module) -> Tensor:
     return weight.flatten(1).double()
 
 
-def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> PairwiseDistance:
+def layer_distance(module: nn.Module, *, criterion: DistanceCriterion = "pabs") -> PairwiseDistance:
     """Return the distances between all filters of one layer: (N, N).
 
     Under PABS a CPDBlock whose filters have components of their own is compared factor by factor. Filters that share
@@ -53,7 +53,7 @@ def layer_distance(module: nn.Module, *, criterion: Criterion = "pabs") -> Pairw
 
 
 def group_distance(
-    producers: Sequence[Producer], *, size: int, criterion: Criterion = "pabs"
+    producers: Sequence[Producer], *, size: int, criterion: DistanceCriterion = "pabs"
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return the combined distances between the root channels of a group.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.pabs import DistanceExcerpt
 from norton_plugin.patterns import lookup
 from norton_plugin.reasons import Cause, Reason
-from norton_plugin.recipe import Pruning, Scope
+from norton_plugin.recipe import DistanceCriterion, Pruning, Scope
 from norton_plugin.surgery.counts import channels_to_keep
 from norton_plugin.surgery.criteria import GroupCriterion, scores_by_distance, scores_by_function
 from norton_plugin.surgery.report import PrunedGroup, Skipped
@@ -33,7 +34,7 @@ def plan_groups(
         pruning: Shares, rounding, criterion.
         scope: Layers whose outputs may lose channels.
         frozen: Modules whose outputs must keep their width.
-        criterion: Ranks the channels in place of ``pruning.criterion``.
+        criterion: Ranks the channels; by the distance that ``pruning.criterion`` names where there is none.
 
     Returns:
         A plan for each group that loses channels, and the others with their reasons.
@@ -110,7 +111,7 @@ def _scored(group: ChannelGroup, keep: float, pruning: Pruning, criterion: Group
     try:
         if criterion is not None:
             return _Candidate(group, keep, scores_by_function(group, criterion), ())
-        return _Candidate(group, keep, *scores_by_distance(group, pruning.criterion))
+        return _Candidate(group, keep, *scores_by_distance(group, cast(DistanceCriterion, pruning.criterion)))
     except Exception as error:
         return Reason.NOT_COMPARABLE.from_error(error)
 

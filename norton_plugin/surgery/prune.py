@@ -20,11 +20,12 @@ from norton_plugin.modules.snapshot import Snapshot
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Pruning, Scope
 from norton_plugin.surgery.computed_weight import why_computed
-from norton_plugin.surgery.criteria import GroupCriterion
+from norton_plugin.surgery.criteria import GroupCriterion, function_of
 from norton_plugin.surgery.declared import DeclaredWidths
 from norton_plugin.surgery.names import check_keeps, check_scope
 from norton_plugin.surgery.parts import Part, run_parts, traceable_parts
 from norton_plugin.surgery.planning import plan_groups
+from norton_plugin.surgery.removed import RemovedChannels, removed_by
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
 from norton_plugin.surgery.surgeon import Surgeon
 
@@ -61,19 +62,21 @@ def prune_(
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         require: Raise where nothing can be pruned; otherwise the report is merely empty.
         time_limit: Seconds that tracing may take, and that verification may take.
-        criterion: Gives every group one score per channel, in place of ``pruning.criterion``; low ones go first.
+        criterion: Gives every group one score per channel, in place of ``pruning.criterion``; low ones go first. The
+            criterion ``"output"`` is given here, as a ``calibration.OutputCriterion``.
 
     Returns:
         What was removed, and every group left whole with its reason.
 
     Raises:
-        RecipeError: A pattern matches nothing.
+        RecipeError: A pattern matches nothing, or the criterion needs images.
         TracingError: Nothing of the model can be traced, and ``require`` is set.
         SurgeryError: Nothing can be pruned, and ``require`` is set.
     """
     scope = scope or Scope()
     check_scope(model, scope)
     check_keeps(model, pruning)
+    criterion = criterion or function_of(pruning)
     example_inputs = varied(example_inputs)
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
@@ -91,6 +94,7 @@ def prune_(
         original.restore_()
         work.skipped += [Skipped(root, problem) for root in work.records]
         work.records.clear()
+        work.removed.clear()
     refresh_copies_(model)
     declared.renew_()
     not_run = Reason.NOT_RUN if forward_fn is None and not left else Reason.NOT_TRACED
@@ -98,7 +102,8 @@ def prune_(
     if require and not work.records:
         raise SurgeryError(f"no channel of the model can be removed: {summary(skipped) or 'it has no prunable layer'}")
     logger.info("pruned %d groups, left %d", len(work.records), len(skipped))
-    return PruningReport(tuple(work.records.values()), tuple(skipped), verify, work.seconds, tuple(work.rule_failures))
+    found = tuple(work.records.values()), tuple(skipped), verify, work.seconds, tuple(work.rule_failures)
+    return PruningReport(*found, work.removed)
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class _Work:
     followed: set[str] = field(default_factory=set)
     seconds: float = 0.0
     rule_failures: dict[Cause, None] = field(default_factory=dict)
+    removed: dict[str, RemovedChannels] = field(default_factory=dict)
 
     def prune_(self, trace: _Trace) -> None:
         """Prune the model, or one part of it."""
@@ -189,7 +195,10 @@ class _Work:
         else:
             surgeon.prune_all_(plans)
             done = [plan.record for plan in plans]
-        self.records |= {record.root: record for record in done}
+        new_records = {record.root: record for record in done}
+        self.records |= new_records
+        cuts = [(plan.group, plan.removed) for plan in plans if plan.group.root in new_records]
+        self.removed = removed_by(cuts, self.removed)
 
     def _outputs(self, trace: _Trace, graph: ChannelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
         """Return what is compared: outputs of the model, or those of the layers that keep their width."""

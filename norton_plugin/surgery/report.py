@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from norton_plugin.pabs import DistanceExcerpt
 from norton_plugin.reasons import Cause
+from norton_plugin.surgery.removed import RemovedChannels
 
 # The name that stands for all layers where the model could not be traced as a whole.
 WHOLE = "(whole model)"
@@ -131,6 +132,7 @@ class PruningReport:
         verified: Whether the groups were compared with the masked model.
         verify_seconds: What that comparison cost.
         rule_failures: Rules of the trace that raised an exception: mistakes of this package.
+        removed: What each module lost, by its first dotted name.
     """
 
     groups: tuple[PrunedGroup, ...]
@@ -138,6 +140,7 @@ class PruningReport:
     verified: bool = False
     verify_seconds: float = 0.0
     rule_failures: tuple[Cause, ...] = ()
+    removed: Mapping[str, RemovedChannels] = field(default_factory=dict)
 
     @property
     def largest_error(self) -> float | None:

@@ -295,12 +295,9 @@ def test_compress_fits_where_the_recipe_asks_for_it(tmp_path):
     result.save(tmp_path / "artefact")
     with pytest.raises(RecipeError, match="needs unlabelled images"):
         compress(model, example, recipe)
-    nothing = Recipe(pruning=Pruning(keep=0.5), calibration=Calibration(fit=True))
-    with pytest.raises(RecipeError, match="nothing is decomposed"):
-        compress(model, example, nothing, calibration=images())
 
 
-def test_pruning_follows_and_norms_are_estimated_again():
+def test_the_fit_follows_the_pruning():
     model, example = network(), images(2)[0]
     recipe = Recipe(
         decomposition=Decomposition(level="layer", components=5),
@@ -308,5 +305,6 @@ def test_pruning_follows_and_norms_are_estimated_again():
         calibration=Calibration(fit=True, images=64),
     )
     result = compress(model, example, recipe, calibration=images(96))
-    assert result.report.calibration is not None and result.report.calibration_images == 64
+    assert result.report.calibration is not None and result.report.calibration_images == 0
     assert result.model.layers[0].conv1.out_channels == 4
+    assert "layers.0.conv2" in {layer.name for layer in result.report.calibration.layers}

@@ -73,7 +73,10 @@ def refused(norton, tmp_path, monkeypatch):
         (["--keep-for", "conv9=0.5"], "pattern 'conv9' matches none"),
         (["--keep-for", "layer1=much"], "pruning.keeps['layer1'] is 'much'"),
         (["--keep", "0.5", "--round-to", "0"], "pruning.round_to is 0"),
-        (["--keep", "0.5", "--criterion", "taylor"], "pruning.criterion is 'taylor'; expected one of pabs, vbd, csa"),
+        (
+            ["--keep", "0.5", "--criterion", "taylor"],
+            "pruning.criterion is 'taylor'; expected one of pabs, output, l2, random, vbd, csa",
+        ),
         (["--rank", "2", "--include", "backbone"], "scope.include pattern 'backbone' matches none"),
         (["--rank", "2", "--exclude", "*.conv7"], "scope.exclude pattern '*.conv7' matches none"),
         (["--rank", "2", "--include", "fc"], "no layer is eligible"),

@@ -152,8 +152,9 @@ def _compress(rng: random.Random, places: Places) -> list[str]:
     pairs = tuple(f"{pattern}={value}" for pattern in ("layer1.*", "", "re:(", "\0") for value in ("2", "x", "", "0.5"))
     choices = {
         "--rank": _RANKS, "--keep": _SHARES, "--rank-for": pairs, "--keep-for": pairs, "--target-nmse": _SHARES,
-        "--round-to": _NUMBERS, "--criterion": ("pabs", "vbd", "csa", "taylor", ""), "--include": _PATTERNS,
-        "--exclude": _PATTERNS, "--seed": _NUMBERS, "--recipe": places.odd, "--workers": ("0", "-1", "x"),
+        "--round-to": _NUMBERS, "--criterion": ("pabs", "output", "l2", "random", "vbd", "csa", "taylor", ""),
+        "--include": _PATTERNS, "--exclude": _PATTERNS, "--seed": _NUMBERS, "--recipe": places.odd,
+        "--workers": ("0", "-1", "x"),
         "--calibration-data": (places.images, *places.odd), "--no-verify": (),
     }  # fmt: skip
     start = rng.choice((["--rank", "2"], ["--keep", "0.5"], []))

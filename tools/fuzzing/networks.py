@@ -80,7 +80,7 @@ def _recipe(rng: random.Random) -> dict[str, Any]:
         "pruning": {
             "keep": keep,
             "round_to": rng.choice((1, 1, 2, 8)),
-            "criterion": rng.choice(("pabs", "pabs", "vbd", "csa")),
+            "criterion": rng.choice(("pabs", "pabs", "vbd", "csa", "l2", "random")),
             "global_ranking": rng.random() < 0.3,
             "linear": rng.random() < 0.7,
         },

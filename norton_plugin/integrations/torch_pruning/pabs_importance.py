@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError
 from norton_plugin.pabs import removal_scores
-from norton_plugin.recipe import Criterion
+from norton_plugin.recipe import DistanceCriterion
 from norton_plugin.surgery.distances import group_distance
 
 _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear, ConvBlock, CPDLinear)
@@ -25,7 +25,7 @@ class PABSImportance(tp.importance.Importance):
         criterion: ``"pabs"``, ``"vbd"`` or ``"csa"``.
     """
 
-    def __init__(self, *, criterion: Criterion = "pabs") -> None:
+    def __init__(self, *, criterion: DistanceCriterion = "pabs") -> None:
         self.criterion = criterion
 
     @torch.no_grad()

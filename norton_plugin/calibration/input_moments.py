@@ -1,0 +1,180 @@
+"""Second moments of what every layer of a model reads, collected in one pass over images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from norton_plugin.calibration.fitting import ENOUGH, RIDGE, takes_bias
+from norton_plugin.calibration.layers import contract_of, patch_geometry
+from norton_plugin.calibration.lockstep import does_not_run, trace_layers
+from norton_plugin.calibration.mode_moments import ModeSums
+from norton_plugin.calibration.moments import MomentSums
+from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.running import traceable
+from norton_plugin.surgery.contract import ConvContract, LinearContract
+
+Contract = ConvContract | LinearContract
+# Layers with more inputs to one output than this have moments of channels and of kernel positions apart: with C inputs
+# in place of C Kh Kw, what is solved with them takes seconds in place of minutes.
+_MOST_INPUTS = 1152
+
+
+class InputMoments:
+    """What the convolutions and Linear layers of a model read.
+
+    Memory: at most 11 MB for the moments of a layer of up to 1152 inputs, 8 (C^2 + C Kh Kw) bytes for each channel
+    group of a wider one.
+
+    Args:
+        model: It is run and left as it is.
+        batches: Unlabelled images.
+        example_inputs: Shows which layers have a norm behind them.
+        call: Runs the model on a batch.
+        positions: Output positions read of every image.
+        seed: Of the positions.
+
+    Attributes:
+        contracts: What each layer computes, by its first dotted name.
+        norms: The BatchNorm that alone reads a layer's output, by the layer's name.
+
+    Raises:
+        SurgeryError: The model does not run on the images, or values are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        *,
+        example_inputs: Any,
+        call: Callable[[nn.Module, Any], Any],
+        positions: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.contracts: dict[str, Contract] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                contract = contract_of(module)
+                if isinstance(contract, Contract):
+                    self.contracts[name] = contract
+        layers = {name: model.get_submodule(name) for name in self.contracts}
+        with traceable(model):
+            places = trace_layers(model, list(layers.values()), partial(call, model, example_inputs))
+        behind = {place.module: place.norm for place in places}
+        self.norms = {name: norm for name, layer in layers.items() if (norm := behind.get(layer)) is not None}
+        self._centred = {name: takes_bias(layer, behind.get(layer)) for name, layer in layers.items()}
+        self._sums = _collect(model, self.contracts, batches, call=call, positions=positions, seed=seed)
+
+    def reached(self, name: str) -> bool:
+        """Tell whether the images reach a layer whose contract is known."""
+        return name in self._sums and self._sums[name].samples > 0
+
+    def columns(self, name: str, inputs: Tensor) -> Tensor:
+        """Return the columns of ``systems`` that some inputs have, (len(inputs), b).
+
+        Args:
+            name: Of the layer.
+            inputs: Positions along the second axis of its weight, (...,).
+        """
+        if isinstance(self._sums[name], ModeSums):
+            return inputs.flatten()[:, None]
+        kernel = self.contracts[name].weight[0, 0].numel()
+        return inputs.flatten()[:, None] * kernel + torch.arange(kernel)
+
+    def systems(self, name: str, scale: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return second moments (D, D), with a ridge, and weights (M, D) of each channel group of a layer.
+
+        Args:
+            name: Of the layer.
+            scale: Factor of each output, (N,).
+        """
+        weight, sums = self.contracts[name].weight.double(), self._sums[name]
+        weight = weight * scale.to(weight)[:, None, None, None]
+        if isinstance(sums, ModeSums):
+            channel, row, column = sums.roots()
+            grouped = weight.unflatten(0, (len(channel), -1))
+            rows = torch.einsum("gncij,gip,gjq->gnpqc", grouped, row.to(weight), column.to(weight)).flatten(1, 3)
+            second = channel @ channel
+        else:
+            second = sums.result(centred=self._centred[name]).metric.second
+            rows = weight.flatten(1).unflatten(0, (len(second), -1))
+        share = RIDGE * max(1.0, ENOUGH * second.shape[-1] / sums.samples)
+        return [(_with_ridge(own.cpu(), share), each.cpu()) for own, each in zip(second, rows, strict=True)]
+
+    def taken_over(self, name: str, kept: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the weight and the shift of the outputs with which a layer does best without some of its inputs.
+
+        Args:
+            name: Of a layer of one channel group.
+            kept: Inputs that stay, positions along the second axis of its weight.
+
+        Returns:
+            (N, C, Kh, Kw) in double precision, zero for the other inputs; and (N,), to be added to the bias, zero where
+            nothing takes up the means.
+        """
+        dense, sums = self.contracts[name].weight.double().cpu(), self._sums[name]
+        ((second, _),) = self.systems(name, torch.ones(len(dense)))
+        own = self.columns(name, torch.tensor(kept)).flatten()
+        factor = torch.linalg.cholesky(second[own][:, own])
+        weight = torch.zeros_like(dense)
+        if isinstance(sums, ModeSums):
+            gain = torch.cholesky_solve(second[own], factor)  # (kept, C)
+            weight[:, own] = torch.einsum("ncij,kc->nkij", dense, gain)
+            mean = sums.mean()
+        else:
+            rows = torch.cholesky_solve(second[own] @ dense.flatten(1).mT, factor).mT
+            weight.view(len(dense), -1)[:, own] = rows
+            mean = sums.result(centred=self._centred[name]).input_mean
+        lost = ((dense - weight).flatten(1) @ mean.flatten().double().cpu()[:, None])[:, 0]
+        return weight, lost if self._centred[name] else torch.zeros_like(lost)
+
+
+def _with_ridge(second: Tensor, share: float) -> Tensor:
+    ridge = share * float(second.diagonal().mean())
+    return second + (ridge if ridge > 0 else 1.0) * torch.eye(len(second), dtype=second.dtype)
+
+
+def _collect(
+    model: nn.Module,
+    contracts: dict[str, Contract],
+    batches: Sequence[Any],
+    *,
+    call: Callable[[nn.Module, Any], Any],
+    positions: int,
+    seed: int,
+) -> dict[str, MomentSums | ModeSums]:
+    """Return moments of what all layers read, from one pass over the images."""
+    sums: dict[str, MomentSums | ModeSums] = {}
+    for name, contract in contracts.items():
+        geometry = patch_geometry(contract)
+        wide = contract.weight[0].numel() > _MOST_INPUTS
+        sums[name] = (
+            ModeSums(geometry, positions=positions) if wide else MomentSums(name, geometry, positions=positions)
+        )
+    generator = torch.Generator().manual_seed(seed)
+
+    def read(own: MomentSums | ModeSums, module: nn.Module, args: Any, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            axis = -1 if own.geometry.channels_last else -3
+            # Of the output only the positions count: one channel of each group is enough.
+            own.add(args[0], output.narrow(axis, 0, own.geometry.groups), generator)
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(read, own)) for name, own in sums.items()]
+    try:
+        with traceable(model):
+            for batch in batches:
+                try:
+                    call(model, batch)
+                except SurgeryError:
+                    raise
+                except Exception as error:
+                    raise does_not_run(error) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sums

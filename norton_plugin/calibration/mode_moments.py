@@ -1,0 +1,65 @@
+"""Moments of what a layer reads along each axis of its weight: small to store, whatever the number of channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norton_plugin.calibration.patches import PatchGeometry
+
+
+class ModeSums:
+    """Sums over patches of one layer for each axis of its weight.
+
+    Memory: 8 G (C^2 + Kh^2 + Kw^2 + D) bytes, and the patches of one batch.
+
+    Args:
+        geometry: How it reads its input.
+        positions: Output positions read of every image.
+    """
+
+    def __init__(self, geometry: PatchGeometry, *, positions: int) -> None:
+        self.geometry = geometry
+        self.positions = positions
+        self.samples = 0
+        self._mean: Tensor | float = 0.0
+        self._modes: list[Tensor | float] = [0.0, 0.0, 0.0]
+
+    def add(self, x: Tensor, output: Tensor, generator: torch.Generator) -> None:
+        """Add one call; an empty one adds nothing."""
+        if x.numel() == 0 or output.numel() == 0:
+            return
+        if self.geometry.channels_last and x.dim() == 2:
+            x, output = x[:, None], output[:, None]
+        count = self.geometry.positions(output)
+        chosen = torch.randperm(count, generator=generator)[: self.positions].sort().values.to(x.device)
+        size = (1, 1) if self.geometry.channels_last else (int(output.shape[-2]), int(output.shape[-1]))
+        rows = self.geometry.patches(x.float(), size, chosen)
+        patches = rows.unflatten(2, (-1, *self.geometry.kernel_size))  # (M, G, C, Kh, Kw)
+        self._mean = self._mean + patches.double().sum(0)
+        for axis in range(3):
+            values = patches.movedim(axis + 2, 2).flatten(3).permute(1, 2, 3, 0).flatten(2)
+            self._modes[axis] = self._modes[axis] + (values @ values.mT).double()
+        self.samples += len(patches)
+
+    def mean(self) -> Tensor:
+        """Return the mean input, (G, C, Kh, Kw)."""
+        return torch.as_tensor(self._mean) / self.samples
+
+    def roots(self) -> list[Tensor]:
+        """Return the roots of the centred moments, (G, C, C), (G, Kh, Kh), (G, Kw, Kw); the first holds the energy."""
+        mean = self.mean()
+        found = []
+        for axis, sums in enumerate(self._modes):
+            own = mean.movedim(axis + 1, 1).flatten(2)
+            second = torch.as_tensor(sums) / self.samples - own @ own.mT
+            length = second.shape[-1]
+            if axis == 0:
+                second = second / own.shape[-1]  # averaged over kernel positions
+            else:
+                second = second / second.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-300)[:, None, None]
+            values, basis = torch.linalg.eigh((second + second.mT) / 2)
+            found.append(
+                (basis * values.clamp_min(0).sqrt()[:, None]) @ basis.mT if length > 1 else second.clamp_min(0).sqrt()
+            )
+        return found

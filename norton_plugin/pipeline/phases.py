@@ -1,0 +1,98 @@
+"""The phases of a compression, in the order of the paper: decompose, prune, and what follows on images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from norton_plugin.calibration import CalibrationReport
+from norton_plugin.cost import ModelCost
+from norton_plugin.modules.running import ForwardFunction
+from norton_plugin.pipeline.calibrating import fit_, ranked_by_outputs, reestimate_
+from norton_plugin.pipeline.checks import needs_images_to_rank, require_changes
+from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.criteria import GroupCriterion
+from norton_plugin.surgery.decompose import decompose_
+from norton_plugin.surgery.prune import prune_
+from norton_plugin.surgery.report import DecompositionReport, PruningReport
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the phases did.
+
+    Attributes:
+        decomposition: Of phase one.
+        pruning: Of phase two.
+        fitted: What fitting the layers to images did; None where it was not asked for.
+        images: Images that BatchNorm statistics were re-estimated on.
+    """
+
+    decomposition: DecompositionReport
+    pruning: PruningReport
+    fitted: CalibrationReport | None
+    images: int
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What the phases work with.
+
+    Attributes:
+        model: The dense model; it stays as it is.
+        example_inputs: As the model takes them.
+        cost: Of the dense model.
+        calibration: Unlabelled batches, or None.
+        ranking: Ranks channels in place of the recipe's criterion; None for that.
+        forward_fn: In place of the plain call.
+        step: Told the name of each phase as it begins.
+    """
+
+    model: nn.Module
+    example_inputs: Any
+    cost: ModelCost
+    calibration: Iterable[Any] | None
+    ranking: GroupCriterion | None
+    forward_fn: ForwardFunction | None
+    step: Callable[[str], None]
+
+    def run_(self, compressed: nn.Module, recipe: Recipe, *, ignored: Sequence[nn.Module]) -> Outcome:
+        """Run them on a copy of the dense model, in place.
+
+        Args:
+            compressed: The copy.
+            recipe: What to do; a budget in it has become sizes.
+            ignored: Modules of the copy whose outputs must keep their width.
+
+        Raises:
+            SurgeryError: Nothing was changed, or a phase failed.
+        """
+        decomposition, pruning = DecompositionReport((), ()), PruningReport((), ())
+        settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
+        if recipe.decomposition.active:
+            self.step("decompose")
+            decomposition = decompose_(compressed, recipe.decomposition, map_sizes=self.cost.map_sizes, **settings)
+        if recipe.pruning.active:
+            ranking = self._ranking(recipe)
+            self.step("prune")
+            settings |= {"ignored": ignored, "forward_fn": self.forward_fn, "time_limit": recipe.time_limit}
+            pruning = prune_(compressed, self.example_inputs, recipe.pruning, criterion=ranking, **settings)
+        require_changes(decomposition, pruning)
+        fitted, images = None, 0
+        if recipe.calibration.fit and self.calibration is not None:
+            self.step("fit")
+            inputs = self.example_inputs, self.calibration
+            fitted = fit_(self.model, compressed, *inputs, recipe, pruning.removed, self.forward_fn)
+        elif recipe.calibration.batch_norm and self.calibration is not None:
+            self.step("calibrate")
+            images = reestimate_(compressed, self.calibration, recipe=recipe, forward_fn=self.forward_fn)
+        return Outcome(decomposition, pruning, fitted, images)
+
+    def _ranking(self, recipe: Recipe) -> GroupCriterion | None:
+        if self.calibration is None or not needs_images_to_rank(recipe, self.ranking):
+            return self.ranking
+        self.step("rank")
+        return ranked_by_outputs(self.model, self.example_inputs, self.calibration, recipe, self.forward_fn)

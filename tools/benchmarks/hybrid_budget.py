@@ -1,0 +1,110 @@
+"""Pruning by criterion, with and without compensation, at a budget of MACs: no labels, no fine-tuning.
+
+Inner channels of the blocks are removed, the same share everywhere, the largest within the budget. Without compensation
+BatchNorm statistics are re-estimated on the images; with it, layers are fitted to what they see
+(`Recipe.calibration.fit`). Each measurement adds a row to ``hybrid_budget.json``.
+
+    python tools/benchmarks/hybrid_budget.py --weights WEIGHTS
+    python tools/benchmarks/hybrid_budget.py --weights WEIGHTS --networks resnet56 --criteria output pabs --budgets 0.32
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from calibration import accuracy
+from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from hybrid import Images, add_row
+from levels_recipe import run_dense_
+
+from norton_plugin import compress
+from norton_plugin.recipe import Calibration, Pruning, Recipe
+from norton_plugin.zoo import ModelSource
+
+_BATCH = 50
+_EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+_STEPS = 64
+
+
+def inner_pruning(criterion: str, keep: float) -> Pruning:
+    """Return the settings that keep a share of the inner channels of every block."""
+    return Pruning(keeps={"*.conv1": keep}, round_to=1, criterion=criterion)  # type: ignore[arg-type]
+
+
+def largest_keep(source: ModelSource, budget: float) -> float:
+    """Return the largest share of inner channels with which the network stays within a budget of MACs."""
+    for step in range(_STEPS - 1, 0, -1):
+        recipe = Recipe(pruning=inner_pruning("l2", step / _STEPS), verify=False)
+        _, report = compress(source.model, _EXAMPLE[:1], recipe)
+        if report.macs_after <= budget * report.macs_before:
+            return step / _STEPS
+    raise SystemExit(f"no share stays within {budget} of the MACs")
+
+
+def measure(source: ModelSource, recipe: Recipe, images: Images) -> dict[str, Any]:
+    """Compress and evaluate."""
+    count, seed = recipe.calibration.images, recipe.calibration.seed
+    sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
+    wall, processor = time.perf_counter(), time.process_time()
+    model, report = compress(source.model, _EXAMPLE, recipe, calibration=sample)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    run_dense_(model)
+    found = report.calibration
+    return {
+        "macs_share": round(report.macs_after / report.macs_before, 4),
+        "parameters_share": round(report.parameters_after / report.parameters_before, 4),
+        "top1": accuracy(model, source, images),
+        "divergence": None if found is None else round(found.divergence[found.chosen], 4),
+        "wall_seconds": round(wall, 1),
+        "processor_seconds": round(processor, 1),
+    }
+
+
+def main() -> None:
+    """Parse the arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser.add_argument("--criteria", nargs="+", default=["output", "l2", "random", "pabs"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.32, 0.16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
+    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
+    parser.add_argument("--test-images", type=int, default=2000, help="drawn with seed 123; 10000 are all")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    test = load_images(arguments.images, "test")
+    if arguments.test_images < len(test):
+        test = test.subset(arguments.test_images, seed=123)
+    images = Images(load_images(arguments.images, "train"), test)
+    facts = {
+        "command": "python tools/benchmarks/hybrid_budget.py --weights WEIGHTS",
+        "data": "CIFAR-10 (JPEG); calibration on unlabelled training images; no fine-tuning",
+        "machine": machine(),
+    }
+    for name in arguments.networks:
+        source = load_resnet(name, arguments.weights)
+        source.model.eval()
+        dense = accuracy(source.model, source, images)
+        for budget in arguments.budgets:
+            keep = largest_keep(source, budget)
+            for seed in arguments.seeds:
+                for criterion in arguments.criteria:
+                    for fit in (True, False):
+                        settings = Calibration(fit=fit, images=arguments.count, seed=seed)
+                        recipe = Recipe(pruning=inner_pruning(criterion, keep), calibration=settings)
+                        row = {"network": name, "criterion": criterion, "compensated": fit, "budget": budget}
+                        row |= {"seed": seed, "keep": keep, "top1_dense": dense, "test_images": len(test)}
+                        row |= {"calibration_images": arguments.count, **measure(source, recipe, images)}
+                        print(row, flush=True)
+                        what = "compensated" if fit else "as cut"
+                        label = (
+                            f"{name} {criterion} {what} {budget} {arguments.count} images seed {seed} on {len(test)}"
+                        )
+                        add_row(arguments.output / "hybrid_budget.json", label, row, facts)
+
+
+if __name__ == "__main__":
+    main()
