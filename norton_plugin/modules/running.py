@@ -54,6 +54,16 @@ def counted_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
     return getattr(forward_fn, "counted", forward_fn)
 
 
+def calibrated_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
+    """Return what a model is run by on images that it is calibrated on.
+
+    A trace of channels may have to stand constants in the place of what a model reads. Such a function has an attribute
+    ``calibrated``: one that runs the model on what it really reads. Several passes of one model may be under way at a
+    time.
+    """
+    return getattr(forward_fn, "calibrated", forward_fn)
+
+
 def varied(example_inputs: Any) -> Any:
     """Return the example with random values in place of tensors of a single value, such as zeros.
 

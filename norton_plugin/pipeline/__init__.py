@@ -7,6 +7,7 @@ from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.pipeline.wording import (
     LEVEL_HEADINGS,
     budget_in_words,
+    calibration_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -20,6 +21,7 @@ __all__ = [
     "CompressionResult",
     "LayerReport",
     "budget_in_words",
+    "calibration_in_words",
     "check_model",
     "compress",
     "in_words",

@@ -16,7 +16,7 @@ from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
+from norton_plugin.modules.running import ForwardFunction, calibrated_by, counted_by, run_model
 from norton_plugin.pipeline.calibrating import fit_, reestimate_
 from norton_plugin.pipeline.checks import check_calibration, check_model, check_patterns, check_recipe, require_changes
 from norton_plugin.pipeline.report import CompressionReport
@@ -43,6 +43,7 @@ def compress(
     ignored: Sequence[nn.Module] = (),
     forward_fn: ForwardFunction | None = None,
     on_step: Callable[[str], None] | None = None,
+    on_detail: Callable[[str], None] | None = None,
 ) -> CompressionResult:
     """Compress a model in the order of the paper: decompose the filters, remove the redundant ones, calibrate.
 
@@ -59,8 +60,10 @@ def compress(
             shown the layers of ``model``, with their gradients.
         ignored: Modules whose outputs must keep their width.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call; MACs are counted by its attribute
-            ``counted``, where it has one (a function like it, which may also run what cannot be traced).
+            ``counted``, and images are run by its attribute ``calibrated``, where it has them (functions like it, which
+            may also run what cannot be traced).
         on_step: Told the name of each step as it begins.
+        on_detail: Told how far a step is, in words, where it takes long.
 
     Returns:
         The compressed model and the report; ``model, report = compress(...)`` unpacks them.
@@ -92,9 +95,10 @@ def compress(
             step("decompose")
             decomposition = decompose_(compressed, recipe.decomposition, map_sizes=before.map_sizes, **settings)
         fitted: CalibrationReport | None = None
+        on_images: dict[str, Any] = {"recipe": recipe, "forward_fn": forward_fn, "on_detail": on_detail}
         if recipe.calibration.fit and calibration is not None:
             step("fit")
-            fitted = fit_(model, compressed, example_inputs, calibration, recipe=recipe, forward_fn=forward_fn)
+            fitted = fit_(model, compressed, example_inputs, calibration, **on_images)
         if recipe.pruning.active:
             step("prune")
             settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
@@ -105,9 +109,8 @@ def compress(
             images = reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
         after = count_cost(compressed, run)
 
-    structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"seconds": seconds, "structure": structure, "calibration": fitted, "budget": planned}
-    facts["calibration_images"] = images
+    facts = {"structure": diff(dense, geometry(compressed)), "seconds": time.perf_counter() - start}
+    facts |= {"calibration": fitted, "calibration_images": images, "budget": planned}
     report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
     return CompressionResult(compressed, report, recipe)
 
@@ -125,5 +128,6 @@ def _within_budget(
         return recipe, None
     step("budget")
     batches = None if calibration is None else take_batches(calibration, _BUDGET_IMAGES)
-    plan = plan_budget(model, recipe, cost, batches=batches, call=partial(run_model, forward_fn=forward_fn))
+    call = partial(run_model, forward_fn=calibrated_by(forward_fn))
+    plan = plan_budget(model, recipe, cost, batches=batches, call=call)
     return plan.recipe(recipe), plan
