@@ -24,6 +24,7 @@ _STEPS = {
     "prune": "pruning filters",
     "fit": "fitting layers to images",
     "calibrate": "re-estimating BatchNorm statistics",
+    "distill": "learning from the dense model",
 }
 
 
@@ -57,11 +58,13 @@ def compress(
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Image folder to re-estimate BatchNorm statistics on, or to --calibrate with; labels are not used.",
+            help="Image folder to re-estimate BatchNorm statistics on, to --calibrate and to --distill with; no labels "
+            "are used.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     calibrate: what.Calibrate = False,
+    distill: what.Distill = None,
     images: what.Images = None,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
@@ -84,11 +87,18 @@ def compress(
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
 
     Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
+
+    Example: norton compress timm:resnet18 --pretrained --budget macs=0.3 --data images --calibrate --distill 2 -o small
     """
     from norton_plugin.cli.images import calibration_batches, open_images
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
-    from norton_plugin.pipeline import budget_in_words, note_on_distances, warning_of_large_components
+    from norton_plugin.pipeline import (
+        budget_in_words,
+        distillation_in_words,
+        note_on_distances,
+        warning_of_large_components,
+    )
     from norton_plugin.pipeline import compress as run
 
     budgets = what.budget_changes(budget)
@@ -111,6 +121,7 @@ def compress(
         "budget": budgets,
         "pruning": what.pruning_changes(keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion),
         "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
+        "distillation": what.distillation_changes(distill=distill, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
     if not (chosen.decomposes or chosen.pruning.active):
@@ -152,6 +163,8 @@ def compress(
         out.show(budget_in_words(report.budget))
     if report.calibration is not None:
         out.show(calibration_table(report.calibration))
+    if report.distillation is not None:
+        out.show(distillation_in_words(report.distillation))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
     for remark in (warning_of_large_components(report), note_on_distances(report)):

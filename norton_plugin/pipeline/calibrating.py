@@ -1,4 +1,4 @@
-"""The two steps of ``compress`` that see images, with the recipe's settings."""
+"""The steps of ``compress`` that change the model by what images show, with the recipe's settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.calibration import CalibrationReport, calibrate_, reestimate_batch_norm_
-from norton_plugin.modules.running import ForwardFunction, calibrated_by, run_model
+from norton_plugin.distillation import DistillationReport, distill_
+from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model
 from norton_plugin.recipe import Recipe
 
 
@@ -40,7 +41,54 @@ def fit_(
     )
 
 
-def reestimate_(
+def finish_(
+    model: nn.Module,
+    compressed: nn.Module,
+    calibration: Iterable[Any] | None,
+    *,
+    norms: bool,
+    step: Callable[[str], None],
+    recipe: Recipe,
+    forward_fn: ForwardFunction | None,
+    on_detail: Callable[[str], None] | None = None,
+) -> tuple[int, DistillationReport | None]:
+    """Do what the recipe asks for once the sizes of all layers are final, in place.
+
+    Args:
+        model: The dense model.
+        compressed: Changed.
+        calibration: Unlabelled batches; None for none, which changes nothing.
+        norms: Whether statistics of norms are still those of before.
+        step: Told the name of each step as it begins.
+        recipe: What to do.
+        forward_fn: Replaces the plain call.
+        on_detail: Told how far it is.
+
+    Returns:
+        Images that BatchNorm statistics were re-estimated on, and what distillation did.
+    """
+    if calibration is None:
+        return 0, None
+    images, settings = 0, recipe.distillation
+    if recipe.calibration.batch_norm and norms:
+        step("calibrate")
+        images = _reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
+    if not settings.active:
+        return images, None
+    step("distill")
+    distilled = distill_(
+        model,
+        compressed,
+        calibration,
+        call=partial(run_model, forward_fn=distilled_by(forward_fn)),
+        admits=recipe.scope.admits,
+        on_step=None if on_detail is None else lambda done, count: on_detail(f"{done} of {count} steps"),
+        **settings.to_dict(),
+    )
+    return images, distilled
+
+
+def _reestimate_(
     compressed: nn.Module, calibration: Iterable[Any], *, recipe: Recipe, forward_fn: ForwardFunction | None
 ) -> int:
     """Re-estimate BatchNorm statistics, in place; return the number of images."""

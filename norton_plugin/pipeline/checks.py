@@ -34,8 +34,14 @@ def check_calibration(recipe: Recipe, calibration: Any) -> None:
     """Check that there are images where the recipe needs some.
 
     Raises:
-        RecipeError: ``calibration.fit`` is set, and there are none, or nothing is decomposed.
+        RecipeError: ``calibration.fit`` or ``distillation.passes`` is set, and there are none; or the layers are to be
+            fitted, and nothing is decomposed.
     """
+    if recipe.distillation.active and calibration is None:
+        raise RecipeError(
+            "distillation.passes is set, which needs unlabelled images: give calibration=batches (on the command line "
+            "--data DIR), or set it to 0"
+        )
     if recipe.calibration.fit and calibration is None:
         raise RecipeError(
             "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "

@@ -17,7 +17,7 @@ from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, calibrated_by, counted_by, run_model
-from norton_plugin.pipeline.calibrating import fit_, reestimate_
+from norton_plugin.pipeline.calibrating import finish_, fit_
 from norton_plugin.pipeline.checks import check_calibration, check_model, check_patterns, check_recipe, require_changes
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
@@ -54,14 +54,15 @@ def compress(
             the model's device and in its dtype.
         recipe: What to do.
         calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics on and,
-            where ``recipe.calibration.fit`` is set, to fit the layers to.
+            where ``recipe.calibration.fit`` is set, to fit the layers to; with ``recipe.distillation.passes`` the model
+            learns from the dense one on them, last of all.
         criterion: Ranks channels in place of ``recipe.pruning.criterion``: an importance of Torch-Pruning, or a
             function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
             shown the layers of ``model``, with their gradients.
         ignored: Modules whose outputs must keep their width.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call; MACs are counted by its attribute
-            ``counted``, and images are run by its attribute ``calibrated``, where it has them (functions like it, which
-            may also run what cannot be traced).
+            ``counted``, images are run by its attribute ``calibrated``, and by ``distilled`` to learn, where it has
+            them (functions like it, which may also run what cannot be traced).
         on_step: Told the name of each step as it begins.
         on_detail: Told how far a step is, in words, where it takes long.
 
@@ -86,10 +87,10 @@ def compress(
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-        if calibration is not None and (recipe.budget.given or recipe.calibration.fit):
+        if calibration is not None and (recipe.budget.given or recipe.calibration.fit or recipe.distillation.active):
             calibration = take_batches(calibration, recipe.calibration.images)
         recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
-        decomposition, pruning, images = DecompositionReport((), ()), PruningReport((), ()), 0
+        decomposition, pruning = DecompositionReport((), ()), PruningReport((), ())
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
         if recipe.decomposition.active:
             step("decompose")
@@ -104,13 +105,12 @@ def compress(
             settings |= {"ignored": ignored, "forward_fn": forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, example_inputs, recipe.pruning, criterion=ranking, **settings)
         require_changes(decomposition, pruning)
-        if calibration is not None and recipe.calibration.batch_norm and (fitted is None or pruning.groups):
-            step("calibrate")
-            images = reestimate_(compressed, calibration, recipe=recipe, forward_fn=forward_fn)
+        norms = fitted is None or bool(pruning.groups)
+        images, distilled = finish_(model, compressed, calibration, norms=norms, step=step, **on_images)
         after = count_cost(compressed, run)
 
     facts = {"structure": diff(dense, geometry(compressed)), "seconds": time.perf_counter() - start}
-    facts |= {"calibration": fitted, "calibration_images": images, "budget": planned}
+    facts |= {"calibration": fitted, "calibration_images": images, "budget": planned, "distillation": distilled}
     report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
     return CompressionResult(compressed, report, recipe)
 

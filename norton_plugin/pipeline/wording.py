@@ -7,6 +7,7 @@ from typing import Protocol
 
 from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
+from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
 # Norm of a component over that of its cluster's weight, from which on the report speaks of it.
@@ -91,6 +92,17 @@ def calibration_in_words(report: CalibrationReport) -> list[str]:
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         lines.append(f"{words}, {len(names)}: {', '.join(names[:_NAMES])}{more}")
     return lines
+
+
+def distillation_in_words(report: DistillationReport) -> str:
+    """Return what learning from the dense model brought, and whether it is kept."""
+    stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
+    compared = f"{report.held_back} others" if report.held_back else "the same images"
+    kept = "it is kept" if report.kept == "after" else "it did not help, and is undone"
+    return (
+        f"learned from the dense model on {report.images} images, {report.steps} steps in {report.seconds:.0f} s, at "
+        f"its outputs and those of {len(report.blocks)} blocks; divergence on {compared}: {stages}; {kept}"
+    )
 
 
 def warning_of_large_components(report: CompressionReport) -> str | None:

@@ -2,6 +2,7 @@
 
 from norton_plugin.recipe.budget import Budget
 from norton_plugin.recipe.decomposition import Decomposition, LayerRequest, Level, Rank
+from norton_plugin.recipe.distillation import Distillation
 from norton_plugin.recipe.pruning import Criterion, Pruning
 from norton_plugin.recipe.section import current_names
 from norton_plugin.recipe.whole import Calibration, Recipe, Scope
@@ -11,6 +12,7 @@ __all__ = [
     "Calibration",
     "Criterion",
     "Decomposition",
+    "Distillation",
     "LayerRequest",
     "Level",
     "Pruning",

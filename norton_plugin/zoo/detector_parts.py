@@ -141,6 +141,8 @@ class _PartByPart:
         self.counted = counted or self
         self.regions = regions
         self.calibrated = calibrated or self
+        # What heads say of proposals is not comparable: each model makes its own.
+        self.distilled = _pyramid_and_regions if calibrated is with_proposals else self.calibrated
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
         pyramid = features(model, example)

@@ -247,7 +247,7 @@ class FlatData(ToyData):
 def test_what_is_no_image_is_refused(tmp_path):
     config = toy_config(tmp_path / "run", norton={**FITTED, "input_size": (12, 12)})
     config.train_dataloader.dataset.type = "FlatData"
-    with pytest.raises(RecipeError, match=r"gives shape \(4, 432\); compress the model with norton compress"):
+    with pytest.raises(RecipeError, match=r"gives shape \(4, 432\); use norton compress"):
         Runner.from_cfg(config).train()
 
 

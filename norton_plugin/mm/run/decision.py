@@ -51,7 +51,7 @@ def decide(
 ) -> Decision:
     """Compress a copy of the model on the first rank, and give every rank its structure.
 
-    Where the recipe has a budget, or fits layers, training images are shown to the copy there.
+    Where the recipe has a budget, fits layers or learns from the dense model, training images are shown to the copy.
 
     Args:
         runner: Its model is not changed.
@@ -99,7 +99,7 @@ def _compress(
     example = example_image(runner, model, input_size)
     left = () if frozen else frozen_layers(model)
     wanted, images = without(recipe, left), None
-    if recipe.budget.given or recipe.calibration.fit:
+    if recipe.budget.given or recipe.calibration.fit or recipe.distillation.active:
         wanted, images = shown_images(runner, model, wanted, named=named, log=log)
     compressed, report, traced = compressed_copy(
         model, example, wanted, logger=runner.logger, outputs=outputs, images=images, log=log

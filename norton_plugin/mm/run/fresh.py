@@ -75,7 +75,7 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
             log_surgery(runner, decision.report, traced=decision.traced)
         calibration = told.recipe.calibration
         images = 0 if decision.report is None else decision.report.calibration_images
-        if calibration.batch_norm and not calibration.fit:
+        if calibration.batch_norm and not (calibration.fit or told.recipe.distillation.active):
             log("re-estimating BatchNorm statistics")
             images = after_surgery.reestimate_(runner, structure, images=calibration.images, tell=log.detail)
         metrics = {}
@@ -93,7 +93,7 @@ def _in_words(recipe: Recipe) -> str:
     """Return what a recipe asks for beyond the defaults, as a config writes it."""
     default, asked = Recipe().to_dict(), recipe.to_dict()
     changed = []
-    for section in ("decomposition", "budget", "pruning", "scope", "calibration"):
+    for section in ("decomposition", "budget", "pruning", "scope", "calibration", "distillation"):
         changed += [f"{key}={value!r}" for key, value in asked[section].items() if value != default[section][key]]
     return ", ".join(changed)
 

@@ -15,6 +15,7 @@ from norton_plugin.pipeline import (
     CompressionReport,
     budget_in_words,
     calibration_in_words,
+    distillation_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -40,6 +41,7 @@ def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> No
     heading = [f"left as they were (all by name in {REPORT}):"] if left else []
     found = [] if report.budget is None else [budget_in_words(report.budget)]
     found += [] if report.calibration is None else calibration_in_words(report.calibration)
+    found += [] if report.distillation is None else [distillation_in_words(report.distillation)]
     lines = [*summary_table(report, traced=traced), *found, *heading, *(f"  {line}" for line in left)]
     runner.logger.info("%s", "\n".join(lines))
     _write(runner, report, {})

@@ -36,7 +36,7 @@ def shown_images(
     Args:
         runner: Gives the training data.
         model: Unwrapped.
-        recipe: With a budget, or with ``calibration.fit``.
+        recipe: With a budget, ``calibration.fit`` or ``distillation.passes``.
         named: Settings of ``calibration`` that the config names itself.
         log: Told how far it is.
 
@@ -54,10 +54,10 @@ def shown_images(
         batches = list(_limited(_inputs(runner, model), images=settings.images, pixels=pixels))
     count = sum(map(len, batches))
     if not count:
-        raise RecipeError("calibrate and budget need training images, and the training data hold none")
+        raise RecipeError("calibrate, budget and distillation need training images, and the training data hold none")
     least = 1 if "positions" in named else math.ceil(_SAMPLES / count)
-    # Without a fit, statistics of norms are re-estimated once every rank has the model.
-    norms = settings.batch_norm and settings.fit
+    # Where nothing is fitted to them, statistics of norms are re-estimated once every rank has the model.
+    norms = settings.batch_norm and (settings.fit or recipe.distillation.active)
     settings = replace(settings, images=count, positions=max(settings.positions, least), batch_norm=norms)
     height, width = batches[0].shape[-2:]
     runner.logger.info("NORTON: %d training images of about %d x %d are shown to the model", count, height, width)
@@ -69,8 +69,8 @@ def _inputs(runner: Runner, model: nn.Module) -> Iterator[Tensor]:
         images = batch.get("inputs") if isinstance(batch, Mapping) else batch[0]
         if not isinstance(images, Tensor) or images.dim() != 4:
             raise RecipeError(
-                f"calibrate and budget need images, 'inputs' of shape (B, C, H, W) behind the data preprocessor, but "
-                f"it gives {_shape(images)}; compress the model with norton compress, or leave both out"
+                f"calibrate, budget and distillation need images, 'inputs' of shape (B, C, H, W) behind the data "
+                f"preprocessor, but it gives {_shape(images)}; use norton compress, or leave them out"
             )
         yield images
 

@@ -17,6 +17,7 @@ _WORDS = {
     "budget": "finding sizes for the budget",
     "fit": "fitting the layers to training images",
     "calibrate": "re-estimating BatchNorm statistics",
+    "distill": "learning from the dense model",
     "prune": "following the channels and removing redundant ones",
 }
 
