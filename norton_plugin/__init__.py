@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from norton_plugin.recipe import Budget as Budget
     from norton_plugin.recipe import Calibration as Calibration
     from norton_plugin.recipe import Decomposition as Decomposition
+    from norton_plugin.recipe import Distillation as Distillation
     from norton_plugin.recipe import Pruning as Pruning
     from norton_plugin.recipe import Recipe as Recipe
     from norton_plugin.recipe import Scope as Scope
@@ -69,6 +70,7 @@ _HOME = {
     "CoupledFactors": "cpd",
     "CoupledResult": "cpd",
     "Decomposition": "recipe",
+    "Distillation": "recipe",
     "DecompositionError": "errors",
     "MissingExtraError": "errors",
     "ModelSource": "zoo",

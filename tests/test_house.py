@@ -36,15 +36,16 @@ ARROWS: dict[str, set[str]] = {
     "integrations": {"surgery"},
     "calibration": {"cpd", "blocks", "surgery"},
     "budget": {"cost", "calibration"},
+    "distillation": {"blocks", "calibration", "modules"},
     "zoo": set(),
     "artifact": {"surgery", "zoo"},
-    "pipeline": {"surgery", "integrations", "calibration", "cost", "budget", "artifact"},
+    "pipeline": {"surgery", "integrations", "calibration", "cost", "budget", "distillation", "artifact"},
     "deploy": {"blocks", "artifact", "cost"},
     "export": {"deploy"},
     "insight": {"pipeline", "artifact", "deploy"},
     "pictures": {"artifact", "deploy"},
     "bench": {"cost", "export", "insight", "modules"},
-    "mm": {"pipeline", "artifact", "blocks", "zoo"},
+    "mm": {"pipeline", "artifact", "blocks", "distillation", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models; where no room

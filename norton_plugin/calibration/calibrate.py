@@ -16,6 +16,7 @@ from norton_plugin.blocks import all_in_form
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import divergence, outputs_of
 from norton_plugin.calibration.fitting import ENOUGH, LayerFit
+from norton_plugin.calibration.held_back import split_batches
 from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
@@ -25,9 +26,6 @@ from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 from norton_plugin.surgery.removed import RemovedChannels
 
 logger = logging.getLogger(__name__)
-
-# One batch in so many is held back, to choose on.
-_HELD_BACK = 8
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,7 @@ def calibrate_(
     """
     start = time.perf_counter()
     given = take_batches(batches, images)
-    count = max(1, len(given) // _HELD_BACK) if len(given) > 1 else 0
-    fitted_on, held_back = given[: len(given) - count], given[len(given) - count :]
+    fitted_on, held_back = split_batches(given)
     call = partial(run_model, forward_fn=forward_fn)
     compare = partial(_Comparison, dense, held_back or given, call)
     before = _state(compressed)

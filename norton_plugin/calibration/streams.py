@@ -45,6 +45,14 @@ class StreamTrace(OperationCounter):
         self._norms = {id(m.running_mean): m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         self._constants = {id(t) for t in (*model.parameters(), *model.buffers())}
 
+    def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = super().__torch_function__(func, types, args, kwargs)
+        # It returns nothing, and what is written to chosen places is chosen: regions of a detector are collected so.
+        written = getattr(func, "__name__", "") == "__setitem__"
+        if written and any(id(leaf) in self._chosen for leaf in tree_leaves(args[1:])):
+            self._chosen.add(id(args[0]))
+        return output
+
     def note(self, what: Function | nn.Module, args: Any, kwargs: dict[str, Any], results: list[Tensor]) -> None:
         """Record one operation."""
         place, operation = len(self._operations), Operation(what, args, kwargs, results)

@@ -25,6 +25,7 @@ _STEPS = {
     "prune": "pruning filters",
     "fit": "fitting layers to images",
     "calibrate": "re-estimating BatchNorm statistics",
+    "distill": "learning from the dense model",
 }
 
 
@@ -58,12 +59,13 @@ def compress(
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Folder of images, in sub-folders or not, to re-estimate BatchNorm statistics on, or to --calibrate "
-            "with; no labels are used.",
+            help="Folder of images, in sub-folders or not, to re-estimate BatchNorm statistics on, to --calibrate "
+            "and to --distill with; no labels are used.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     calibrate: what.Calibrate = False,
+    distill: what.Distill = None,
     images: what.Images = None,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
@@ -88,11 +90,18 @@ def compress(
     Example: norton compress timm:resnet18 --keep 0.7 --criterion output --data images --calibrate -o pruned
 
     Example: norton compress timm:resnet18 --pretrained --share 0.3 --data images --calibrate -o resnet18-fitted
+
+    Example: norton compress timm:resnet18 --pretrained --budget macs=0.3 --data images --calibrate --distill 2 -o small
     """
     from norton_plugin.cli.images import calibration_batches
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
-    from norton_plugin.pipeline import budget_in_words, note_on_distances, warning_of_large_components
+    from norton_plugin.pipeline import (
+        budget_in_words,
+        distillation_in_words,
+        note_on_distances,
+        warning_of_large_components,
+    )
     from norton_plugin.pipeline import compress as run
 
     budgets = what.budget_changes(budget)
@@ -117,6 +126,7 @@ def compress(
             keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion, seed=seed
         ),
         "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
+        "distillation": what.distillation_changes(distill=distill, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
     if not (chosen.decomposes or chosen.pruning.active):
@@ -164,6 +174,8 @@ def compress(
         out.show(budget_in_words(report.budget))
     if report.calibration is not None:
         out.show(calibration_table(report.calibration))
+    if report.distillation is not None:
+        out.show(distillation_in_words(report.distillation))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
     for remark in (warning_of_large_components(report), note_on_distances(report)):

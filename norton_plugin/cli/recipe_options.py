@@ -72,6 +72,12 @@ Calibrate = Annotated[
     bool,
     _option("--calibrate", None, "Fit the layers to what they see on the images of --data; takes a minute or more."),
 ]
+Distill = Annotated[
+    int | None,
+    _option(
+        "--distill", "N", "Learn from the dense model on the images of --data, N passes over them; no labels.", min=0
+    ),
+]
 Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data.", min=1)]
 Include = Annotated[list[str] | None, _option("--include", "PATTERN", "Only layers named so; repeatable.")]
 Exclude = Annotated[list[str] | None, _option("--exclude", "PATTERN", "Never layers named so; repeatable.")]
@@ -158,6 +164,11 @@ def pruning_changes(
 def calibration_changes(*, calibrate: bool, images: int | None, seed: int | None) -> dict[str, Any]:
     """Return the settings of ``recipe.Calibration`` that were given, by name."""
     return _given({"fit": calibrate or None, "images": images, "seed": seed})
+
+
+def distillation_changes(*, distill: int | None, seed: int | None) -> dict[str, Any]:
+    """Return the settings of ``recipe.Distillation`` that were given, by name."""
+    return _given({"passes": distill, "seed": seed})
 
 
 def scope_changes(*, include: list[str] | None, exclude: list[str] | None) -> dict[str, Any]:

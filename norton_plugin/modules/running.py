@@ -54,6 +54,25 @@ def counted_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
     return getattr(forward_fn, "counted", forward_fn)
 
 
+def calibrated_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
+    """Return what a model is run by on images that it is calibrated on.
+
+    A trace of channels may have to stand constants in the place of what a model reads. Such a function has an attribute
+    ``calibrated``: one that runs the model on what it really reads. Several passes of one model may be under way at a
+    time.
+    """
+    return getattr(forward_fn, "calibrated", forward_fn)
+
+
+def distilled_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
+    """Return what a model is run by where its outputs are held against those of another one.
+
+    Outputs that a model computes of what it chose itself, as of the regions that a detector proposes, cannot be
+    compared. Such a function has an attribute ``distilled``: one that returns all others.
+    """
+    return getattr(forward_fn, "distilled", calibrated_by(forward_fn))
+
+
 def varied(example_inputs: Any) -> Any:
     """Return the example with random values in place of tensors of a single value, such as zeros.
 

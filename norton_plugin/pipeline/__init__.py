@@ -7,6 +7,8 @@ from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.pipeline.wording import (
     LEVEL_HEADINGS,
     budget_in_words,
+    calibration_in_words,
+    distillation_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -20,6 +22,8 @@ __all__ = [
     "CompressionResult",
     "LayerReport",
     "budget_in_words",
+    "calibration_in_words",
+    "distillation_in_words",
     "check_model",
     "compress",
     "in_words",

@@ -35,12 +35,23 @@ def needs_images_to_rank(recipe: Recipe, criterion: Any = None) -> bool:
     return criterion is None and recipe.pruning.active and recipe.pruning.criterion == "output"
 
 
+def runs_images_again(recipe: Recipe, criterion: Any = None) -> bool:
+    """Tell whether several steps run the images, which then have to be kept; ``criterion`` as of the check above."""
+    return recipe.calibration.fit or recipe.distillation.active or needs_images_to_rank(recipe, criterion)
+
+
 def check_calibration(recipe: Recipe, calibration: Any, criterion: Any = None) -> None:
     """Check that there are images where the recipe needs some.
 
     Raises:
-        RecipeError: ``calibration.fit`` is set, or the criterion is "output", and there are none.
+        RecipeError: ``calibration.fit`` or ``distillation.passes`` is set, or the criterion is "output", and there are
+            none.
     """
+    if recipe.distillation.active and calibration is None:
+        raise RecipeError(
+            "distillation.passes is set, which needs unlabelled images: give calibration=batches (on the command line "
+            "--data DIR), or set it to 0"
+        )
     if needs_images_to_rank(recipe, criterion) and calibration is None:
         raise RecipeError(
             "pruning.criterion is 'output', which needs unlabelled images: give calibration=batches (on the command "

@@ -16,13 +16,13 @@ from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
+from norton_plugin.modules.running import ForwardFunction, calibrated_by, counted_by, run_model
 from norton_plugin.pipeline.checks import (
     check_calibration,
     check_model,
     check_patterns,
     check_recipe,
-    needs_images_to_rank,
+    runs_images_again,
 )
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
@@ -46,6 +46,7 @@ def compress(
     ignored: Sequence[nn.Module] = (),
     forward_fn: ForwardFunction | None = None,
     on_step: Callable[[str], None] | None = None,
+    on_detail: Callable[[str], None] | None = None,
 ) -> CompressionResult:
     """Compress a model in the order of the paper: decompose the filters, remove the redundant ones, calibrate.
 
@@ -56,14 +57,17 @@ def compress(
             the model's device and in its dtype.
         recipe: What to do.
         calibration: Unlabelled batches, called like ``example_inputs``, to re-estimate BatchNorm statistics on and,
-            where ``recipe.calibration.fit`` is set, to fit the layers to; the criterion "output" needs them too.
+            where ``recipe.calibration.fit`` is set, to fit the layers to; the criterion "output" needs them too. With
+            ``recipe.distillation.passes`` the model learns from the dense one on them, last of all.
         criterion: Ranks channels in place of ``recipe.pruning.criterion``: an importance of Torch-Pruning, or a
             function from a ``ChannelGroup`` to one score per channel, (size,); low ones are removed first. It is
             shown the layers of ``model``, with their gradients.
         ignored: Modules whose outputs must keep their width.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call; MACs are counted by its attribute
-            ``counted``, where it has one (a function like it, which may also run what cannot be traced).
+            ``counted``, images are run by its attribute ``calibrated``, and by ``distilled`` to learn, where it has
+            them (functions like it, which may also run what cannot be traced).
         on_step: Told the name of each step as it begins.
+        on_detail: Told how far a step is, in words, where it takes long.
 
     Returns:
         The compressed model and the report; ``model, report = compress(...)`` unpacks them.
@@ -85,17 +89,16 @@ def compress(
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
-        repeated = recipe.budget.given or recipe.calibration.fit or needs_images_to_rank(recipe, criterion)
-        if calibration is not None and repeated:
+        if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
         recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
-        phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step)
+        phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
         done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
         after = count_cost(compressed, run)
 
-    structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"seconds": seconds, "structure": structure, "calibration": done.fitted, "budget": planned}
-    facts["calibration_images"] = done.images
+    facts = {"structure": diff(dense, geometry(compressed)), "seconds": time.perf_counter() - start}
+    facts |= {"calibration": done.fitted, "calibration_images": done.images}
+    facts |= {"budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
     return CompressionResult(compressed, report, recipe)
 
@@ -113,5 +116,6 @@ def _within_budget(
         return recipe, None
     step("budget")
     batches = None if calibration is None else take_batches(calibration, _BUDGET_IMAGES)
-    plan = plan_budget(model, recipe, cost, batches=batches, call=partial(run_model, forward_fn=forward_fn))
+    call = partial(run_model, forward_fn=calibrated_by(forward_fn))
+    plan = plan_budget(model, recipe, cost, batches=batches, call=call)
     return plan.recipe(recipe), plan

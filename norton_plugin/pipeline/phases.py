@@ -10,8 +10,9 @@ from torch import nn
 
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
+from norton_plugin.distillation import DistillationReport
 from norton_plugin.modules.running import ForwardFunction
-from norton_plugin.pipeline.calibrating import fit_, ranked_by_outputs, reestimate_
+from norton_plugin.pipeline.calibrating import finish_, fit_, ranked_by_outputs
 from norton_plugin.pipeline.checks import needs_images_to_rank, require_changes
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import GroupCriterion
@@ -29,12 +30,14 @@ class Outcome:
         pruning: Of phase two.
         fitted: What fitting the layers to images did; None where it was not asked for.
         images: Images that BatchNorm statistics were re-estimated on.
+        distilled: What learning from the dense model did; None where it was not asked for.
     """
 
     decomposition: DecompositionReport
     pruning: PruningReport
     fitted: CalibrationReport | None
     images: int
+    distilled: DistillationReport | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Phases:
         ranking: Ranks channels in place of the recipe's criterion; None for that.
         forward_fn: In place of the plain call.
         step: Told the name of each phase as it begins.
+        detail: Told how far a phase is, in words; None for nobody.
     """
 
     model: nn.Module
@@ -58,6 +62,7 @@ class Phases:
     ranking: GroupCriterion | None
     forward_fn: ForwardFunction | None
     step: Callable[[str], None]
+    detail: Callable[[str], None] | None = None
 
     def run_(self, compressed: nn.Module, recipe: Recipe, *, ignored: Sequence[nn.Module]) -> Outcome:
         """Run them on a copy of the dense model, in place.
@@ -81,15 +86,16 @@ class Phases:
             settings |= {"ignored": ignored, "forward_fn": self.forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, self.example_inputs, recipe.pruning, criterion=ranking, **settings)
         require_changes(decomposition, pruning)
-        fitted, images = None, 0
+        fitted: CalibrationReport | None = None
+        on_images: dict[str, Any] = {"recipe": recipe, "forward_fn": self.forward_fn, "on_detail": self.detail}
         if recipe.calibration.fit and self.calibration is not None:
             self.step("fit")
             inputs = self.example_inputs, self.calibration
-            fitted = fit_(self.model, compressed, *inputs, recipe, pruning.removed, self.forward_fn)
-        elif recipe.calibration.batch_norm and self.calibration is not None:
-            self.step("calibrate")
-            images = reestimate_(compressed, self.calibration, recipe=recipe, forward_fn=self.forward_fn)
-        return Outcome(decomposition, pruning, fitted, images)
+            fitted = fit_(self.model, compressed, *inputs, removed=pruning.removed, **on_images)
+        images, distilled = finish_(
+            self.model, compressed, self.calibration, norms=fitted is None, step=self.step, **on_images
+        )
+        return Outcome(decomposition, pruning, fitted, images, distilled)
 
     def _ranking(self, recipe: Recipe) -> GroupCriterion | None:
         if self.calibration is None or not needs_images_to_rank(recipe, self.ranking):

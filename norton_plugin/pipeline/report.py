@@ -12,6 +12,7 @@ from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
+from norton_plugin.distillation import DistillationReport
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
 
@@ -67,6 +68,7 @@ class CompressionReport:
         structure: What rebuilds the compressed model from the dense one.
         calibration: What fitting the layers to images did; None where it was not asked for.
         budget: What was found for a budget; None where none was given.
+        distillation: What learning from the dense model did; None where it was not asked for.
     """
 
     macs_before: int
@@ -81,6 +83,7 @@ class CompressionReport:
     structure: Structure
     calibration: CalibrationReport | None = None
     budget: BudgetPlan | None = None
+    distillation: DistillationReport | None = None
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:

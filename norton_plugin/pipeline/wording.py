@@ -6,12 +6,16 @@ from collections import Counter
 from typing import Protocol
 
 from norton_plugin.budget import BudgetPlan
+from norton_plugin.calibration import CalibrationReport
+from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
 # Norm of a component over that of its cluster's weight, from which on the report speaks of it.
 _LARGE = 10.0
 # Kinds of factors that tell nothing, of which the report names the most frequent.
 _NOTES = 4
+# Layers that a line names.
+_NAMES = 3
 LEVEL_HEADINGS = ("level", "rank", "components")
 
 
@@ -69,6 +73,36 @@ def budget_in_words(plan: BudgetPlan) -> str:
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
     return f"budget of the decomposed model, {', '.join(asked)} of the dense one: {found}; {dense} layers stay dense"
+
+
+def calibration_in_words(report: CalibrationReport) -> list[str]:
+    """Return a line on how near the outputs came to the dense model's, and one for each target, note and reason."""
+    stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
+    lines = [
+        f"fitted to {report.images} images in {report.seconds:.0f} s; divergence from the dense model on "
+        f"{report.held_back} others: {stages}; kept: {report.chosen}"
+    ]
+    groups: dict[str, list[str]] = {}
+    for layer in report.layers:
+        note = f" ({layer.note})" if layer.note else ""
+        groups.setdefault(f"fitted, target {layer.target}{note}", []).append(layer.name)
+    for name, reason in report.left:
+        groups.setdefault(f"not fitted ({reason})", []).append(name)
+    for words, names in groups.items():
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        lines.append(f"{words}, {len(names)}: {', '.join(names[:_NAMES])}{more}")
+    return lines
+
+
+def distillation_in_words(report: DistillationReport) -> str:
+    """Return what learning from the dense model brought, and whether it is kept."""
+    stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
+    compared = f"{report.held_back} others" if report.held_back else "the same images"
+    kept = "it is kept" if report.kept == "after" else "it did not help, and is undone"
+    return (
+        f"learned from the dense model on {report.images} images, {report.steps} steps in {report.seconds:.0f} s, at "
+        f"its outputs and those of {len(report.blocks)} blocks; divergence on {compared}: {stages}; {kept}"
+    )
 
 
 def warning_of_large_components(report: CompressionReport) -> str | None:

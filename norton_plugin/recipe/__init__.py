@@ -2,6 +2,7 @@
 
 from norton_plugin.recipe.budget import Budget
 from norton_plugin.recipe.decomposition import Decomposition, LayerRequest, Level, Rank
+from norton_plugin.recipe.distillation import Distillation
 from norton_plugin.recipe.pruning import Criterion, DistanceCriterion, Pruning
 from norton_plugin.recipe.section import current_names
 from norton_plugin.recipe.whole import Calibration, Recipe, Scope
@@ -12,6 +13,7 @@ __all__ = [
     "Criterion",
     "Decomposition",
     "DistanceCriterion",
+    "Distillation",
     "LayerRequest",
     "Level",
     "Pruning",

@@ -10,6 +10,7 @@ from norton_plugin.errors import RecipeError
 from norton_plugin.patterns import matches_any, require_matches
 from norton_plugin.recipe.budget import Budget
 from norton_plugin.recipe.decomposition import Decomposition
+from norton_plugin.recipe.distillation import Distillation
 from norton_plugin.recipe.pruning import Pruning
 from norton_plugin.recipe.section import Section, check_bool, check_integer, check_number
 
@@ -81,6 +82,7 @@ class Recipe(Section):
         pruning: Phase two, fewer filters.
         budget: What phase one may leave, in place of sizes in ``decomposition``; pruning then goes on from there.
         calibration: What follows on unlabelled images.
+        distillation: What is learned from the dense model on them, last of all.
         verify: Check every block against the convolution it replaces, with the rebuilt weight, and every pruned group
             against the unpruned model with the same channels masked; what differs is left as it was, and listed.
         time_limit: Seconds that following the channels may take, and that checking the groups may take; a model that
@@ -92,6 +94,7 @@ class Recipe(Section):
         "decomposition": Decomposition,
         "pruning": Pruning,
         "calibration": Calibration,
+        "distillation": Distillation,
         "budget": Budget,
     }
 
@@ -99,6 +102,7 @@ class Recipe(Section):
     decomposition: Decomposition = field(default_factory=Decomposition)
     pruning: Pruning = field(default_factory=Pruning)
     calibration: Calibration = field(default_factory=Calibration)
+    distillation: Distillation = field(default_factory=Distillation)
     budget: Budget = field(default_factory=Budget)
     verify: bool = True
     time_limit: float = 60.0

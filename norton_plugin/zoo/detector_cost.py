@@ -30,7 +30,12 @@ def run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
         model: A detector.
         example: Normalised images (B, 3, H, W).
     """
-    size = tuple(example.shape[-2:])
+    return model(example, described(example), mode="tensor")
+
+
+def described(images: Tensor) -> list[DetDataSample]:
+    """Return what mmdet says of images (B, 3, H, W) that are not padded and show nothing."""
+    size = tuple(images.shape[-2:])
     facts = {
         "img_shape": size,
         "batch_input_shape": size,
@@ -38,10 +43,10 @@ def run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
         "ori_shape": size,
         "scale_factor": (1.0, 1.0),
     }
-    samples = [DetDataSample(metainfo=dict(facts)) for _ in example]
+    samples = [DetDataSample(metainfo=dict(facts)) for _ in images]
     for sample in samples:  # mmdet's pipelines pack them always, and some heads ask for them always
-        sample.gt_instances = InstanceData(bboxes=example.new_zeros(0, 4), labels=example.new_zeros(0).long())
-    return model(example, samples, mode="tensor")
+        sample.gt_instances = InstanceData(bboxes=images.new_zeros(0, 4), labels=images.new_zeros(0).long())
+    return samples
 
 
 def run_for_cost(model: nn.Module, example: Tensor) -> Any:

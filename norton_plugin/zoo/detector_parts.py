@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import message_of
 from norton_plugin.zoo.detector_cost import (
+    described,
     detections_of,
     proposals_of,
     regions_in_words,
@@ -56,7 +57,8 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
             return features, "backbone and neck"  # whoever runs it is told why it cannot be run
         parts = [part for part, run in _parts(model) if _outcome(model, part, run, pyramid) is not None]
         counted = _counted(model, example, pyramid)
-    return _PartByPart(tuple(parts), *counted), ", ".join(["backbone and neck", *parts])
+        calibrated = None if single else _calibrated(model, example)
+    return _PartByPart(tuple(parts), *counted, calibrated), ", ".join(["backbone and neck", *parts])
 
 
 def without_heads(trace: Trace) -> tuple[Trace, str]:
@@ -65,7 +67,8 @@ def without_heads(trace: Trace) -> tuple[Trace, str]:
     Args:
         trace: Of ``trace_of``.
     """
-    return _PartByPart((), getattr(trace, "counted", trace), getattr(trace, "regions", "")), "backbone and neck"
+    facts = {name: getattr(trace, name, trace) for name in ("counted", "calibrated")}
+    return _PartByPart((), regions=getattr(trace, "regions", ""), **facts), "backbone and neck"
 
 
 def exported_part(model: nn.Module) -> tuple[Trace, str]:
@@ -100,6 +103,23 @@ def features(model: nn.Module, example: Tensor) -> Any:
     return model.extract_feat(example)  # type: ignore[operator]
 
 
+def with_proposals(model: nn.Module, images: Tensor) -> list[Any]:
+    """Run a two-stage detector on images, its heads on the regions that it proposes itself.
+
+    Args:
+        model: A two-stage detector with a region proposal network.
+        images: Normalised images (B, 3, H, W).
+
+    Returns:
+        Its pyramid, what the RPN says of it, and what the heads say of the proposals.
+    """
+    own: Any = model
+    pyramid = features(model, images)
+    samples = described(images)
+    proposals = own.rpn_head.predict(pyramid, samples, rescale=False)
+    return [pyramid, own.rpn_head(pyramid), own.roi_head.forward(pyramid, proposals, samples)]
+
+
 class _PartByPart:
     """Runs the pyramid, then the given parts on it or on constant regions.
 
@@ -107,12 +127,22 @@ class _PartByPart:
         parts: Names of what follows the pyramid.
         counted: What MACs are counted on by ``compress``; None for the parts themselves.
         regions: On how many regions, in words.
+        calibrated: What runs on images that ``compress`` calibrates on; None for the parts themselves.
     """
 
-    def __init__(self, parts: tuple[str, ...], counted: Trace | None = None, regions: str = "") -> None:
+    def __init__(
+        self,
+        parts: tuple[str, ...],
+        counted: Trace | None = None,
+        regions: str = "",
+        calibrated: Trace | None = None,
+    ) -> None:
         self.parts = parts
         self.counted = counted or self
         self.regions = regions
+        self.calibrated = calibrated or self
+        # What heads say of proposals is not comparable: each model makes its own.
+        self.distilled = _pyramid_and_regions if calibrated is with_proposals else self.calibrated
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
         pyramid = features(model, example)
@@ -132,6 +162,17 @@ def _counted(model: nn.Module, example: Tensor, pyramid: Any) -> tuple[Trace | N
         logger.info("the whole detector does not run in mode tensor (%s): MACs are those of the parts traced", told)
         return None, ""
     return run_for_cost, regions_in_words(model, pyramid)
+
+
+def _calibrated(model: nn.Module, example: Tensor) -> Trace:
+    """Return what a two-stage detector is run by on images; without its heads where it cannot be run on proposals."""
+    try:
+        with_proposals(model, example)
+    except Exception as error:
+        told = f"{type(error).__name__}: {message_of(error)}"
+        logger.info("the detector does not run on its own proposals (%s): its heads see no images", told)
+        return features
+    return with_proposals
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:

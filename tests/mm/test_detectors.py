@@ -1,5 +1,6 @@
 """The stock scripts of mmdet, from its wheel, on compressed detectors."""
 
+import json
 import os
 import signal
 import subprocess
@@ -80,8 +81,9 @@ def test_two_options_compress_and_the_scripts_agree(trained):
 def test_resume_after_the_first_epoch(trained):
     config, work = trained
     again = work.parent / "again"
-    options = ["--cfg-options", *NORTON, f"load_from={work / 'epoch_1.pth'}"]
-    tool("train.py", config, "--work-dir", again, "--resume", *options)
+    # A bare --resume looks into the new work dir, finds nothing, and starts from the beginning.
+    tool("train.py", config, "--work-dir", again, "--resume", work / "epoch_1.pth", "--cfg-options", *NORTON)
+    assert not (again / "norton_report.json").exists()
     first, second = weights(work / "epoch_2.pth"), weights(again / "epoch_2.pth")
     assert max(float((first[name] - second[name]).abs().max()) for name in first) == 0.0
 
@@ -129,4 +131,25 @@ def test_killed_in_an_epoch_and_resumed(data, tmp_path):
     assert not (tmp_path / "cut" / "epoch_3.pth").exists()
     tool("train.py", config, "--work-dir", tmp_path / "cut", "--resume", "--cfg-options", *NORTON)
     first, second = weights(tmp_path / "whole" / "epoch_3.pth"), weights(tmp_path / "cut" / "epoch_3.pth")
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) == 0.0
+
+
+def test_a_calibrated_detector_by_options_alone(data, tmp_path):
+    """RetinaNet: a budget, fitted on training images; tested, exported and resumed as any other."""
+    norton = [NORTON[0], "default_hooks.norton.calibrate=True", "default_hooks.norton.budget.macs=0.6"]
+    norton += ["default_hooks.norton.restarts=1", "default_hooks.norton.sweeps=30"]
+    config, work = write_config(tmp_path / "config.py", retinanet(), data), tmp_path / "work"
+    tool("train.py", config, "--work-dir", work, "--cfg-options", *norton)
+    report = json.loads((work / "norton_report.json").read_text())
+    assert 0.58 < report["macs_after"] / report["macs_before"] <= 0.6
+    targets = {layer["name"]: (layer["target"], layer["note"]) for layer in report["calibration"]["layers"]}
+    assert targets["bbox_head.cls_convs.0.conv"] == ("output", "it is called 5 times")
+    assert targets["backbone.layer2.1.conv2"] == ("stream", "")
+    with_hook = tool("test.py", config, work / "epoch_2.pth", "--work-dir", work / "t", "--cfg-options", *norton)
+    exported = tool("test.py", work / "norton_config.py", work / "epoch_2.pth", "--work-dir", work / "t")
+    assert score(with_hook) == score(exported)
+    again = ["--work-dir", tmp_path / "again", "--resume", work / "epoch_1.pth"]
+    tool("train.py", config, *again, "--cfg-options", *norton)
+    assert not (tmp_path / "again" / "norton_report.json").exists()  # nothing was compressed again
+    first, second = weights(work / "epoch_2.pth"), weights(tmp_path / "again" / "epoch_2.pth")
     assert max(float((first[name] - second[name]).abs().max()) for name in first) == 0.0

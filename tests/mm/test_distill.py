@@ -23,8 +23,9 @@ from mmengine.runner import CheckpointLoader, Runner, turn_on_activation_checkpo
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import NORTON, ToyData, ToyNet, difference, run, toy_config
 
+from norton_plugin.distillation import distillation_loss, feature_loss
 from norton_plugin.mm import NortonHook, TimmClassifier
-from norton_plugin.mm.distillation.losses import FeatureDistillation, distillation_loss, feature_loss
+from norton_plugin.mm.distillation.losses import FeatureDistillation
 from norton_plugin.mm.distillation.teacher import FILE, DenseTeacher, DistillSettings
 from norton_plugin.mm.runner.optimizer import split_factors_
 from norton_plugin.mm.runner.quiet import preserved_process

@@ -460,8 +460,9 @@ def test_the_hook_notices_a_model_that_was_rebuilt(tmp_path):
         {},
         {"distill": {"layers": "shared", "weight": 0.01}, "factor_decay": 0.3},
         {"level": "cluster", "clusters": 3, "factor_decay": "auto", "batch_norm": False},
+        {"calibrate": True},
     ],
-    ids=["plain", "distilled", "clusters"],
+    ids=["plain", "distilled", "clusters", "calibrated"],
 )
 def test_two_processes(tmp_path, options):
     """T2, T21, T22: after the wrapper is made anew both ranks train the same parameters."""

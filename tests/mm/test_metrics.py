@@ -8,9 +8,9 @@ from norton_plugin.errors import RecipeError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
+from norton_plugin.distillation import distillation_loss
 from norton_plugin.mm import TopKAccuracy
 from norton_plugin.mm.classification.metrics import label_ranks
-from norton_plugin.mm.distillation.losses import distillation_loss
 
 SCORES = torch.tensor(
     [

@@ -152,3 +152,29 @@ def test_flags_come_back():
     modes = [module.training for module in model.modules()]
     zoo.trace_of(model, EXAMPLE)
     assert [module.training for module in model.modules()] == modes and not all(modes)
+
+
+def test_heads_behind_proposals_are_fitted_to_what_the_dense_model_shows_them():
+    """On images the heads read their own proposals, which differ in the two models; not the constants of the trace."""
+    model = build(faster_rcnn())
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    trace, _ = zoo.trace_of(model, image)
+    assert trace.calibrated is zoo.with_proposals
+    assert zoo.without_heads(trace)[0].calibrated is zoo.with_proposals
+    recipe = Recipe.from_dict(
+        {
+            "decomposition": {"level": "layer", "share": 0.5, "linear": True, "restarts": 1, "sweeps": 20},
+            "scope": {"include": ["roi_head", "neck.fpn_convs.1"]},
+            "calibration": {"fit": True, "positions": 64},
+        }
+    )
+    images = list(torch.randn(24, 3, 64, 64, generator=torch.Generator().manual_seed(1)).split(3))
+    _, report = compress(model, image, recipe, calibration=images, forward_fn=trace)
+    found = {layer.name: layer for layer in report.calibration.layers}
+    heads = [name for name in found if name.startswith("roi_head.")]
+    assert {"roi_head.bbox_head.shared_fcs.0", "roi_head.bbox_head.fc_cls"} <= set(heads)
+    assert {found[name].target for name in heads} == {"symmetric"}
+    assert (
+        found["roi_head.bbox_head.shared_fcs.0"].samples == 21 * 20
+    )  # test_cfg.rpn.max_per_img of each image fitted on
+    assert found["neck.fpn_convs.1.conv"].target == "output"

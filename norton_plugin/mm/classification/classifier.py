@@ -9,8 +9,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from norton_plugin.distillation import distillation_loss
 from norton_plugin.errors import RecipeError, SourceError
-from norton_plugin.mm.distillation.losses import Teacher, distillation_loss
+from norton_plugin.mm.distillation.losses import Teacher
 from norton_plugin.zoo import load_source
 
 

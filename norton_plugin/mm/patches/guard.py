@@ -178,7 +178,9 @@ def check_settings(
 
 def _of_structure(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recipe that decide what becomes of a model's layers."""
-    kept: dict[str, Any] = {section: dict(recipe[section]) for section in ("scope", "decomposition", "pruning")}
+    kept: dict[str, Any] = {
+        section: dict(recipe[section]) for section in ("scope", "decomposition", "budget", "pruning")
+    }
     for name in _HOW:
         kept["decomposition"].pop(name)
     return kept

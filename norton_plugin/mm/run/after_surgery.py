@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import broadcast
-from mmengine.model import BaseModel
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
 
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.errors import SurgeryError
+from norton_plugin.mm.run import training_images
 from norton_plugin.mm.runner.migration import average_again_, plain_instances, unwrap
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.surgery.structure import Structure
@@ -50,11 +47,10 @@ def reestimate_(runner: Runner, structure: Structure, *, images: int, tell: Tell
     if all(norm in unchanged for norm in model.modules() if isinstance(norm, _NORMS)):
         return 0
     with preserved_random_state(), plain_instances(model):
-        _rewind(runner)
+        training_images.rewind(runner)
+        batches = _told(training_images.batches(runner, model, training=True), tell)
         try:
-            used = reestimate_batch_norm_(
-                model, _told(_batches(runner, model), tell), call=_losses, images=images, keep=unchanged
-            )
+            used = reestimate_batch_norm_(model, batches, call=_losses, images=images, keep=unchanged)
         except SurgeryError as error:
             runner.logger.warning("NORTON: BatchNorm statistics are left as they were: %s", error)
             used = 0
@@ -115,35 +111,6 @@ def _told(batches: Iterable[Any], tell: Tell) -> Iterator[Any]:
     for number, batch in enumerate(batches, 1):
         tell(f"batch {number}")
         yield batch
-
-
-def _rewind(runner: Runner) -> None:
-    """Start with the images of this epoch in its order, whatever ran before: a resumed run must see the same ones."""
-    torch.manual_seed(int(runner.seed or 0))
-    np.random.seed(int(runner.seed or 0) % 2**32)
-    random.seed(int(runner.seed or 0))
-    sampler: Any = getattr(runner.train_dataloader, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(runner.epoch)
-
-
-def _batches(runner: Runner, model: BaseModel) -> Iterator[dict[str, Any]]:
-    loader = runner.train_dataloader
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        loader = _aside(loader)
-    for data in loader:
-        yield model.data_preprocessor(data, True)
-
-
-def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Return a loader of the same images in an order of its own.
-
-    Loops that count iterations draw from one endless iterator, which is there already: a sampler such as mmengine's
-    ``InfiniteSampler`` has a single order, and would be used up.
-    """
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
-    order = torch.randperm(len(loader.dataset)).tolist()  # type: ignore[arg-type]
-    return DataLoader(loader.dataset, batch_size=size, sampler=order, collate_fn=loader.collate_fn)
 
 
 def _losses(model: nn.Module, batch: Any) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import counted_by
+from norton_plugin.modules.running import calibrated_by, counted_by
 from norton_plugin.pipeline import CompressionReport, compress
 from norton_plugin.recipe import Recipe
 
@@ -25,7 +26,8 @@ def compressed_copy(
     *,
     logger: logging.Logger,
     outputs: Sequence[str] = (),
-    on_step: Callable[[str], None] | None = None,
+    images: Sequence[Tensor] | None = None,
+    log: StepLog | None = None,
 ) -> tuple[nn.Module, CompressionReport, str]:
     """Compress a copy; where the whole cannot be traced, less of it is.
 
@@ -35,7 +37,8 @@ def compressed_copy(
         recipe: What to do.
         logger: Told what cannot be traced.
         outputs: Layers whose outputs keep their width, as the model's own do.
-        on_step: Told the name of each step as it begins.
+        images: Unlabelled batches (B, C, H, W) for what the recipe does on images; None for none.
+        log: Told each step as it begins, and how far it is.
 
     Returns:
         The compressed copy, the report, and what was traced in words.
@@ -50,7 +53,8 @@ def compressed_copy(
                 run = _WithOutputs(trace, outputs)
                 regions = f" {words}" if (words := getattr(trace, "regions", "")) else ""
                 logger.info("NORTON: MACs are those of one image of %s%s", _size(example), regions)
-                return *compress(model, example, recipe, forward_fn=run, on_step=on_step), covered
+                told: dict[str, Any] = {} if log is None else {"on_step": log, "on_detail": log.detail}
+                return *compress(model, example, recipe, calibration=images, forward_fn=run, **told), covered
             except TracingError as error:
                 if position == len(traces):
                     raise
@@ -67,7 +71,7 @@ class _WithOutputs:
 
     def __init__(self, trace: Trace, names: Sequence[str]) -> None:
         self._trace, self._names = trace, names
-        self.counted = counted_by(trace)
+        self.counted, self.calibrated = counted_by(trace), calibrated_by(trace)
 
     def __call__(self, model: nn.Module, example: Any) -> Any:
         if not self._names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from norton_plugin.errors import NortonError, SurgeryError
 from norton_plugin.mm.run.compression import compressed_copy, frozen_layers, without
 from norton_plugin.mm.run.left import with_frozen_named
+from norton_plugin.mm.run.shown import shown_images
+from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.mm.run.tracing import example_image
 from norton_plugin.mm.runner.migration import unwrap
 from norton_plugin.pipeline import CompressionReport
@@ -44,9 +46,12 @@ def decide(
     frozen: bool,
     input_size: Sequence[int] | None,
     outputs: Sequence[str] = (),
-    on_step: Callable[[str], None] | None = None,
+    named: frozenset[str] = frozenset(),
+    log: StepLog | None = None,
 ) -> Decision:
     """Compress a copy of the model on the first rank, and give every rank its structure.
+
+    Where the recipe has a budget, fits layers or learns from the dense model, training images are shown to the copy.
 
     Args:
         runner: Its model is not changed.
@@ -54,7 +59,8 @@ def decide(
         frozen: Also change layers that need no gradient.
         input_size: (H, W) in pixels of the image to trace; None for that of the training data.
         outputs: Layers whose outputs keep their width.
-        on_step: Told the name of each step as it begins, on the first rank.
+        named: Settings of the recipe's calibration that hold as they are.
+        log: Told each step as it begins, and how far it is, on the first rank.
 
     Raises:
         NortonError: The compression failed; on every rank alike.
@@ -63,8 +69,8 @@ def decide(
     shared: list[Any] = [None]
     if runner.rank == 0:
         try:
-            settings: dict[str, Any] = {"frozen": frozen, "input_size": input_size, "outputs": outputs}
-            decision = _compress(runner, recipe, on_step=on_step, **settings)
+            settings: dict[str, Any] = {"frozen": frozen, "input_size": input_size, "outputs": outputs, "named": named}
+            decision = _compress(runner, recipe, log=log, **settings)
             shared = [decision.structure]
         except Exception as error:
             if not is_distributed():
@@ -86,13 +92,17 @@ def _compress(
     frozen: bool,
     input_size: Sequence[int] | None,
     outputs: Sequence[str],
-    on_step: Callable[[str], None] | None,
+    named: frozenset[str],
+    log: StepLog | None,
 ) -> Decision:
     model = unwrap(runner.model)
     example = example_image(runner, model, input_size)
     left = () if frozen else frozen_layers(model)
+    wanted, images = without(recipe, left), None
+    if recipe.budget.given or recipe.calibration.fit or recipe.distillation.active:
+        wanted, images = shown_images(runner, model, wanted, named=named, log=log)
     compressed, report, traced = compressed_copy(
-        model, example, without(recipe, left), logger=runner.logger, outputs=outputs, on_step=on_step
+        model, example, wanted, logger=runner.logger, outputs=outputs, images=images, log=log
     )
     report = with_frozen_named(report, [name for name in left if recipe.scope.admits(name)])
     return Decision(report.structure, dict(compressed.state_dict()), report, traced)

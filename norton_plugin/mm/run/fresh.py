@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmengine.dist import broadcast
 from mmengine.runner import Runner
@@ -36,6 +37,7 @@ class Fresh:
         evaluate: Validate straight after surgery.
         outputs: Layers whose outputs keep their width.
         dense: Geometry of the dense model, where the one at hand is compressed already.
+        named: Settings of the recipe's calibration that the config names itself.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Fresh:
     evaluate: bool
     outputs: tuple[str, ...] = ()
     dense: Geometry | None = None
+    named: frozenset[str] = frozenset()
 
 
 def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionReport | None]:
@@ -60,15 +63,19 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
     warn_of_random_weights(runner)
     with StepLog(runner.logger).running() as log:
         runner.logger.info("NORTON: surgery begins: %s", _in_words(told.recipe))
-        decision = decide(
-            runner, told.recipe, frozen=told.frozen, input_size=told.input_size, outputs=told.outputs, on_step=log
-        )
+        settings: dict[str, Any] = {
+            "frozen": told.frozen,
+            "input_size": told.input_size,
+            "outputs": told.outputs,
+            "named": told.named,
+        }
+        decision = decide(runner, told.recipe, log=log, **settings)
         structure = _change_(runner, decision, told)
         if decision.report is not None:
             log_surgery(runner, decision.report, traced=decision.traced)
         calibration = told.recipe.calibration
-        images = 0
-        if calibration.batch_norm:
+        images = 0 if decision.report is None else decision.report.calibration_images
+        if calibration.batch_norm and not (calibration.fit or told.recipe.distillation.active):
             log("re-estimating BatchNorm statistics")
             images = after_surgery.reestimate_(runner, structure, images=calibration.images, tell=log.detail)
         metrics = {}
@@ -86,7 +93,7 @@ def _in_words(recipe: Recipe) -> str:
     """Return what a recipe asks for beyond the defaults, as a config writes it."""
     default, asked = Recipe().to_dict(), recipe.to_dict()
     changed = []
-    for section in ("decomposition", "pruning", "scope"):
+    for section in ("decomposition", "budget", "pruning", "scope", "calibration", "distillation"):
         changed += [f"{key}={value!r}" for key, value in asked[section].items() if value != default[section][key]]
     return ", ".join(changed)
 

@@ -16,7 +16,7 @@ from norton_plugin.mm.distillation.losses import FeatureDistillation
 from norton_plugin.mm.distillation.teacher import DenseTeacher, DistillSettings
 from norton_plugin.mm.patches import fuse, guard
 from norton_plugin.mm.run.fresh import Fresh, compress_run_
-from norton_plugin.mm.run.options import recipe_from_options
+from norton_plugin.mm.run.options import HookRecipe
 from norton_plugin.mm.run.preconditions import check_run, resumes, trains
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
 from norton_plugin.mm.runner.migration import migrate_, unwrap
@@ -40,8 +40,6 @@ _OPTIONS = (
 )
 # The compressed model before any fine-tuning.
 _FRESH = "norton_surgery.pth"
-# Fewer than of the recipe's default: detectors' images are large.
-_CALIBRATION_IMAGES = 256
 
 
 @HOOKS.register_module()
@@ -70,9 +68,11 @@ class NortonHook(Hook):
             ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
         again: Compress the model of a compressed checkpoint (``load_from``) once more, by the recipe given here.
             Without it such a model is trained as it is. Not together with ``distill``.
-        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``level``, ``keep``, ``scope`` ...). After
-            surgery the statistics of BatchNorms are re-estimated on ``images`` (256) training images, those of norms
-            kept in evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves them as they are.
+        **recipe: Keys of the recipe, in its sections or flat (``rank``, ``level``, ``keep``, ``scope`` ...);
+            ``calibrate=True`` fits the layers to training images (``calibration.fit``), ``budget=dict(macs=0.5)`` finds
+            their sizes. Otherwise, after surgery, the statistics of BatchNorms are re-estimated on ``images`` (256)
+            training images, those of norms kept in evaluation mode (``norm_eval``) too; ``batch_norm=False`` leaves
+            them as they are.
 
     Raises:
         RecipeError: An unknown key, or a value out of its range.
@@ -96,13 +96,8 @@ class NortonHook(Hook):
         again: bool = False,
         **recipe: Any,
     ) -> None:
-        if "calibration" not in recipe:
-            recipe.setdefault("images", _CALIBRATION_IMAGES)
-        self.recipe = recipe_from_options(recipe, others=_OPTIONS)
-        if not (self.recipe.decomposes or self.recipe.pruning.active):
-            raise RecipeError(
-                "NortonHook is asked for nothing: set rank, components or share, or keep below 1, or both"
-            )
+        asked = HookRecipe.from_options(recipe, others=_OPTIONS)
+        self.recipe, self._named = asked.recipe, asked.named
         if not isinstance(at_epoch, int) or isinstance(at_epoch, bool) or at_epoch < 0:
             raise RecipeError(f"at_epoch is {at_epoch!r}; expected a number of epochs, at least 0")
         if input_size is not None and (len(input_size) != 2 or any(int(size) < 1 for size in input_size)):
@@ -258,6 +253,7 @@ class NortonHook(Hook):
             self.evaluate,
             outputs=self._remember_dense(runner),
             dense=self._dense,
+            named=self._named,
         )
         self.structure, self.report = compress_run_(runner, told)
         if self._teacher is not None and runner.rank == 0:

@@ -4,11 +4,86 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Recipe, current_names
+
+# Fewer than of the recipe's default: detectors' images are large.
+_NORM_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class HookRecipe:
+    """What NortonHook is asked to do.
+
+    Attributes:
+        recipe: The whole of it.
+        named: Settings of its section ``calibration`` that the config names itself.
+    """
+
+    recipe: Recipe
+    named: frozenset[str]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], *, others: Iterable[str] = ()) -> HookRecipe:
+        """Read the keys of a config: those of a recipe, and ``calibrate``, which stands for ``calibration.fit``.
+
+        With a budget and no level, levels are ``"auto"``, as on the command line. Without ``calibrate`` the default of
+        ``images`` is 256.
+
+        Args:
+            options: Keys and values.
+            others: Further keys that the caller takes, to be named in messages.
+
+        Raises:
+            RecipeError: An unknown key, one given twice, a value out of its range, or nothing to do.
+        """
+        options = dict(options)
+        if "calibrate" in options:
+            if "fit" in options:
+                raise RecipeError("'calibrate' and 'fit' are the same setting; leave one of them out")
+            calibrate = options.pop("calibrate")
+            if not isinstance(calibrate, bool):
+                raise RecipeError(
+                    f"calibrate is {calibrate!r}; expected true or false (settings go into calibration: "
+                    "calibration=dict(fit=True, positions=64))"
+                )
+            options["fit"] = calibrate
+        recipe = recipe_from_options(options, others=(*others, "calibrate"))
+        inner = options.get("calibration")
+        names = {*options, *(inner if isinstance(inner, Mapping) else ())}
+        named = frozenset(f.name for f in fields(recipe.calibration) if f.name in names)
+        plain = recipe.to_dict()
+        if "images" not in named and not recipe.calibration.fit:
+            plain["calibration"]["images"] = _NORM_IMAGES
+        if recipe.budget.given and not _names_level(options):
+            plain["decomposition"]["level"] = "auto"
+        found = cls(Recipe.from_dict(plain), named)
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """Refuse a recipe that asks for nothing, or for layers to be fitted where none is decomposed.
+
+        Raises:
+            RecipeError: Say what to set.
+        """
+        if not (self.recipe.decomposes or self.recipe.pruning.active):
+            raise RecipeError(
+                "NortonHook is asked for nothing: set rank, components, share or a budget, or keep below 1, or both"
+            )
+        if self.recipe.calibration.fit and not self.recipe.decomposes:
+            raise RecipeError(
+                "calibrate fits decomposed layers to images, but nothing is decomposed; set rank, components, share or "
+                "budget=dict(macs=0.5), or leave calibrate out (BatchNorm statistics are re-estimated in any case)"
+            )
+
+
+def _names_level(options: Mapping[str, Any]) -> bool:
+    section = options.get("decomposition")
+    return "level" in options or (isinstance(section, Mapping) and "level" in section)
 
 
 def recipe_from_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> Recipe:

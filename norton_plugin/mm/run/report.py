@@ -13,6 +13,9 @@ from norton_plugin.mm.run.left import everything_left, lines_of_left
 from norton_plugin.pipeline import (
     LEVEL_HEADINGS,
     CompressionReport,
+    budget_in_words,
+    calibration_in_words,
+    distillation_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -36,7 +39,10 @@ def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> No
         runner.logger.log(logging.DEBUG, line)
     left = lines_of_left(report)
     heading = [f"left as they were (all by name in {REPORT}):"] if left else []
-    lines = [*summary_table(report, traced=traced), *heading, *(f"  {line}" for line in left)]
+    found = [] if report.budget is None else [budget_in_words(report.budget)]
+    found += [] if report.calibration is None else calibration_in_words(report.calibration)
+    found += [] if report.distillation is None else [distillation_in_words(report.distillation)]
+    lines = [*summary_table(report, traced=traced), *found, *heading, *(f"  {line}" for line in left)]
     runner.logger.info("%s", "\n".join(lines))
     _write(runner, report, {})
     warning = warning_of_large_components(report)

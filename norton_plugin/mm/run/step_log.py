@@ -14,6 +14,10 @@ SECONDS = 10.0
 _WORDS = {
     "measure": "counting MACs",
     "decompose": "decomposing the filters",
+    "budget": "finding sizes for the budget",
+    "fit": "fitting the layers to training images",
+    "calibrate": "re-estimating BatchNorm statistics",
+    "distill": "learning from the dense model",
     "prune": "following the channels and removing redundant ones",
 }
 
