@@ -16,7 +16,7 @@ import pytest
 import norton_plugin
 
 PACKAGE = Path(norton_plugin.__file__).parent
-HEAVY = ("timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.models")
+HEAVY = ("ultralytics", "timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.models")
 
 # Room -> rooms it may import while running, besides `errors`, itself and what those rooms may import in turn.
 # Order matters: arrows point up.
@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "insight": {"pipeline", "artifact", "deploy"},
     "pictures": {"artifact", "deploy"},
     "bench": {"cost", "export", "insight", "modules"},
+    "yolo": {"pipeline"},
     "mm": {"pipeline", "artifact", "blocks", "distillation", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
@@ -56,6 +57,7 @@ OWNERS = {
     "torchvision": ("zoo", "pictures"),
     "mmdet": ("zoo",),
     "mmengine": ("mm", "zoo"),
+    "ultralytics": ("yolo",),
     "tensorly": (),
     "scipy": ("pabs", "budget"),
     "onnx": ("export",),

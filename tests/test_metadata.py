@@ -28,8 +28,9 @@ DISTRIBUTIONS = {
     "torch_pruning": "torch-pruning",
     "pytorch_grad_cam": "grad-cam",
 }
-# Imported only if something else has brought it: OpenCV comes with mmengine, in one of two builds.
-OPTIONAL = {"cv2"}
+# Imported only if something else has brought it: OpenCV comes with mmengine, in one of two builds; Ultralytics is under
+# AGPL-3.0, and nobody gets it through this package.
+OPTIONAL = {"cv2", "ultralytics"}
 # Needed by a tool that is named itself.
 BEHIND_TOOLS = {"types-pyyaml": "mypy", "mkdocstrings": "mkdocs", "mkdocs-material": "mkdocs", "ipykernel": "nbclient"}
 
