@@ -57,7 +57,8 @@ def compress(
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Image folder to re-estimate BatchNorm statistics on, or to --calibrate with; labels are not used.",
+            help="Folder of images, in sub-folders or not: to re-estimate BatchNorm statistics on, or to --calibrate "
+            "with. Labels are not used.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -133,8 +134,15 @@ def compress(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         calibration = None
         if calibration_data is not None:
-            data, shuffling = open_images(calibration_data, opened.preprocessing), chosen.decomposition.seed
-            calibration = calibration_batches(data, opened.preprocessing, seed=shuffling, workers=workers)
+            data = open_images(calibration_data, opened.preprocessing, labelled=False)
+            calibration = calibration_batches(
+                data,
+                opened.preprocessing,
+                images=chosen.calibration.images,
+                seed=chosen.decomposition.seed,
+                fewest=8 if chosen.calibration.fit else 1,  # one of eight is held back
+                workers=workers,
+            )
         result = run(
             opened.model,
             opened.example_inputs,

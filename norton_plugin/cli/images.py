@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from norton_plugin.zoo import Preprocessing
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from norton_plugin.cli.output import Output
     from norton_plugin.export import Int8
 
+_BATCH = 64  # most calibration images in one pass
 _SMALL = 64  # pixels up to which a whole data set is decoded once and kept in memory
 
 
@@ -22,13 +25,14 @@ def is_packed(preprocessing: Preprocessing) -> bool:
     return max(preprocessing.input_size[-2:]) <= _SMALL and preprocessing.crop_pct == 1.0
 
 
-def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = False) -> Any:
-    """Return a data set of ``mm`` from a folder with one sub-folder per class.
+def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = False, labelled: bool = True) -> Any:
+    """Return a data set of ``mm`` from a folder of images.
 
     Args:
         folder: The folder.
         preprocessing: What the model expects.
         training: With random crops and the like; packed images are augmented later, by batches.
+        labelled: Whether it has one sub-folder per class; otherwise images may lie anywhere in it.
 
     Raises:
         SourceError: The folder is absent or holds no images.
@@ -38,32 +42,45 @@ def open_images(folder: Path, preprocessing: Preprocessing, *, training: bool = 
 
     if is_packed(preprocessing):
         height, width = preprocessing.input_size[-2:]
-        return pack_folder(folder, size=(height, width), gray=preprocessing.input_size[0] == 1)
-    return ImageFolder(folder, preprocessing, training=training)
+        return pack_folder(folder, size=(height, width), gray=preprocessing.input_size[0] == 1, labelled=labelled)
+    return ImageFolder(folder, preprocessing, training=training, labelled=labelled)
 
 
 def calibration_batches(
-    data: Any, preprocessing: Preprocessing, *, seed: int, batch_size: int = 64, workers: int = 0
+    data: Any, preprocessing: Preprocessing, *, images: int, seed: int, fewest: int = 1, workers: int = 0
 ) -> Iterator[tuple[Tensor]]:
     """Shuffled batches of normalised images, without labels.
 
     Args:
         data: A data set of ``mm``.
         preprocessing: For mean and standard deviation.
+        images: Most images to use.
         seed: Of the order.
-        batch_size: Images per batch.
+        fewest: Batches, where that leaves two images in each.
         workers: Processes that load images.
 
     Yields:
         One-tuples of (B, C, H, W), as example inputs are given.
     """
     from norton_plugin.mm import ImagePreprocessor
-    from norton_plugin.mm.classification.loading import make_loader
+    from norton_plugin.mm.classification.loading import load_batches
 
     prepare = ImagePreprocessor(preprocessing.mean, preprocessing.std)
-    # a training loader for its shuffling: batches of one class each would give wrong statistics
-    for batch in make_loader(data, batch_size=batch_size, training=True, seed=seed, num_workers=workers):
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:images].tolist()
+    for batch in load_batches(data, even_batches(order, fewest=fewest), num_workers=workers):
         yield (prepare(batch, False)["inputs"],)
+
+
+def even_batches(order: Sequence[int], *, fewest: int) -> list[list[int]]:
+    """Cut a list of images into batches of nearly one size, so that none is left out and all count alike.
+
+    Args:
+        order: Places of the images.
+        fewest: As of ``calibration_batches``.
+    """
+    count = max(math.ceil(len(order) / _BATCH), min(fewest, len(order) // 2), 1)
+    ends = [len(order) * (i + 1) // count for i in range(count)]
+    return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def split_sample(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from norton_plugin.errors import SourceError
+from norton_plugin.zoo.pixels import in_eight_bits
 from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
@@ -45,6 +46,33 @@ def list_images(root: str | Path) -> tuple[list[Path], list[int], list[str]]:
     return paths, labels, classes
 
 
+def list_unlabelled(root: str | Path) -> list[Path]:
+    """List the images in a folder and in the folders below it, in a fixed order.
+
+    Raises:
+        SourceError: The folder is absent, or holds no image.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise SourceError(f"{str(root)!r} is not a folder; expected one with images, in sub-folders or not")
+    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    if not shown:
+        raise SourceError(
+            f"{str(root)!r} and its sub-folders hold no image; expected files such as {root.name}/image.jpg "
+            f"({', '.join(sorted(SUFFIXES))})"
+        )
+    return sorted(shown)
+
+
+def listed(root: str | Path, *, labelled: bool) -> tuple[list[Path], list[int], list[str]]:
+    """Return what ``list_images`` does; without labels the images that lie anywhere in the folder, with label 0."""
+    if labelled:
+        return list_images(root)
+    paths = list_unlabelled(root)
+    return paths, [0] * len(paths), []
+
+
 def read_image(path: Path, *, gray: bool = False) -> Image.Image:
     """Decode one image as RGB, or as one channel when ``gray``.
 
@@ -53,8 +81,8 @@ def read_image(path: Path, *, gray: bool = False) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("L" if gray else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
+            return in_eight_bits(image, gray=gray)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise SourceError(f"{str(path)!r} cannot be read as an image: {error}") from error
 
 
@@ -68,6 +96,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
             is installed.
         training: Random crops, flips and colours instead of resize and centre crop.
         transform: Own function from an image to a uint8 tensor (C, H, W), instead of ``preprocessing``.
+        labelled: Whether sub-folders are classes; otherwise images may lie anywhere in the folder, all with label 0.
     """
 
     def __init__(
@@ -77,8 +106,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
         *,
         training: bool = False,
         transform: Callable[[Image.Image], Tensor] | None = None,
+        labelled: bool = True,
     ) -> None:
-        self.paths, self.labels, classes = list_images(root)
+        self.paths, self.labels, classes = listed(root, labelled=labelled)
         if isinstance(preprocessing, dict):
             preprocessing = Preprocessing(**preprocessing)
         preprocessing = preprocessing or Preprocessing()

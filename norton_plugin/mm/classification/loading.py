@@ -41,6 +41,17 @@ def make_loader(
     )
 
 
+def load_batches(data: Dataset[Any], batches: Sequence[Sequence[int]], *, num_workers: int = 0) -> DataLoader[Any]:
+    """Build a loader of given batches, each a list of places in the data set."""
+    return DataLoader(
+        data,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any sequence of lists will do
+        num_workers=num_workers,
+        collate_fn=collate_batch,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
 def make_classifier(
     model: nn.Module, *, mean: Sequence[float] | None, std: Sequence[float] | None, **options: Any
 ) -> TimmClassifier:

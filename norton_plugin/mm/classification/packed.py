@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from norton_plugin.errors import SourceError
-from norton_plugin.mm.classification.datasets import list_images, read_image
+from norton_plugin.mm.classification.datasets import listed, read_image
 
 _log = logging.getLogger(__name__)
 _LIMIT = 4 * 1024**3  # bytes of pixels kept in memory
@@ -59,7 +59,12 @@ class PackedImages(Dataset[dict[str, Any]]):
 
 
 def pack_folder(
-    root: str | Path, *, size: int | tuple[int, int] | None = None, gray: bool = False, cache: bool = True
+    root: str | Path,
+    *,
+    size: int | tuple[int, int] | None = None,
+    gray: bool = False,
+    cache: bool = True,
+    labelled: bool = True,
 ) -> PackedImages:
     """Decode an image folder into memory, once: a copy is kept in the user's cache folder.
 
@@ -69,6 +74,7 @@ def pack_folder(
         gray: One channel instead of RGB.
         cache: Read and write ``$XDG_CACHE_HOME/norton_plugin/data`` (``~/.cache`` when unset). A change of
             any file's name, size or time makes a new copy.
+        labelled: As of ``ImageFolder``.
 
     Returns:
         The images.
@@ -76,8 +82,9 @@ def pack_folder(
     Raises:
         SourceError: No images, images of several sizes without ``size``, or more than 4 GiB of pixels.
     """
-    paths, labels, classes = list_images(root)
-    file = cache_folder() / f"{_key(Path(root), paths, size, gray)}.npz"
+    paths, labels, classes = listed(root, labelled=labelled)
+    pixels = _key(Path(root), paths, size, gray)  # of labels, too: the folders tell them
+    file = cache_folder() / f"{pixels if labelled else f'{pixels}-unlabelled'}.npz"
     if cache and file.is_file():
         try:
             with np.load(file, allow_pickle=False) as stored:
