@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from norton_plugin.blocks import all_in_form
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import NortonError, SurgeryError
 
 Call = Callable[[], Any]
 MapSize = tuple[int, int]
@@ -128,6 +128,8 @@ def count_cost(model: nn.Module, call: Call) -> ModelCost:
         # By the factors, whichever of the equivalent forms is chosen for speed.
         with _evaluated_without_gradients(model), layers.watching(model), all_in_form(model, "separable"), total:
             call()
+    except NortonError:  # it says itself what is wrong
+        raise
     except Exception as error:
         first_line, _, _ = str(error).partition("\n")
         raise SurgeryError(

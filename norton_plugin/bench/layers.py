@@ -130,7 +130,7 @@ def verdict(speed_up: float, ratio: float, macs_per_byte: float) -> str:
         macs_per_byte: Of the delivered layer.
     """
     if speed_up < 1 / _GAIN:
-        return "slower than dense: leave it dense (exclude it), or measure the forms (norton deploy --measure)"
+        return "slower than dense: leave it dense (exclude it), or let norton deploy measure the forms"
     if ratio < _GAIN:
         return "as many MACs as before: nothing to gain"
     if speed_up < _GAIN:

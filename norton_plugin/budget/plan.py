@@ -14,6 +14,7 @@ from norton_plugin.budget.distortion import weight_errors
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
 from norton_plugin.budget.sensitivity import sensitive_weights
 from norton_plugin.budget.solve import Values, choose_options
+from norton_plugin.budget.tied import JointMenu, JointOption, joint_menus
 from norton_plugin.cost import ModelCost
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Budget, Recipe
@@ -106,13 +107,15 @@ def plan_budget(
         sensitive = sensitive_weights(model, targets, batches, call=run, seed=recipe.calibration.seed)
     errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
     limits = {name: share for name in _WORDS if (share := getattr(recipe.budget, name)) is not None}
-    chosen = _chosen(menus, errors, limits, _Whole(menus, cost))
-    layers = [
-        _planned(menu, menu.options[place], float(error[place]))
-        for menu, error, place in zip(menus, errors, chosen, strict=True)
-    ]
-    picked = [menu.options[place] for menu, place in zip(menus, chosen, strict=True)]
-    whole = _Whole(menus, cost)
+    joint = joint_menus(model, menus, errors)
+    whole = _Whole(joint, cost)
+    picked = _chosen(joint, limits, whole, recipe)
+    places = {
+        member: place
+        for menu, option in zip(joint, picked, strict=True)
+        for member, place in zip(menu.members, option.places, strict=True)
+    }
+    layers = [_planned(menu, menu.options[places[i]], float(errors[i][places[i]])) for i, menu in enumerate(menus)]
     shares = {name: whole.share(name, picked) for name in _WORDS}
     error, measure = sum(each.error for each in layers), "weights" if sensitive is None else "outputs"
     return BudgetPlan(recipe.budget, shares["macs"], shares["params"], measure, error, tuple(layers))
@@ -127,25 +130,25 @@ def _errors(menu: LayerMenu, sensitive: Tensor | None) -> Values:
 class _Whole:
     """The cost of the whole model, of which the menus are a part."""
 
-    def __init__(self, menus: Sequence[LayerMenu], cost: ModelCost) -> None:
+    def __init__(self, menus: Sequence[JointMenu], cost: ModelCost) -> None:
         self.total = {"macs": cost.macs, "params": cost.parameters}
         dense = [menu.options[0] for menu in menus]
         self.fixed = {name: total - _sum(dense, name) for name, total in self.total.items()}
 
-    def share(self, name: str, picked: Sequence[Option]) -> float:
+    def share(self, name: str, picked: Sequence[JointOption]) -> float:
         return (self.fixed[name] + _sum(picked, name)) / self.total[name]
 
 
-def _chosen(menus: Sequence[LayerMenu], errors: Sequence[Values], limits: dict[str, float], whole: _Whole) -> list[int]:
+def _chosen(menus: Sequence[JointMenu], limits: dict[str, float], whole: _Whole, recipe: Recipe) -> list[JointOption]:
     costs = [np.array([[_cost(option, name) for name in limits] for option in menu.options], float) for menu in menus]
+    errors = [np.array([option.error for option in menu.options]) for menu in menus]
     free = np.array([share * whole.total[name] - whole.fixed[name] for name, share in limits.items()])
     for name, share in limits.items():
         least = whole.share(name, [min(menu.options, key=lambda option: _cost(option, name)) for menu in menus])
         if least > share:
             raise RecipeError(
                 f"budget.{name} is {share:g}, but the least that can be reached is {math.ceil(least * 1e4) / 1e4:g} of "
-                f"the dense model's {_WORDS[name]}; name at least that, try decomposition.level 'auto' or "
-                "decomposition.linear, or open more layers (scope)"
+                f"the dense model's {_WORDS[name]}; {_ways_out(least, recipe)}"
             )
     found = choose_options(costs, errors, free)
     if found is None:
@@ -153,14 +156,27 @@ def _chosen(menus: Sequence[LayerMenu], errors: Sequence[Values], limits: dict[s
             f"budget.macs {limits['macs']:g} and budget.params {limits['params']:g} can be met one at a time, but not "
             "together; raise one of them"
         )
-    return found
+    return [menu.options[place] for menu, place in zip(menus, found, strict=True)]
 
 
-def _cost(option: Option, name: str) -> int:
+def _ways_out(least: float, recipe: Recipe) -> str:
+    """Return what may be done about a budget out of reach; nothing that the recipe does already."""
+    asked = recipe.decomposition
+    ways = [
+        ("name at least that", least < 1),
+        ("try decomposition.level 'auto'", asked.level != "auto"),
+        ("decompose Linear layers too (decomposition.linear)", not asked.linear),
+        ("open more layers (scope)", bool(recipe.scope.include or recipe.scope.exclude)),
+        ("prune in place of it (pruning.keep)", True),
+    ]
+    return ", or ".join(words for words, holds in ways if holds)
+
+
+def _cost(option: JointOption, name: str) -> int:
     return option.macs if name == "macs" else option.parameters
 
 
-def _sum(options: Sequence[Option], name: str) -> int:
+def _sum(options: Sequence[JointOption], name: str) -> int:
     return sum(_cost(option, name) for option in options)
 
 

@@ -153,8 +153,9 @@ def compress(
                 out,
                 calibration_data,
                 opened.preprocessing,
-                count=chosen.calibration.images,
+                images=chosen.calibration.images,
                 seed=chosen.decomposition.seed,
+                fewest=8 if chosen.calibration.fit else 1,  # one of eight is held back
                 workers=workers,
             )
         result = run(

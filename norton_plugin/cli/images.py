@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from norton_plugin.cli.output import Output
     from norton_plugin.export import Int8
 
+_BATCH = 64  # most calibration images in one pass
 _SMALL = 64  # pixels up to which a whole data set is decoded once and kept in memory
 
 
@@ -49,20 +50,20 @@ def calibration_batches(
     folder: Path,
     preprocessing: Preprocessing,
     *,
-    count: int,
+    images: int,
     seed: int,
-    batch_size: int = 64,
+    fewest: int = 1,
     workers: int = 0,
 ) -> Iterator[tuple[Tensor]]:
     """Read images without labels, and tell which are left out.
 
     Args:
         out: Where to tell.
-        folder: Images, or one sub-folder of them per class.
+        folder: Images may lie anywhere in it.
         preprocessing: What the model expects.
-        count: Most images to read.
+        images: Most images to use.
         seed: Of the choice and the order.
-        batch_size: Most images per batch; all batches have as many, but for a few.
+        fewest: Batches, where that leaves two images in each.
         workers: Threads that read images.
 
     Returns:
@@ -73,11 +74,23 @@ def calibration_batches(
     """
     from norton_plugin.zoo.image_sample import sample_images
 
-    sample = sample_images(folder, preprocessing, count=count, seed=seed, workers=workers)
+    sample = sample_images(folder, preprocessing, count=images, seed=seed, labelled=False, workers=workers)
     for reason in sample.skipped:
         out.warn(f"left out: {reason}")
-    groups = torch.arange(len(sample.images)).chunk(math.ceil(len(sample.images) / batch_size))
-    return ((torch.cat([sample.images[int(index)] for index in group]),) for group in groups)
+    batches = even_batches(range(len(sample.images)), fewest=fewest)
+    return ((torch.cat([sample.images[index] for index in batch]),) for batch in batches)
+
+
+def even_batches(order: Sequence[int], *, fewest: int) -> list[list[int]]:
+    """Cut a list of images into batches of nearly one size, so that none is left out and all count alike.
+
+    Args:
+        order: Places of the images.
+        fewest: As of ``calibration_batches``.
+    """
+    count = max(math.ceil(len(order) / _BATCH), min(fewest, len(order) // 2), 1)
+    ends = [len(order) * (i + 1) // count for i in range(count)]
+    return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def split_sample(

@@ -17,6 +17,8 @@ from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.structure import diff
 from norton_plugin.zoo import Preprocessing, input_facts, load_checkpoint_, load_source, rebuild
 
+AS_BUILT = "as built"
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -28,7 +30,8 @@ class Opened:
         preprocessing: Size and normalisation of its images.
         spec: How to build the dense original.
         name: For people: the source, or the directory.
-        weights: ``"random"``, ``"pretrained"``, or the file or directory they came from.
+        weights: ``"random"``, ``"as built"`` (by a function of the user's, which may load some), ``"pretrained"``, or
+            the file or directory they came from.
         manifest: Of the artefact, None for a source.
         forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
     """
@@ -81,7 +84,8 @@ def open_model(
         built = load_source(
             source, pretrained=pretrained, checkpoint=checkpoint, num_classes=num_classes, input_size=input_size
         )
-    weights = "pretrained" if pretrained else "random" if checkpoint is None else str(checkpoint)
+    drawn = AS_BUILT if built.spec["kind"] == "python" else "random"
+    weights = "pretrained" if pretrained else drawn if checkpoint is None else str(checkpoint)
     return Opened(
         built.model,
         built.example_inputs,
@@ -127,8 +131,8 @@ def open_dense(opened: Opened, given: str | None) -> nn.Module:
 
     Args:
         opened: The model.
-        given: ``pretrained`` for the published weights, or a file; None where the weights were random: they are drawn
-            again.
+        given: ``pretrained`` for the published weights, or a file; None where the weights were random or came from a
+            function: they are drawn, or built, again.
 
     Raises:
         SourceError: The weights cannot be had, or nothing says where to have them.
@@ -143,7 +147,7 @@ def open_dense(opened: Opened, given: str | None) -> nn.Module:
         return dense
     stored = opened.manifest
     weights = stored.extra.get("weights") if stored else opened.weights
-    if stored is None or weights != "random":
+    if stored is None or weights not in ("random", AS_BUILT):
         known = f" (they came from {str(weights)[:200]!r})" if isinstance(weights, str) else ""
         raise SourceError(
             f"{opened.name} does not hold the weights of the dense model{known}; give --dense FILE or "

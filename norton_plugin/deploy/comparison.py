@@ -26,6 +26,7 @@ class Comparison:
     Attributes:
         macs_before: Of the dense model on the example.
         macs_after: Of the compressed one, blocks by their factors.
+        macs_run: That the prepared model runs: more, where blocks run as dense convolutions or in other forms.
         layers: For every block: MACs of the dense layer and of the block.
         dense_milliseconds: Median of the dense model, its norms folded, in its faster memory format; None where
             nothing was measured.
@@ -34,6 +35,7 @@ class Comparison:
 
     macs_before: int
     macs_after: int
+    macs_run: int
     layers: Mapping[str, tuple[int, int]]
     dense_milliseconds: float | None = None
     milliseconds: float | None = None
@@ -89,10 +91,12 @@ def compare_with_dense(
     run_dense = forward_of(spec, dense, example_inputs)
     before = count_cost(dense, partial(run_model, dense, example_inputs, run_dense))
     after = count_cost(compressed, partial(run_model, compressed, example_inputs, forward_fn))
+    lowered = getattr(prepared.model, "_orig_mod", prepared.model)  # a compiled model runs past the counter
+    run = count_cost(lowered, partial(run_model, lowered, example_inputs, forward_fn)).macs
     names = [choice.name for choice in prepared.table]
     layers = {name: (before.layer_macs.get(name, 0), after.layer_macs.get(name, 0)) for name in names}
     if rounds == 0:
-        return Comparison(before.macs, after.macs, layers)
+        return Comparison(before.macs, after.macs, run, layers)
     best = prepare(dense, example_inputs, forms="measured", rounds=min(rounds, 3), forward_fn=run_dense)
     calls = [
         partial(run_model, best.model, example_inputs, run_dense),
@@ -100,4 +104,4 @@ def compare_with_dense(
     ]
     with torch.inference_mode():
         seconds = compare_latency(calls, rounds=rounds, warmup=1, budget=60.0, clock=clock()).seconds
-    return Comparison(before.macs, after.macs, layers, 1e3 * seconds[0], 1e3 * seconds[1])
+    return Comparison(before.macs, after.macs, run, layers, 1e3 * seconds[0], 1e3 * seconds[1])

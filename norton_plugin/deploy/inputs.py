@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import NortonError, SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 
 
@@ -41,6 +41,8 @@ def largest_inputs(
         try:
             with traceable(model):
                 run_model(model, example_inputs, forward_fn)
+        except NortonError:  # it says itself what is wrong
+            raise
         except Exception as error:
             raise SurgeryError(
                 f"the model does not run on the example inputs ({type(error).__name__}: {error}); give an example of "

@@ -47,7 +47,8 @@ def deployment_lines(prepared: PreparedModel, found: Comparison) -> list[str]:
         tried = ", ".join(f"{name} {value:.2f} ms" for name, value in prepared.milliseconds.items())
         lines.append(f"whole model: {tried}")
     lines.append(
-        f"MACs: {short(found.macs_before)} dense, {short(found.macs_after)} now, {found.macs_ratio:.2f}x fewer"
+        f"MACs: {short(found.macs_before)} dense, {short(found.macs_after)} by the factors, "
+        f"{found.macs_ratio:.2f}x fewer; in these forms {short(found.macs_run)} run"
     )
     if found.speedup is not None and found.efficiency is not None:
         lines.append(

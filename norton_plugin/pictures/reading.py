@@ -59,10 +59,12 @@ def open_image(path: Path, *, gray: bool = False) -> Any:
     """
     try:
         from PIL import Image
+
+        from norton_plugin.zoo.pixels import in_eight_bits
     except ImportError as error:
         raise MissingExtraError("Pillow is not installed; run: pip install 'norton-plugin[cam]'") from error
     try:
         with Image.open(path) as image:
-            return image.convert("L" if gray else "RGB")
+            return in_eight_bits(image, gray=gray)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         return Unreadable(path, f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from norton_plugin.errors import SourceError
+from norton_plugin.zoo.pixels import in_eight_bits
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
@@ -37,6 +38,25 @@ def list_images(root: str | Path) -> tuple[list[Path], list[int], list[str]]:
     return paths, labels, classes
 
 
+def list_unlabelled(root: str | Path) -> list[Path]:
+    """List the images in a folder and in the folders below it, in a fixed order.
+
+    Raises:
+        SourceError: The folder is absent, or holds no image.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise SourceError(f"{str(root)!r} is not a folder; expected one with images, in sub-folders or not")
+    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    if not shown:
+        raise SourceError(
+            f"{str(root)!r} and its sub-folders hold no image; expected files such as {root.name}/image.jpg "
+            f"({', '.join(sorted(SUFFIXES))})"
+        )
+    return sorted(shown)
+
+
 def read_image(path: Path, *, gray: bool = False) -> Image.Image:
     """Decode one image as RGB, or as one channel when ``gray``.
 
@@ -45,6 +65,6 @@ def read_image(path: Path, *, gray: bool = False) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("L" if gray else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
+            return in_eight_bits(image, gray=gray)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise SourceError(f"{str(path)!r} cannot be read as an image: {error}") from error

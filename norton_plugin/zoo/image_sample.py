@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from norton_plugin.errors import SourceError
-from norton_plugin.zoo.image_files import SUFFIXES, list_images, read_image
+from norton_plugin.zoo.image_files import SUFFIXES, list_images, list_unlabelled, read_image
 from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
@@ -63,7 +63,13 @@ class ImageSample:
 
 
 def sample_images(
-    root: str | Path, preprocessing: Preprocessing, *, count: int, seed: int = 0, workers: int = 0
+    root: str | Path,
+    preprocessing: Preprocessing,
+    *,
+    count: int,
+    seed: int = 0,
+    labelled: bool = True,
+    workers: int = 0,
 ) -> ImageSample:
     """Draw images of a folder; those that cannot be read are left out and named.
 
@@ -72,14 +78,13 @@ def sample_images(
         preprocessing: What the model expects.
         count: At most so many.
         seed: Of the choice and the order.
+        labelled: Whether sub-folders are classes; otherwise images may lie anywhere in the folder.
         workers: Threads that read and resize images; the result does not depend on them.
 
     Raises:
         SourceError: No image can be read.
     """
-    root = Path(root).expanduser()
-    flat = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES) if root.is_dir() else []
-    paths, labels = (flat, None) if flat else list_images(root)[:2]
+    paths, labels = _listed(Path(root).expanduser(), labelled=labelled)
     transform, gray = image_transform(preprocessing), preprocessing.input_size[0] == 1
 
     def read(index: int) -> Tensor | SourceError:
@@ -105,3 +110,11 @@ def sample_images(
         raise SourceError(f"none of the {len(paths)} images in {str(root)!r} can be read; the first: {skipped[0]}")
     chosen = None if labels is None else tuple(labels[index] for index in kept)
     return ImageSample(NormalisedImages(torch.stack(images), preprocessing), chosen, tuple(skipped))
+
+
+def _listed(root: Path, *, labelled: bool) -> tuple[list[Path], list[int] | None]:
+    """Return the images of a folder, with labels where they lie in sub-folders that are classes."""
+    if not labelled:
+        return list_unlabelled(root), None
+    flat = sorted(path for path in root.iterdir() if path.suffix.lower() in SUFFIXES) if root.is_dir() else []
+    return (flat, None) if flat else list_images(root)[:2]

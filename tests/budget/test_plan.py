@@ -189,3 +189,48 @@ def test_images_are_fitted_to_under_a_budget(residual, image):
     report = compress(residual, image, recipe, calibration=images).report
     assert report.calibration.layers
     assert 0.98 * 0.5 <= report.macs_after / report.macs_before <= 0.5
+
+
+class _Tied(torch.nn.Module):
+    """Two convolutions that hold one weight, and one whose weight a function reads as well."""
+
+    def __init__(self, read=False):
+        super().__init__()
+        self.a = torch.nn.Conv2d(32, 32, 3, padding=1)
+        self.b = torch.nn.Conv2d(32, 32, 3, padding=1)
+        self.c = torch.nn.Conv2d(32, 32, 3, padding=1)
+        self.b.weight = self.a.weight
+        self.read = torch.nn.ParameterList([self.c.weight] if read else [])
+
+    def forward(self, x):
+        x = self.c(self.b(self.a(x)))
+        for weight in self.read:
+            x = torch.nn.functional.conv2d(x, weight, padding=1)
+        return x
+
+
+@pytest.mark.parametrize(("read", "share"), [(False, 0.6), (True, 0.8)])
+def test_a_weight_of_several_layers_is_counted_once(read, share):
+    torch.manual_seed(0)
+    model, image = _Tied(read).eval(), torch.randn(1, 32, 16, 16)
+    compressed, report = compress(model, image, _recipe("auto", params=share))
+    reached = sum(p.numel() for p in compressed.parameters()) / sum(p.numel() for p in model.parameters())
+    assert 0.96 * share <= reached <= share
+    assert report.budget.params == reached
+    one, other = [layer for layer in report.budget.layers if layer.name in "ab"]
+    assert (one.level, one.rank, one.components) == (other.level, other.rank, other.components)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "offered", "not_offered"),
+    [
+        (_recipe("filter", macs=0.01), ["level 'auto'", "decomposition.linear"], ["scope"]),
+        (_recipe("auto", linear=True, macs=0.01), ["at least that", "keep"], ["level", "linear", "scope"]),
+        (_recipe("auto", scope=Scope(include=("stem",)), macs=0.01), ["scope"], ["level 'auto'"]),
+    ],
+)
+def test_a_budget_out_of_reach_offers_only_what_is_not_done_yet(residual, image, recipe, offered, not_offered):
+    with pytest.raises(RecipeError, match="least that can be reached") as error:
+        compress(residual, image, recipe)
+    assert all(words in str(error.value) for words in offered)
+    assert not any(words in str(error.value) for words in not_offered)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
@@ -61,6 +62,9 @@ def test_measured_static_and_taken_over(norton, small, tmp_path, monkeypatch):
     prepared = load_prepared(tmp_path / "fast")
     assert [(c.name, c.form) for c in prepared.table] == [(b["name"], b["form"]) for b in blocks]
     fast = load(tmp_path / "fast")
+    with FlopCounterMode(display=False) as counter:
+        outputs(fast)
+    assert told["macs_run"] == counter.get_total_flops() // 2 > told["macs_after"]
     assert not any(isinstance(m, CPDBlock | nn.BatchNorm2d) for m in fast.modules())
     torch.testing.assert_close(outputs(fast), outputs(load(small)), rtol=1e-3, atol=1e-4)
 

@@ -8,6 +8,7 @@ import torch
 from norton_plugin.artifact import load
 from norton_plugin.cli.models import open_dense, open_model
 from norton_plugin.errors import SourceError
+from norton_plugin.zoo import load_source
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'norton-plugin[timm]'")
 
@@ -113,3 +114,26 @@ def test_weights_that_nobody_has_are_asked_for(artefact):
     told = replace(opened.manifest, extra={**opened.manifest.extra, "weights": "dense.pth"})
     with pytest.raises(SourceError, match=r"they came from 'dense.pth'\); give --dense FILE"):
         open_dense(replace(opened, manifest=told), None)
+
+
+SEGMENTER = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 2, 1))
+"""
+
+
+def test_a_network_of_ones_own_has_the_weights_that_its_function_gives(norton, photos, tmp_path, monkeypatch):
+    (tmp_path / "own_segmenter.py").write_text(SEGMENTER)
+    monkeypatch.chdir(tmp_path)
+    answer = norton("compress", "python:own_segmenter:net", "--rank", 2, "--input-size", 16, "-o", "small")
+    assert (answer.code, answer.err) == (0, "")
+    small = open_model("small", trust_code=True)
+    assert small.manifest.extra["weights"] == "as built"
+    assert torch.equal(open_dense(small, None)[0].weight, load_source("python:own_segmenter:net").model[0].weight)
+    answer = norton("compare", "small", photos, "-o", "pair.png", "--trust-code")
+    assert answer.code == 2
+    assert "expected scores of classes" in answer.err and "does not run" not in answer.err

@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 
 from norton_plugin.mm import ImageFolder, ImagePreprocessor, PackedImages, collate_batch, crop_and_flip, pack_folder
 from norton_plugin.mm.classification.packed import PackedFolder, cache_folder
+from norton_plugin.pictures.reading import open_image
 from norton_plugin.zoo import Preprocessing
+from norton_plugin.zoo.image_files import list_unlabelled, read_image
 
 
 @pytest.fixture
@@ -57,6 +59,28 @@ def test_resize_and_gray(folder):
     assert pack_folder(folder, size=2, gray=True, cache=False).images.shape == (6, 1, 2, 2)
     assert PackedFolder(folder, size=(8, 2)).images.shape == (6, 3, 8, 2)
     assert list(cache_folder().iterdir())  # the second wrote a copy
+
+
+def test_without_labels_images_lie_anywhere(folder):
+    Image.new("RGB", (6, 4), (200, 7, 9)).save(folder / "top.png")
+    (folder / ".hidden").mkdir()
+    Image.new("RGB", (6, 4), (9, 7, 9)).save(folder / ".hidden" / "a.png")
+    found = list_unlabelled(folder)
+    assert [np.asarray(read_image(path))[0, 0, 0] for path in found] == [0, 1, 2, 100, 101, 102, 200]
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_sixteen_bits_become_eight(tmp_path, gray):
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    for read in (read_image, open_image):
+        for name in ("a.png", "a.tif"):
+            pixels = np.asarray(read(tmp_path / name, gray=gray))
+            assert pixels.reshape(4, -1)[:, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(SourceError, match="32 bits"):
+        read_image(tmp_path / "b.tif")
 
 
 def test_a_loader_hands_out_whole_batches(folder):
