@@ -119,8 +119,8 @@ def _is_convolution_alike(module: object) -> bool:
     weight = getattr(module, "_parameters", {}).get("weight")
     if weight is None or weight.dim() != 4 or getattr(module, "transposed", False):
         return False
-    filters, channels, groups = (getattr(module, name, 0) for name in ("out_channels", "in_channels", "groups"))
-    return bool(groups) and tuple(weight.shape[:2]) == (filters, channels // groups)
+    sizes = [getattr(module, name, None) for name in ("out_channels", "in_channels", "groups")]
+    return all(type(size) is int for size in sizes) and getattr(module, "kernel_size", None) == tuple(weight.shape[2:])
 
 
 for _layer in (

@@ -1,6 +1,6 @@
-"""The heads of two-stage detectors, run on constant regions in the place of those that the RPN proposes.
+"""The heads of two-stage detectors, run on a fixed number of regions in the place of those that the RPN proposes.
 
-What the regions hold is constant, and their channels are those of the pyramid, which keeps its width.
+The regions hold the channels of the pyramid, which keeps its width: it is an output of what is traced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.dense_heads import EmbeddingRPNHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
 
 
 def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
-    """Run one head on constant pooled features."""
+    """Run one head on stand-ins of regions."""
     roi_head: Any = model.roi_head
     head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
     pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
@@ -81,12 +82,12 @@ def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
 
 
 def _run_point_head(model: nn.Module, pyramid: Any) -> Any:
-    """Run the head that refines masks point by point, on masks that the mask head makes of constant regions."""
+    """Run the head that refines masks point by point, on masks that the mask head makes of them."""
     roi_head: Any = model.roi_head
     size = _image_size(model, pyramid)
     boxes = constant_boxes(_REGIONS, size, like=pyramid[0])
     regions = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1)
-    with _constant_regions(model):
+    with _stand_ins(model):
         masks = roi_head._mask_forward(pyramid, regions)["mask_preds"]
     classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
     return [masks, roi_head._mask_point_forward_test(pyramid, regions, classes, masks)]
@@ -103,7 +104,7 @@ def _run_whole_head(model: nn.Module, pyramid: Any) -> Any:
     else:
         boxes = constant_boxes(_REGIONS, size, like=pyramid[0])
         proposals = [InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes))) for _ in samples]
-    with _constant_regions(model):
+    with _stand_ins(model):
         return roi_head.forward(pyramid, proposals, samples)
 
 
@@ -115,8 +116,8 @@ def _image_size(model: Any, pyramid: Any) -> tuple[int, int]:
 
 
 @contextmanager
-def _constant_regions(model: nn.Module) -> Iterator[None]:
-    """While entered, region pooling returns constants, with the channels of the map that it pools."""
+def _stand_ins(model: nn.Module) -> Iterator[None]:
+    """While entered, region pooling returns stand-ins with the channels of the map that it pools."""
     with ExitStack() as stack:
         for extractor in model.roi_head.modules():  # type: ignore[union-attr]
             if hasattr(extractor, "roi_layers"):
@@ -138,21 +139,21 @@ def _extracted(
 
 
 def _pooled(model: nn.Module, extractor: Any, count: int, pyramid: Any) -> Tensor:
+    """Return (count, C, h, w): the whole of a level, pooled, by a factor of its own for each region.
+
+    So the regions have the channels of the pyramid. Where they do not hold as many, they are constant.
+    """
+    level = pyramid[0]
     size = extractor.roi_layers[0].output_size
     size = size if isinstance(size, tuple) else (size, size)
-    like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
+    if level.shape[1] == extractor.out_channels:
+        factors = 0.5 + torch.rand(count, 1, 1, 1, generator=generator)
+        return F.adaptive_avg_pool2d(level[:1], size) * factors.to(level)
     pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
-    pooled = pooled.to(like).repeat(count, 1, 1, 1)
+    pooled = pooled.to(next(model.parameters())).repeat(count, 1, 1, 1)
     # A trace must take the regions for data: what is made of constants alone is a weight.
-    return _with_channels_of(pyramid[0], pooled)
-
-
-def _with_channels_of(level: Tensor, pooled: Tensor) -> Tensor:
-    """Return the regions unchanged, as data with the channels of a map where those are as many."""
-    if level.shape[1] != pooled.shape[1]:
-        return pooled + 0 * level.mean()
-    return pooled + 0 * level[:1].mean((2, 3), keepdim=True)
+    return pooled + 0 * level.mean()
 
 
 def _extractors(roi_head: Any, kind: str) -> list[nn.Module]:
