@@ -99,6 +99,25 @@ def test_training_that_cannot_be_run_pins_what_its_layers_may_read(image):
     assert net.train()(image)[1].shape == (2, 4, 1, 1)
 
 
+def test_a_branch_on_training_that_breaks_is_undone(image):
+    """All layers run in both modes; what training does to their channels, evaluation never shows."""
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.stem(x)
+            return self.head(y + torch.randn(1, 8, 1, 1) if self.training else y)
+
+    net = Noisy().eval()
+    report = prune_(net, image, PRUNING, require=False)
+    [entry] = blocking(report.skipped)
+    assert (entry.name, entry.code) == ("stem", "breaks-around") and net.stem.out_channels == 8
+    assert net.train()(image).shape == (2, 4, 6, 6)
+
+
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
 def test_auxiliary_classifiers_of_torchvision_train(name, size):
     models = pytest.importorskip("torchvision.models", reason="needs torchvision: pip install 'norton-plugin[timm]'")
