@@ -107,6 +107,9 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
     def enter(module: nn.Module, args: Any) -> None:
         trace.module_stack.append(module)
         trace.notes.ran.add(module)
+        if trace.unsure:
+            with tracer.paused():
+                trace.pin_visible(tree_leaves(args))
         layer = layer_type(module)
         if layer is not None and layer.before_run is not None:
             with tracer.paused():
@@ -116,6 +119,9 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
         while trace.module_stack and trace.module_stack.pop() is not module:
             pass
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if trace.unsure:
+            with tracer.paused():
+                trace.pin_visible(made)
         if any(tensor.numel() for tensor in made):
             trace.notes.produced_output.add(module)
         if any(not trace.knows(tensor) for tensor in made):

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels import layer_types as layer_types  # importing them registers them
 from norton_plugin.channels import rules as rules
 from norton_plugin.channels.attributes import used_as_values
-from norton_plugin.channels.conditions import followable, watched_modules
+from norton_plugin.channels.conditions import followable
 from norton_plugin.channels.cutting import cut_
 from norton_plugin.channels.deadline import Deadline
 from norton_plugin.channels.grouping import LabelledGroup, labelled_groups
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.hard_coded_sizes import Attribute, shared_sizes, sources_of, update_sizes_
-from norton_plugin.channels.label_maps import ChannelLabels
+from norton_plugin.channels.idle import pin_idle
 from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import CurrentSizes, dense_weights, layer_type
 from norton_plugin.channels.masked_replay import MaskedReplay
-from norton_plugin.channels.provenance import SizeProvenance
+from norton_plugin.channels.passes import Passes, follow_idle, pin_outputs
 from norton_plugin.channels.rescaling import renew_scales_, rescale_
 from norton_plugin.channels.tensor_axes import AxisTable
 from norton_plugin.channels.trace import Trace
-from norton_plugin.channels.tracer import Tracer
 from norton_plugin.channels.unconsumed import pin_unconsumed
 from norton_plugin.channels.width_constraints import solve
 from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
+from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.reasons import Cause, Reason
 
 
@@ -47,7 +46,8 @@ class ChannelGraph:
         graph.prune("stem", [0, 3])
 
     Args:
-        model: Run once or twice, in evaluation mode; its flags are restored.
+        model: Run once or twice in evaluation mode, and in training mode too where that leaves layers idle; its flags
+            and buffers are restored.
         example_inputs: A tensor, a tuple of positional or a dict of keyword arguments.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
         time_limit: Seconds that the trace may take.
@@ -71,25 +71,23 @@ class ChannelGraph:
         self._trace = Trace(self._axes, self._table)
         self._notes = self._trace.notes
         try:
-            self._find_groups(example_inputs, lambda: run_model(model, example_inputs, forward_fn))
+            self._find_groups(example_inputs, lambda inputs: run_model(model, inputs, forward_fn))
         except SurgeryError:
             raise
         except Exception as error:
             raise TracingError(Reason.UNTRACEABLE.from_error(error, length=1000)) from error
 
-    def _find_groups(self, example_inputs: Any, run: Callable[[], Any]) -> None:
-        """Trace one run; then solve what it left open, and sort the channels into groups."""
-        for leaf in tree_leaves(example_inputs):
-            if isinstance(leaf, Tensor):
-                self._trace.set_labels(leaf, ChannelLabels((), False))
-        tracer = Tracer(self._trace, self._deadline)
-        with followable(self.model, self._axes.dense_weights), watched_modules(tracer), SizeProvenance(tracer), tracer:
-            output = run()
+    def _find_groups(self, example_inputs: Any, run_on: Callable[[Any], Any]) -> None:
+        """Trace one run, more where layers stay idle; solve what is left open; sort the channels into groups."""
+        run = partial(run_on, example_inputs)
+        passes = Passes(self.model, self._trace, self._deadline)
+        passes.take(example_inputs)
+        pin_outputs(self._trace, passes.follow(run))
+        idle = follow_idle(passes, example_inputs, run_on)
         self._pin_sizes_used_as_values(run)
-        self._pin_outputs(output)
         self._notes.width_constraints += shared_sizes(self._notes.hard_coded_sizes, self._table.size)
         classes = solve(self._table, self._notes.width_constraints, self._deadline)
-        classes = pin_unconsumed(self._trace, classes)
+        classes = pin_idle(self._trace, pin_unconsumed(self._trace, classes), idle)
         self._class_of = classes.class_of
         self._groups = {entry.group.root: entry for entry in labelled_groups(self._axes, classes)}
         self._state: dict[str, Any] = {"alive": torch.ones(self._table.size, dtype=torch.bool)}
@@ -110,13 +108,6 @@ class ChannelGraph:
         for attribute in used:
             for labels in counted[attribute]:
                 self._trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
-
-    def _pin_outputs(self, output: Any) -> None:
-        for tensor in output_tensors(output):
-            labels = self._trace.labels_of(tensor)
-            for label_map in (*labels.maps, *labels.stays):
-                self._trace.pin(label_map, Reason.MODEL_OUTPUT.because())
-        self._trace.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
     @property
     def ran(self) -> set[nn.Module]:

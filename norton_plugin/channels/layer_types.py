@@ -29,6 +29,11 @@ def _refresh_conv_(conv: Any, sizes: CurrentSizes) -> None:
     conv.in_channels, conv.out_channels = rows, columns * conv.groups
 
 
+def _refresh_conv_alike_(conv: Any, sizes: CurrentSizes) -> None:
+    conv.out_channels = conv.weight.shape[0]
+    refresh_grouped_(conv, sizes, conv.weight.shape[1])
+
+
 def _refresh_linear_(linear: Any, sizes: CurrentSizes) -> None:
     linear.out_features, linear.in_features = linear.weight.shape
 
@@ -106,9 +111,28 @@ def _refresh_prelu_(prelu: Any, sizes: CurrentSizes) -> None:
     prelu.num_parameters = prelu.weight.numel()
 
 
+class _ConvolutionAlike(nn.Module):
+    """Stands for layers of others that keep all that a 2-D convolution keeps, such as deformable convolutions."""
+
+
+def _is_convolution_alike(module: object) -> bool:
+    weight = getattr(module, "_parameters", {}).get("weight")
+    if weight is None or weight.dim() != 4 or getattr(module, "transposed", False):
+        return False
+    sizes = [getattr(module, name, None) for name in ("out_channels", "in_channels", "groups")]
+    return all(type(size) is int for size in sizes) and getattr(module, "kernel_size", None) == tuple(weight.shape[2:])
+
+
 for _layer in (
     LayerType(
         nn.modules.conv._ConvNd, produces=True, channel_dims=(0, 1), filter_dim=_filter_dim, refresh=_refresh_conv_
+    ),
+    LayerType(
+        _ConvolutionAlike,
+        produces=True,
+        channel_dims=(0, 1),
+        refresh=_refresh_conv_alike_,
+        recognised_by=_is_convolution_alike,
     ),
     LayerType(nn.Linear, produces=True, refresh=_refresh_linear_),
     LayerType(nn.GroupNorm, refresh=_refresh_group_norm_),

@@ -80,7 +80,8 @@ class LayerType:
         refresh: ``(module, sizes) -> None``: sets the size attributes after tensors were cut.
         before_run: ``(trace, module) -> None``: notes couplings of channels that its code implies, each time before
             it runs in the trace.
-        recognised_by: An attribute that makes modules without an entry count as of this type.
+        recognised_by: An attribute that makes modules without an entry count as of this type; or a function that tells
+            whether a module does.
     """
 
     kind: type[nn.Module]
@@ -90,7 +91,7 @@ class LayerType:
     filter_dim: Callable[[Any], int] = _first_dimension
     refresh: Callable[[Any, CurrentSizes], None] | None = None
     before_run: Callable[[Trace, Any], None] | None = None
-    recognised_by: str | None = None
+    recognised_by: str | Callable[[object], bool] | None = None
 
 
 _TYPES: dict[type[nn.Module], LayerType] = {}
@@ -133,7 +134,8 @@ def layer_type(module: object) -> LayerType | None:
         if kind in _TYPES:
             return _TYPES[kind]
     for layer in _TYPES.values():
-        if layer.recognised_by is not None and hasattr(module, layer.recognised_by):
+        sign = layer.recognised_by
+        if sign is not None and (hasattr(module, sign) if isinstance(sign, str) else sign(module)):
             return layer
     return None
 

@@ -139,7 +139,9 @@ class Notes:
         group_inputs: Grouped layer -> labels of its input channels.
         norm_inputs: Norm over the last dimension -> labels along it.
         whole_groups: Group norm -> whether it loses whole groups.
+        training_steps: The same of a pass in training mode.
         ran: Modules that were called.
+        read: Ids of the parameters that an operation was given.
         produced_output: Those among them that returned at least one number.
         selects: Whether an operation sorted or chose by value.
         rule_failures: Operation -> how its rule failed first.
@@ -153,6 +155,8 @@ class Notes:
     group_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     norm_inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     whole_groups: dict[nn.Module, bool] = field(default_factory=dict)
+    training_steps: dict[tuple[str, int], Step] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
     ran: set[nn.Module] = field(default_factory=set)
     produced_output: set[nn.Module] = field(default_factory=set)
     selects: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class Trace:
         self.function: FunctionCall | None = None
         self.operation = Operation("")
         self.position = ("", 0)
+        # Modules whose code may run layers that the example does not run: name of such a layer. None: code around all.
+        self.unsure: Mapping[nn.Module | None, str] = {}
         self._labels = WeakTensorKeyDictionary()
         self._numbered = WeakTensorKeyDictionary()
 
@@ -53,6 +55,8 @@ class Trace:
         found = self._labels.get(tensor)
         if found is None:
             found = self.axes.labels.get(tensor)
+            if found is not None:
+                self.notes.read.add(id(tensor))
         return ChannelLabels() if found is None else found
 
     def knows(self, tensor: Tensor) -> bool:
@@ -82,6 +86,16 @@ class Trace:
     def pin(self, labels: Tensor, reason: Cause) -> None:
         """Note that the channels of a map or vector must stay."""
         self.table.pin(core(labels), reason)
+
+    def pin_visible(self, tensors: Iterable[Any]) -> None:
+        """Pin the channels of tensors that the running module's code sees, where it may hand them to an idle layer."""
+        layer = self.unsure.get(self.module)
+        if layer is None:
+            return
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                for label_map in self.labels_of(tensor).maps:
+                    self.pin(label_map, Reason.MAY_BE_READ.because(layer=layer))
 
     def set_role(self, maps: Sequence[Tensor], role: str) -> None:
         """Note what the dimension of a parameter is to the operation that uses it.

@@ -81,6 +81,7 @@ class Tracer(TorchDispatchMode):
             # known.
             if isinstance(tensor, Tensor) and call.name != "lift_fresh":
                 self.trace.set_labels(tensor, labels._replace(constant=constant, scores=labels.scores or passed_on))
+        self.trace.pin_visible([*operands, *outputs])
 
     def _handle_empty(self, call: Call, sources: Sequence[ChannelLabels]) -> None:
         """Handle empty outputs: they carry no labels, so that a mistake at this operation could not be seen.

@@ -25,7 +25,7 @@ def pin_unconsumed(trace: Trace, classes: Classes) -> Classes:
         The classes with those channels pinned.
     """
     read = torch.zeros(len(classes.class_of), dtype=torch.bool)
-    for step in trace.notes.steps.values():
+    for step in (*trace.notes.steps.values(), *trace.notes.training_steps.values()):
         if step.masking.consumes:
             for label_map in step.maps:
                 read[classes.class_of[core(label_map).reshape(-1)]] = True

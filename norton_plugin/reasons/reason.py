@@ -121,6 +121,9 @@ class Reason(Enum):
     RULE_FAILED = Entry("rule-failed", "the rule for {operation} failed ({error}: {message})",
         advice="a mistake in norton_plugin or in a rule that you registered: report it with the debug log's traceback",
         example="none is known; a registered rule that raises an exception")
+    MAY_BE_READ = Entry("may-be-read", "{layer}, which neither the example nor training runs, may read its channels",
+        advice="give an example_inputs or a forward_fn that runs this layer, or remove it from the model",
+        example="if x.shape[-1] > 64: x = self.extra(x), traced on a smaller image")
     UNSEEN_CODE = Entry("unseen-code", "{module} computes in code that cannot be followed",
         advice="compute with torch operations instead of NumPy, Python numbers or scripted code",
         example="a module that calls x.numpy() and makes a new tensor from the result")
@@ -192,8 +195,7 @@ class Reason(Enum):
         "rank {rank} needs more MACs than the dense convolution (break-even rank {limit})",
         advice="lower the rank, or set decomposition.allow_more_macs to decompose all the same",
         example="conv1 of timm:resnet18 at rank 20 (a stem of three channels)")
-    RANK_TOO_LOW = left("rank-too-low",
-        "rank {rank} leaves fewer MACs than one component of each cluster needs",
+    RANK_TOO_LOW = left("rank-too-low", "rank {rank} leaves fewer MACs than one component of each cluster needs",
         advice="raise the rank, or ask for fewer clusters",
         example="a convolution of 8 filters at rank 1, level cluster and 8 clusters")
     SHARE_TOO_SMALL = left("share-too-small",
@@ -208,8 +210,7 @@ class Reason(Enum):
         "{components} components are fewer than its {clusters} clusters, each of which needs one",
         advice="raise the components, or ask for fewer clusters",
         example="any convolution in 32 groups at 16 components")
-    TOO_MANY_CLUSTERS = left("too-many-clusters",
-        "{clusters} clusters are asked for, and it has {filters} filters",
+    TOO_MANY_CLUSTERS = left("too-many-clusters", "{clusters} clusters are asked for, and it has {filters} filters",
         advice="lower decomposition.clusters, or give this layer a number of its own in decomposition.layers",
         example="any layer of 8 filters at 16 clusters")
     NMSE_TOO_HIGH = left("nmse-too-high",
@@ -218,8 +219,7 @@ class Reason(Enum):
         example="most layers with random weights at rank auto")
     NOT_CONV2D = left("not-conv2d", "{module} is not a 2-D convolution",
         advice="nothing to do: it is pruned", example="nn.Conv3d, nn.ConvTranspose2d")
-    OWN_FORWARD = left("own-forward",
-        "{module} computes its output in its own way, and no exact rule for it is known",
+    OWN_FORWARD = left("own-forward", "{module} computes its output in its own way, and no exact rule for it is known",
         advice="report the kind of layer, if it is a common one",
         example="a subclass of nn.Conv2d with its own forward")
     HAS_HOOKS = left("has-hooks", "carries hooks that a replacement would lose",

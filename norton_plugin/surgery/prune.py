@@ -28,6 +28,7 @@ from norton_plugin.surgery.planning import plan_groups
 from norton_plugin.surgery.removed import RemovedChannels, removed_by
 from norton_plugin.surgery.report import WHOLE, PrunedGroup, PruningReport, Skipped, summary
 from norton_plugin.surgery.surgeon import Surgeon
+from norton_plugin.surgery.training_run import TrainingRun
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def prune_(
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
     declared = DeclaredWidths(model, partial(run_model, model, example_inputs, forward_fn))
+    trained = TrainingRun(model, lambda inputs: run_model(model, inputs, forward_fn), example_inputs)
     traces, left = _traces(model, example_inputs, forward_fn, time_limit, require)
     work = _Work(model, pruning, scope, frozen, verify, time_limit, criterion)
     try:
@@ -89,8 +91,9 @@ def prune_(
     except BaseException:
         original.restore_()
         raise
-    # Each part was verified on its own; the code around the parts has to run with them as well.
-    if left and work.records and (problem := _problem(model, example_inputs, forward_fn)):
+    # Each part was verified on its own; the code around the parts has to run with them as well, and so has training.
+    problem = _problem(model, example_inputs, forward_fn) if left and work.records else None
+    if work.records and (problem := problem or trained.problem()):
         original.restore_()
         work.skipped += [Skipped(root, problem) for root in work.records]
         work.records.clear()

@@ -17,6 +17,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from norton_plugin.zoo.visible_operators import visible_operators
+
 # Regions whose masks mmdet computes in its mode "tensor" (StandardRoIHead.forward and its like).
 _MASKED = 100
 # What mmdet takes where a config says nothing: its usual numbers of proposals and of detections per image.
@@ -30,12 +32,18 @@ def run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
         model: A detector.
         example: Normalised images (B, 3, H, W).
     """
-    return model(example, described(example), mode="tensor")
+    samples = image_samples(tuple(example.shape[-2:]), example)
+    with visible_operators():
+        return model(example, samples, mode="tensor")
 
 
-def described(images: Tensor) -> list[DetDataSample]:
-    """Return what mmdet says of images (B, 3, H, W) that are not padded and show nothing."""
-    size = tuple(images.shape[-2:])
+def image_samples(size: tuple[int, ...], images: Tensor) -> list[DetDataSample]:
+    """Return what mmdet tells of images that are not padded and hold no object.
+
+    Args:
+        size: (H, W).
+        images: A tensor of as many as its first dimension.
+    """
     facts = {
         "img_shape": size,
         "batch_input_shape": size,
@@ -112,7 +120,7 @@ def _fixed_proposals(model: Any, size: tuple[int, ...]) -> Iterator[None]:
 
     def predict(levels: Sequence[Tensor], *args: Any, **options: Any) -> list[InstanceData]:
         found = own(levels, *args, **options)
-        boxes = _boxes(_count(model, levels), size, like=levels[0])
+        boxes = constant_boxes(_count(model, levels), size, like=levels[0])
         return [InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes))) for _ in found]
 
     vars(head)["predict"] = predict
@@ -122,7 +130,7 @@ def _fixed_proposals(model: Any, size: tuple[int, ...]) -> Iterator[None]:
         del vars(head)["predict"]
 
 
-def _boxes(count: int, size: tuple[int, ...], *, like: Tensor) -> Tensor:
+def constant_boxes(count: int, size: tuple[int, ...], *, like: Tensor) -> Tensor:
     """Return boxes (count, 4) inside an image of the given size (H, W), of all sizes, the same every time."""
     generator = torch.Generator().manual_seed(0)
     height, width = size

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import message_of
 from norton_plugin.zoo.detector_cost import (
-    described,
-    detections_of,
-    proposals_of,
+    image_samples,
     regions_in_words,
     run_for_cost,
     run_tensor_mode,
 )
+from norton_plugin.zoo.region_heads import WHOLE_HEAD, idle_layers, region_parts, run_on_pyramid
+from norton_plugin.zoo.visible_operators import visible_operators
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +55,39 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         pyramid = _outcome(model, "the neck", features, example)
         if pyramid is None:
             return features, "backbone and neck"  # whoever runs it is told why it cannot be run
-        parts = [part for part, run in _parts(model) if _outcome(model, part, run, pyramid) is not None]
+        parts = _parts_that_run(model, pyramid)
         counted = _counted(model, example, pyramid)
         calibrated = None if single else _calibrated(model, example)
     return _PartByPart(tuple(parts), *counted, calibrated), ", ".join(["backbone and neck", *parts])
+
+
+def _parts_that_run(model: nn.Module, pyramid: Any) -> list[str]:
+    """Return the names of the parts; a RoI head is run as a whole where its parts leave a layer of it idle."""
+    parts: dict[str, set[nn.Module]] = {}
+    for part, run in _parts(model):
+        known = set().union(*parts.values()) if parts else set()
+        if part == WHOLE_HEAD and not idle_layers(model.get_submodule(part), known):
+            continue
+        with _called(model) as called:
+            outcome = _outcome(model, part, run, pyramid)
+        if outcome is None:
+            continue
+        if part == WHOLE_HEAD:
+            parts = {name: own for name, own in parts.items() if not name.startswith(f"{part}.") or own - called}
+        parts[part] = called
+    return list(parts)
+
+
+@contextmanager
+def _called(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """While entered, modules of the model that are called are added to the set that is given."""
+    called: set[nn.Module] = set()
+    handles = [module.register_forward_pre_hook(lambda own, _: called.add(own)) for module in model.modules()]
+    try:
+        yield called
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def without_heads(trace: Trace) -> tuple[Trace, str]:
@@ -95,7 +124,7 @@ def _up_to_the_head(model: nn.Module, example: Tensor) -> Any:
 
 def _pyramid_and_regions(model: nn.Module, example: Tensor) -> Any:
     pyramid = features(model, example)
-    return [pyramid, _run_on_pyramid("rpn_head", model, pyramid)]
+    return [pyramid, run_on_pyramid("rpn_head", model, pyramid)]
 
 
 def features(model: nn.Module, example: Tensor) -> Any:
@@ -115,7 +144,7 @@ def with_proposals(model: nn.Module, images: Tensor) -> list[Any]:
     """
     own: Any = model
     pyramid = features(model, images)
-    samples = described(images)
+    samples = image_samples(tuple(images.shape[-2:]), images)
     proposals = own.rpn_head.predict(pyramid, samples, rescale=False)
     return [pyramid, own.rpn_head(pyramid), own.roi_head.forward(pyramid, proposals, samples)]
 
@@ -145,9 +174,10 @@ class _PartByPart:
         self.distilled = _pyramid_and_regions if calibrated is with_proposals else self.calibrated
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
-        pyramid = features(model, example)
-        runs = dict(_parts(model))
-        return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
+        with visible_operators():
+            pyramid = features(model, example)
+            runs = dict(_parts(model))
+            return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
 
 
 def _counted(model: nn.Module, example: Tensor, pyramid: Any) -> tuple[Trace | None, str]:
@@ -178,85 +208,11 @@ def _calibrated(model: nn.Module, example: Tensor) -> Trace:
 def _parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     """Parts that follow the neck, each a function of the model and its features."""
     if isinstance(model, TwoStageDetector):
-        yield from _two_stage_parts(model)
+        yield from region_parts(model)
         return
     for name, _ in model.named_children():
         if name.endswith("_head"):
-            yield name, partial(_run_on_pyramid, name)
-
-
-def _two_stage_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
-    if getattr(model, "with_rpn", False):
-        yield "rpn_head", partial(_run_on_pyramid, "rpn_head")
-    if getattr(model, "semantic_head", None) is not None:
-        yield "semantic_head", partial(_run_on_pyramid, "semantic_head")
-    roi_head = getattr(model, "roi_head", None)
-    for name in ("semantic_head", "glbctx_head"):
-        if getattr(roi_head, name, None) is not None:
-            yield f"roi_head.{name}", partial(_run_on_pyramid, f"roi_head.{name}")
-    for kind, count in (("bbox", proposals_of(model)), ("mask", detections_of(model))):
-        heads = _as_list(getattr(roi_head, f"{kind}_head", None))
-        extractors = _extractors(roi_head, kind)
-        if kind == "mask" and getattr(roi_head, "mask_info_flow", False):
-            yield "roi_head.mask_head", _run_mask_flow
-            continue
-        single = not isinstance(getattr(roi_head, f"{kind}_head", None), nn.ModuleList)
-        for index in range(min(len(heads), len(extractors))):
-            name = f"roi_head.{kind}_head" + ("" if single else f".{index}")
-            yield name, partial(_run_roi_head, kind, index, count)
-
-
-def _run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
-    return model.get_submodule(name)(pyramid)
-
-
-def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
-    """Run one head on constant pooled features: no gradient leads from its input to the pyramid."""
-    roi_head: Any = model.roi_head
-    head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
-    pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
-    if getattr(roi_head, "with_shared_head", False):
-        pooled = roi_head.shared_head(pooled)
-        if getattr(head, "with_avg_pool", None) is None and kind == "bbox":
-            return [pooled]
-        return [pooled, head(pooled)]
-    return head(pooled)
-
-
-def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
-    """Run the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
-    roi_head: Any = model.roi_head
-    pooled, feature, predictions = (
-        _pooled(model, _extractors(roi_head, "mask")[-1], detections_of(model), pyramid),
-        None,
-        [],
-    )
-    for head in roi_head.mask_head:
-        prediction, feature = head(pooled, feature)
-        predictions.append(prediction)
-    return predictions
-
-
-def _pooled(model: nn.Module, extractor: Any, count: int, pyramid: Any) -> Tensor:
-    size = extractor.roi_layers[0].output_size
-    size = size if isinstance(size, tuple) else (size, size)
-    like = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
-    pooled = pooled.to(like).repeat(count, 1, 1, 1)
-    # The regions are constant, but a trace must take them for data: what is made of constants alone is a weight.
-    return pooled + 0 * pyramid[0].mean()
-
-
-def _extractors(roi_head: Any, kind: str) -> list[nn.Module]:
-    own = _as_list(getattr(roi_head, f"{kind}_roi_extractor", None))
-    return own or _as_list(getattr(roi_head, "bbox_roi_extractor", None))
-
-
-def _as_list(modules: Any) -> list[nn.Module]:
-    if modules is None:
-        return []
-    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+            yield name, partial(run_on_pyramid, name)
 
 
 @contextmanager

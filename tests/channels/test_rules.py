@@ -53,6 +53,30 @@ JOIN = {
     ),
 }
 
+SCATTER = {
+    "scatter across": (
+        lambda x, y, i: x.scatter(0, i, y),
+        [grid([[1, 2], [1, 2]]), row(3, 4), (torch.zeros(1, 2, dtype=torch.long), None)],
+        [[[[1, 2], [1, 2]]]],
+        [[1, 3], [2, 4]],
+        {},
+    ),
+    "scatter": (
+        lambda x, i: x.scatter(1, i, 1.0),
+        [row(1, 2), (torch.zeros(1, 1, dtype=torch.long), None)],
+        [[]],
+        [],
+        pinned("by-position", 1, 2),
+    ),
+    "scatter of other rows": (
+        lambda x, y, i: x.scatter(1, i, y),
+        [plain(1, 3), row(1, 2), (torch.zeros(1, 2, dtype=torch.long), None)],
+        [[]],
+        [],
+        pinned("rule-declined", 1, 2),
+    ),
+}
+
 MOVE = {
     "transpose": (lambda x: x.T, [grid([[1, 2], [1, 2]])], [[[[1, 1], [2, 2]]]], [], {}),
     "permute": (lambda x: x.permute(1, 2, 0), [grid([[[1, 2]], [[1, 2]]])], [[[[1, 1], [2, 2]]]], [], {}),
@@ -66,6 +90,7 @@ MOVE = {
     "zeros_like": (torch.zeros_like, [row(1, 2)], [[[1, 2]]], [], {}),
     "zeros of its width": (lambda x: torch.zeros(2, x.shape[1]), [row(1, 2)], [[[[1, 2], [1, 2]]]], [], {}),
     "new_ones of its width": (lambda x: x.new_ones(x.shape[1]), [row(1, 2)], [[[1, 2]]], [], {}),
+    "new_empty of its width": (lambda x: x.new_empty(2, x.shape[1]), [row(1, 2)], [[[[1, 2], [1, 2]]]], [], {}),
     "as_strided": (lambda x: x.as_strided((2,), (1,)), [row(1, 2)], [[]], [], pinned("rule-declined", 1, 2)),
 }
 
@@ -153,6 +178,8 @@ REDUCE = {
     "softmax across": (lambda x: x.softmax(0), [grid([[1, 2], [1, 2]])], [[[[1, 2], [1, 2]]]], [], {}),
     "cumsum": (lambda x: x.cumsum(1), [row(1, 2)], [[]], [], pinned("taken-over-channels", 1, 2)),
     "cumsum across": (lambda x: x.cumsum(0), [grid([[1, 2], [1, 2]])], [[[[1, 2], [1, 2]]]], [], {}),
+    "cummax": (lambda x: x.cummax(1)[0], [row(1, 2)], [[]], [], pinned("taken-over-channels", 1, 2)),
+    "cummax across": (lambda x: x.cummax(0)[0], [grid([[1, 2], [1, 2]])], [[[[1, 2], [1, 2]]]], [], {}),
     "sort across": (lambda x: x.sort(0), [grid([[1, 2], [1, 2]])], [[[[1, 2], [1, 2]]], [[[1, 2], [1, 2]]]], [], {}),
     "topk": (lambda x: x.topk(1, 1), [row(1, 2)], [[], []], [], pinned("no-rule", 1, 2)),
 }
@@ -219,7 +246,7 @@ MATRICES = {
     "values by scores": (torch.bmm, [plain(1, 2, 3), grid([[[1, 2]] * 3])], [[[[1, 2], [1, 2]]]], [], {}),
 }
 
-TABLE = ELEMENTWISE | JOIN | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES
+TABLE = ELEMENTWISE | JOIN | SCATTER | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES
 
 
 @pytest.mark.parametrize(("function", "operands", "maps", "unions", "pins"), TABLE.values(), ids=TABLE)

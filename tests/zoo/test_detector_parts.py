@@ -135,6 +135,57 @@ def test_mask_heads_that_read_one_another():
     assert result.pred_instances.masks.shape == (10, 64, 64)
 
 
+def test_what_is_added_to_regions_keeps_the_width_of_the_pyramid():
+    """They hold channels of the pyramid, whose outputs keep their width: no tensor of fixed width is met."""
+    model = build(htc()).eval()
+    trace, _ = zoo.trace_of(model, EXAMPLE)
+    _, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert report.status == "full"
+
+
+def double_heads():
+    """Two branches, one for classes and one for boxes, that read regions of two sizes."""
+    model = faster_rcnn()
+    head = {key: value for key, value in model["roi_head"]["bbox_head"].items() if key != "num_shared_fcs"}
+    model["roi_head"]["type"] = "DoubleHeadRoIHead"
+    model["roi_head"]["reg_roi_scale_factor"] = 1.3
+    branches = {"num_convs": 1, "num_fcs": 1, "conv_out_channels": 32}
+    model["roi_head"]["bbox_head"] = {**head, "type": "DoubleConvFCBBoxHead", "fc_out_channels": 16, **branches}
+    return model
+
+
+def test_a_head_that_needs_more_than_regions_runs_in_its_own_mode_tensor():
+    model = build(double_heads()).eval()
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    assert covered == "backbone and neck, rpn_head, roi_head"
+    compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert report.status == "full" and report.pruning.largest_error < 1e-4
+    head = compressed.roi_head.bbox_head
+    assert head.fc_branch[0].out_features == head.fc_cls.in_features == 8
+    assert head.fc_branch[0].in_features == 16 * 49
+    # Region pooling is its own again.
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def mask_scoring():
+    model = faster_rcnn(mask=True)
+    model["type"] = "MaskScoringRCNN"
+    model["roi_head"]["type"] = "MaskScoringRoIHead"
+    sizes = {"in_channels": 16, "conv_out_channels": 16, "fc_out_channels": 16, "num_classes": 2}
+    model["roi_head"]["mask_iou_head"] = {"type": "MaskIoUHead", "num_convs": 2, "num_fcs": 1, **sizes}
+    model["train_cfg"]["rcnn"]["mask_thr_binary"] = 0.5
+    return model
+
+
+def test_a_head_that_reads_another_head_is_traced_with_it():
+    model = build(mask_scoring()).eval()
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    assert covered.endswith("rpn_head, roi_head")
+    compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert report.status == "full"
+    assert compressed.roi_head.mask_iou_head.convs[0].out_channels == 8
+
+
 def test_a_part_that_does_not_run_is_left_out():
     model = build(faster_rcnn())
 

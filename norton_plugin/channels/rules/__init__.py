@@ -3,6 +3,7 @@
 from norton_plugin.channels.rules import (
     attention,
     convolution,
+    deformable,
     elementwise,
     join,
     matrices,
@@ -17,6 +18,7 @@ from norton_plugin.channels.rules import (
 __all__ = [
     "attention",
     "convolution",
+    "deformable",
     "elementwise",
     "join",
     "matrices",

@@ -16,6 +16,9 @@ from norton_plugin.channels.rules.matrices import pair_labels
 from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
+# Labels along the input channels of a layer, along its filters, and along the columns of its weight.
+Vectors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
+
 
 @register_rule(
     "convolution",
@@ -34,7 +37,33 @@ def convolution(trace: Trace, call: Call) -> ChannelLabels:
     if x.dim() == 3 and x.shape == call.out.shape and x.shape[1] == 1:
         return _along_channels(trace, x)
     inputs, carried = _inputs(trace, call)
-    rows, columns = _weight_vectors(trace, weight, transposed)
+    vectors = (inputs, *weight_vectors(trace, weight, transposed))
+    return filtered(trace, call, vectors, bias=bias, groups=groups, transposed=transposed, carried=carried)
+
+
+def filtered(
+    trace: Trace,
+    call: Call,
+    vectors: Vectors,
+    *,
+    bias: Tensor | None,
+    groups: int,
+    transposed: bool = False,
+    carried: Sequence[Tensor] = (),
+) -> ChannelLabels:
+    """Return the labels of a map that filters make of another.
+
+    Args:
+        trace: Takes unions, pins, roles and the masking of the first argument.
+        call: The operation, whose first argument is the map that is read.
+        vectors: Labels along the input channels, the filters (rows) and the columns of the weight.
+        bias: Of the filters.
+        groups: Channel groups.
+        transposed: Whether the weight numbers input channels along its first dimension.
+        carried: Cores of maps of the input that live on in the output.
+    """
+    inputs, rows, columns = vectors
+    x = call.args[0]
     # Depthwise layers pass channels on; the weight of a transposed one numbers them along its columns.
     depthwise = groups > 1 and groups == x.shape[1]
     trace.set_role(columns, "both" if depthwise and transposed else "in")
@@ -45,7 +74,7 @@ def convolution(trace: Trace, call: Call) -> ChannelLabels:
     elif transposed:
         rows = _grouped_transposed(trace, (inputs, rows, columns), groups, call.out.shape[1])
     else:
-        rows = _grouped(trace, (inputs, rows, columns), groups, weight.shape[1])
+        rows = _grouped(trace, (inputs, rows, columns), groups, call.args[1].shape[1])
     shape = tuple(call.out.shape)
     maps = (*(spread(vector, shape, 1) for vector in rows), *(label_map.expand(shape) for label_map in carried))
     operands: list[Operand] = [(ChannelLabels(maps), shape)]
@@ -88,7 +117,7 @@ def _untouched(call: Call, dim: int) -> bool:
     return weight.shape[dim] == stride[dim - 2] == 1 and padding[dim - 2] == 0
 
 
-def _weight_vectors(trace: Trace, weight: Tensor, transposed: bool) -> tuple[list[Tensor], list[Tensor]]:
+def weight_vectors(trace: Trace, weight: Tensor, transposed: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Return labels along the filters (rows) and along the input channels (columns) of a weight."""
     row_dim, column_dim = (1, 0) if transposed else (0, 1)
     rows, columns = [], []
@@ -112,9 +141,6 @@ def _consume(trace: Trace, inputs: Sequence[Tensor], columns: Sequence[Tensor], 
         for one, other in ((inputs, columns), (columns, inputs)):
             for vector in one if not other else ():
                 trace.pin(vector, Reason.FIXED_WIDTH_LAYER.because())
-
-
-Vectors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 
 
 def _grouped_transposed(trace: Trace, vectors: Vectors, groups: int, filters: int) -> list[Tensor]:

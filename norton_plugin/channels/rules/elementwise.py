@@ -20,7 +20,14 @@ Operand = tuple[ChannelLabels, tuple[int, ...]]
 
 
 def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Return the label maps of an element-wise result: channels combined in one element are the same channel.
+    """Return the label maps of an element-wise result; see ``combined``, of which this is what is followed on."""
+    return combined(trace, operands, shape)[0]
+
+
+def combined(
+    trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Combine label maps element by element: channels combined in one element are the same channel.
 
     A channel that is combined with an operand of full size without channels has to stay: that operand cannot lose
     the position.
@@ -29,6 +36,9 @@ def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -
         trace: Takes unions and pins.
         operands: Labels and shape of each; shapes broadcast.
         shape: Shape of the result.
+
+    Returns:
+        The maps of the result, and those of channels that have to stay, which are not followed on.
     """
     result: list[Tensor] = []
     sources: list[set[int]] = []
@@ -43,7 +53,7 @@ def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -
                 continue
             result[match] = _merged(trace, result[match], label_map)
             sources[match].add(number)
-    free = []
+    free, stays = [], []
     for label_map, own in zip(result, sources, strict=True):
         others = [operand for number, operand in enumerate(operands) if number not in own]
         fixed = [labels for labels, sizes in others if _full_along(sizes, varying(label_map), len(shape))]
@@ -51,9 +61,10 @@ def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -
             # Pinned for good: there is no need to follow them any further.
             positions = all((labels.maps or labels.scores) and not labels.constant for labels in fixed)
             trace.pin(label_map, _POSITIONS if positions else Reason.FIXED_WIDTH_TENSOR.because())
+            stays.append(label_map)
         else:
             free.append(label_map)
-    return tuple(free)
+    return tuple(free), tuple(stays)
 
 
 def _full_along(sizes: Sequence[int], dims: Sequence[int], ndim: int) -> bool:
@@ -88,7 +99,8 @@ def pointwise(trace: Trace, call: Call) -> ChannelLabels | None:
     if not isinstance(call.out, Tensor):
         return None
     operands = [(trace.labels_of(tensor), _own_sizes(tensor)) for tensor in _tensors(call)]
-    return ChannelLabels(combine(trace, operands, tuple(call.out.shape)))
+    maps, stays = combined(trace, operands, tuple(call.out.shape))
+    return ChannelLabels(maps, stays=stays)
 
 
 register_rule("pow", number=Number.VALUE)(pointwise)

@@ -11,7 +11,9 @@ from norton_plugin.channels.label_maps import ChannelLabels, compact, core, vary
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import combine
+from norton_plugin.channels.rules.move import fixed_along
 from norton_plugin.channels.trace import Trace
+from norton_plugin.reasons import Reason
 
 
 @register_rule("repeat")
@@ -99,5 +101,25 @@ def put(trace: Trace, call: Call) -> ChannelLabels | None:
     operands = [
         (ChannelLabels(tuple(label_map.narrow(0, 0, 1) for label_map in labels.maps), labels.constant), shape)
         for labels in (old, new)
+    ]
+    return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))
+
+
+@register_rule("scatter", "scatter_add")
+def scatter(trace: Trace, call: Call) -> ChannelLabels | None:
+    """Follow values written to numbered places along one dimension: channels along it stay, others are the same."""
+    target, source = call.args[0], call.arg(3, "src")
+    dim = call.arg(1, "dim") % target.dim()
+    old = fixed_along(trace, call, [dim], Reason.BY_POSITION.because(which="some"))
+    if not isinstance(source, Tensor):
+        return ChannelLabels(tuple(old))
+    new = trace.labels_of(source)
+    alike = all(a == b for d, (a, b) in enumerate(zip(target.shape, source.shape, strict=True)) if d != dim)
+    if not alike or any(dim in varying(label_map) for label_map in new.maps):
+        return None
+    shape = tuple(1 if d == dim else size for d, size in enumerate(target.shape))
+    operands = [
+        (ChannelLabels(tuple(label_map.narrow(dim, 0, 1) for label_map in maps), labels.constant), shape)
+        for labels, maps in ((trace.labels_of(target), old), (new, new.maps))
     ]
     return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))

@@ -57,8 +57,9 @@ register_rule("full_like", number=Number.VALUE)(like)
     "randn",
     "new_zeros",
     "new_ones",
+    "new_empty",
     sizes=dict.fromkeys(("zeros", "ones", "empty", "rand", "randn"), all_arguments)
-    | dict.fromkeys(("new_zeros", "new_ones"), after_tensor),
+    | dict.fromkeys(("new_zeros", "new_ones", "new_empty"), after_tensor),
 )
 def factory(trace: Trace, call: Call) -> ChannelLabels:
     """Give a constant whose sizes were read off a tensor the channels of that tensor."""

@@ -141,7 +141,7 @@ def softmax(trace: Trace, call: Call) -> Any:
     return _same_shape(call, maps, stays)
 
 
-@register_rule("cumsum", "cumprod")
+@register_rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def along_dimension(trace: Trace, call: Call) -> Any:
     """Mix the positions of one dimension and keep the shape: channels along it must stay."""
     consumed, kept = _over(trace, call, [_single_dim(call)])

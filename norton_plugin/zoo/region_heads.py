@@ -1,0 +1,179 @@
+"""The heads of two-stage detectors, run on a fixed number of regions in the place of those that the RPN proposes.
+
+The regions hold the channels of the pyramid, which keeps its width: it is an output of what is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.dense_heads import EmbeddingRPNHead
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from norton_plugin.zoo.detector_cost import constant_boxes, detections_of, image_samples, proposals_of
+
+Trace = Callable[[nn.Module, Any], Any]
+# Name of the part that is all of the RoI head, and how many regions it is traced on.
+WHOLE_HEAD = "roi_head"
+_REGIONS = 16
+
+
+def region_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
+    """Yield the parts of a two-stage detector that follow its neck, each a function of the model and its pyramid."""
+    if getattr(model, "with_rpn", False):
+        yield "rpn_head", partial(run_on_pyramid, "rpn_head")
+    if getattr(model, "semantic_head", None) is not None:
+        yield "semantic_head", partial(run_on_pyramid, "semantic_head")
+    roi_head = getattr(model, "roi_head", None)
+    for name in ("semantic_head", "glbctx_head"):
+        if getattr(roi_head, name, None) is not None:
+            yield f"roi_head.{name}", partial(run_on_pyramid, f"roi_head.{name}")
+    for kind, count in (("bbox", proposals_of(model)), ("mask", detections_of(model))):
+        heads = _as_list(getattr(roi_head, f"{kind}_head", None))
+        extractors = _extractors(roi_head, kind)
+        if kind == "mask" and getattr(roi_head, "mask_info_flow", False):
+            yield "roi_head.mask_head", _run_mask_flow
+            continue
+        single = not isinstance(getattr(roi_head, f"{kind}_head", None), nn.ModuleList)
+        for index in range(min(len(heads), len(extractors))):
+            name = f"roi_head.{kind}_head" + ("" if single else f".{index}")
+            yield name, partial(_run_roi_head, kind, index, count)
+    if getattr(roi_head, "point_head", None) is not None:
+        yield "roi_head.point_head", _run_point_head
+    yield WHOLE_HEAD, _run_whole_head
+
+
+def run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
+    """Run a head that reads the pyramid alone."""
+    return model.get_submodule(name)(pyramid)
+
+
+def _run_roi_head(kind: str, index: int, count: int, model: nn.Module, pyramid: Any) -> Any:
+    """Run one head on stand-ins of regions."""
+    roi_head: Any = model.roi_head
+    head = _as_list(getattr(roi_head, f"{kind}_head"))[index]
+    pooled = _pooled(model, _extractors(roi_head, kind)[index], count, pyramid)
+    if getattr(roi_head, "with_shared_head", False):
+        pooled = roi_head.shared_head(pooled)
+        if getattr(head, "with_avg_pool", None) is None and kind == "bbox":
+            return [pooled]
+        return [pooled, head(pooled)]
+    return head(pooled)
+
+
+def _run_mask_flow(model: nn.Module, pyramid: Any) -> list[Any]:
+    """Run the mask heads of a hybrid task cascade, each of which reads the features of the one before."""
+    roi_head: Any = model.roi_head
+    pooled, feature, predictions = (
+        _pooled(model, _extractors(roi_head, "mask")[-1], detections_of(model), pyramid),
+        None,
+        [],
+    )
+    for head in roi_head.mask_head:
+        prediction, feature = head(pooled, feature)
+        predictions.append(prediction)
+    return predictions
+
+
+def _run_point_head(model: nn.Module, pyramid: Any) -> Any:
+    """Run the head that refines masks point by point, on masks that the mask head makes of them."""
+    roi_head: Any = model.roi_head
+    size = _image_size(model, pyramid)
+    boxes = constant_boxes(_REGIONS, size, like=pyramid[0])
+    regions = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1)
+    with _stand_ins(model):
+        masks = roi_head._mask_forward(pyramid, regions)["mask_preds"]
+    classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+    return [masks, roi_head._mask_point_forward_test(pyramid, regions, classes, masks)]
+
+
+def _run_whole_head(model: nn.Module, pyramid: Any) -> Any:
+    """Run the RoI head by its own mode ``tensor``: its parts may need more than regions, such as one another."""
+    roi_head: Any = model.roi_head
+    size = _image_size(model, pyramid)
+    samples = image_samples(size, pyramid[0])
+    rpn_head: Any = model.rpn_head if getattr(model, "with_rpn", False) else None
+    if isinstance(rpn_head, EmbeddingRPNHead):  # its proposals are parameters, of a fixed number
+        proposals = rpn_head.predict(pyramid, samples)
+    else:
+        boxes = constant_boxes(_REGIONS, size, like=pyramid[0])
+        proposals = [InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes))) for _ in samples]
+    with _stand_ins(model):
+        return roi_head.forward(pyramid, proposals, samples)
+
+
+def _image_size(model: Any, pyramid: Any) -> tuple[int, int]:
+    """Return (H, W) of the image that a pyramid was made of."""
+    extractor: Any = _extractors(model.roi_head, "bbox")[0]
+    height, width = (int(size) * extractor.featmap_strides[0] for size in pyramid[0].shape[-2:])
+    return height, width
+
+
+@contextmanager
+def _stand_ins(model: nn.Module) -> Iterator[None]:
+    """While entered, region pooling returns stand-ins with the channels of the map that it pools."""
+    with ExitStack() as stack:
+        for extractor in model.roi_head.modules():  # type: ignore[union-attr]
+            if hasattr(extractor, "roi_layers"):
+                stack.callback(vars(extractor).pop, "forward")
+                vars(extractor)["forward"] = partial(_extracted, model, extractor)
+        yield
+
+
+def _extracted(
+    model: nn.Module, extractor: Any, levels: Sequence[Tensor], regions: Tensor, roi_scale_factor: Any = None
+) -> Tensor:
+    """Take the place of an extractor's forward pass; layers of its own run."""
+    own = getattr(extractor, "with_pre", False), getattr(extractor, "with_post", False)
+    pooled = _pooled(model, extractor, len(regions), levels)
+    if any(own) and extractor.aggregation == "sum":
+        pooled = sum((extractor.pre_module(pooled) if own[0] else pooled) for _ in levels)  # type: ignore[assignment]
+        return extractor.post_module(pooled) if own[1] else pooled
+    return pooled
+
+
+def _pooled(model: nn.Module, extractor: Any, count: int, pyramid: Any) -> Tensor:
+    """Return (count, C, h, w): the whole of a level, pooled, by a factor of its own for each region.
+
+    So the regions have the channels of the pyramid. Where they do not hold as many, they are constant.
+    """
+    level = pyramid[0]
+    size = extractor.roi_layers[0].output_size
+    size = size if isinstance(size, tuple) else (size, size)
+    generator = torch.Generator().manual_seed(0)
+    if level.shape[1] == extractor.out_channels:
+        factors = 0.5 + torch.rand(count, 1, 1, 1, generator=generator)
+        return F.adaptive_avg_pool2d(level[:1], size) * factors.to(level)
+    pooled = torch.rand(1, extractor.out_channels, *size, generator=generator)
+    pooled = pooled.to(next(model.parameters())).repeat(count, 1, 1, 1)
+    # A trace must take the regions for data: what is made of constants alone is a weight.
+    return pooled + 0 * level.mean()
+
+
+def _extractors(roi_head: Any, kind: str) -> list[nn.Module]:
+    own = _as_list(getattr(roi_head, f"{kind}_roi_extractor", None))
+    return own or _as_list(getattr(roi_head, "bbox_roi_extractor", None))
+
+
+def _as_list(modules: Any) -> list[nn.Module]:
+    if modules is None:
+        return []
+    return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+
+
+def idle_layers(head: nn.Module, ran: Set[nn.Module]) -> list[str]:
+    """Return the names of the layers with a weight that did not run."""
+    found = []
+    for name, module in head.named_modules():
+        weight = module._parameters.get("weight")
+        # The last layer of an attention is read by its parent, and not called.
+        read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        if weight is not None and weight.dim() > 1 and not read and module not in ran:
+            found.append(name)
+    return found

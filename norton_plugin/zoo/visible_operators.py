@@ -1,0 +1,105 @@
+"""mmcv's compiled operators, run as operators that PyTorch sees.
+
+mmcv binds its operators past PyTorch's dispatcher: a trace learns neither what they read nor what they made, and some
+exist on CUDA alone. Here the same values are computed by operators of torch and torchvision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmcv.ops.deform_conv import DeformConv2dFunction
+from mmcv.ops.masked_conv import MaskedConv2dFunction
+from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+Sizes = int | tuple[int, int]
+
+
+@contextmanager
+def visible_operators() -> Iterator[None]:
+    """While entered, deformable and masked convolutions of mmcv compute by operators that PyTorch dispatches.
+
+    With gradients mmcv's own run: the others save nothing for a backward pass.
+    """
+    with ExitStack() as stack:
+        if torch.is_grad_enabled():
+            yield
+            return
+        for function, forward in _FORWARDS.items():
+            stack.callback(setattr, function, "forward", staticmethod(function.forward))
+            function.forward = staticmethod(forward)
+        yield
+
+
+def _deformable(
+    _: Any,
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:
+    """Take the place of ``DeformConv2dFunction.forward``: the groups follow from the sizes of x, weight and offset."""
+    [offset] = _as_read([offset], x, weight, (stride, padding, dilation))
+    return deform_conv2d(x.type_as(offset), offset, weight.type_as(offset), None, stride, padding, dilation)
+
+
+def _modulated(
+    _: Any,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+) -> Tensor:
+    """Take the place of ``ModulatedDeformConv2dFunction.forward``."""
+    offset, mask = _as_read([offset, mask], x, weight, (stride, padding, dilation))
+    own = None if bias is None else bias.type_as(offset)
+    kernel = weight.type_as(offset)
+    return deform_conv2d(x.type_as(offset), offset, kernel, own, stride, padding, dilation, mask)
+
+
+def _as_read(fields: list[Tensor], x: Tensor, weight: Tensor, geometry: tuple[Sizes, Sizes, Sizes]) -> list[Tensor]:
+    """Return offsets and modulation as mmcv reads them: from the start of their memory, in the size of the output.
+
+    DyHead gives those of a map of twice the size to one of its convolutions.
+    """
+    output = []
+    for d in (0, 1):
+        stride, padding, dilation = (value if isinstance(value, int) else value[d] for value in geometry)
+        output.append((x.shape[2 + d] + 2 * padding - dilation * (weight.shape[2 + d] - 1) - 1) // stride + 1)
+    if list(fields[0].shape[2:]) == output:
+        return fields
+    shapes = [(*field.shape[:2], *output) for field in fields]
+    return [field.flatten()[: math.prod(shape)].view(shape) for field, shape in zip(fields, shapes, strict=True)]
+
+
+def _masked(
+    _: Any, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, padding: Sizes = 0, stride: Sizes = 1
+) -> Tensor:
+    """Take the place of ``MaskedConv2dFunction.forward``: zero where the mask (1, H, W) is not positive."""
+    return F.conv2d(x, weight, bias, stride, padding) * (mask > 0).unsqueeze(1).to(x.dtype)
+
+
+_FORWARDS: dict[Any, Callable[..., Tensor]] = {
+    DeformConv2dFunction: _deformable,
+    ModulatedDeformConv2dFunction: _modulated,
+    MaskedConv2dFunction: _masked,
+}
