@@ -24,6 +24,7 @@ from norton_plugin.pipeline.checks import (
     check_recipe,
     needs_images_to_rank,
 )
+from norton_plugin.pipeline.hybrid import lowest_divergence
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
@@ -82,16 +83,19 @@ def compress(
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
         dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
-        run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
-        before = count_cost(compressed, run)
+        before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
         repeated = recipe.budget.given or recipe.calibration.fit or needs_images_to_rank(recipe, criterion)
         if calibration is not None and repeated:
             calibration = take_batches(calibration, recipe.calibration.images)
-        recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step)
-        done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
-        after = count_cost(compressed, run)
+        planned: BudgetPlan | None
+        if recipe.budget.prune:
+            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored)
+        else:
+            recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
+            done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
+        after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
     facts = {"seconds": seconds, "structure": structure, "calibration": done.fitted, "budget": planned}
