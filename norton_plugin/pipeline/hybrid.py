@@ -43,7 +43,7 @@ def lowest_divergence(
         RecipeError: The budget cannot be met; the least that can be is said.
         SurgeryError: No plan could be carried out within the budget.
     """
-    plans, phases = _plans(phases, recipe, ignored)
+    plans, phases = candidate_plans(phases, recipe, ignored=ignored)
     found: dict[str, tuple[float, nn.Module, Recipe, BudgetPlan, Outcome]] = {}
     for plan in plans:
         compressed, sized = duplicate(phases.model), plan.recipe(recipe)
@@ -64,8 +64,19 @@ def lowest_divergence(
     return compressed, sized, replace(plan, divergence=divergences), done
 
 
-def _plans(phases: Phases, recipe: Recipe, ignored: Sequence[nn.Module]) -> tuple[list[BudgetPlan], Phases]:
-    """Return the plans, and the phases with a ranking that has seen the images."""
+def candidate_plans(
+    phases: Phases, recipe: Recipe, *, ignored: Sequence[nn.Module] = ()
+) -> tuple[list[BudgetPlan], Phases]:
+    """Return plans of decomposition, of pruning and of both, and the phases with a ranking that has seen the images.
+
+    Args:
+        phases: What they work with; with images.
+        recipe: With a budget that also prunes.
+        ignored: Modules of the dense model whose outputs must keep their width.
+
+    Raises:
+        RecipeError: The budget cannot be met; the least that can be is said.
+    """
     call = partial(run_model, forward_fn=phases.forward_fn)
     model, inputs = duplicate(phases.model), phases.example_inputs
     batches = take_batches(phases.calibration or (), min(RANKING_IMAGES, recipe.calibration.images))

@@ -68,7 +68,8 @@ def budget_in_words(plan: BudgetPlan) -> str:
     levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
-    words = f"budget of the compressed model, {', '.join(asked)} of the dense one: {found or 'no layer decomposed'}"
+    kind = "compressed" if plan.divergence else "decomposed"
+    words = f"budget of the {kind} model, {', '.join(asked)} of the dense one: {found or 'no layer decomposed'}"
     words += f"; {dense} layers stay dense"
     if plan.groups:
         words += f"; {len(plan.groups)} groups of channels pruned"
