@@ -23,6 +23,7 @@ from norton_plugin.pipeline.checks import (
     check_patterns,
     check_recipe,
     needs_images_to_rank,
+    require_changes,
 )
 from norton_plugin.pipeline.hybrid import lowest_divergence
 from norton_plugin.pipeline.phases import Phases
@@ -95,6 +96,7 @@ def compress(
         else:
             recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
             done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
+        require_changes(done.decomposition, done.pruning)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,23 +45,24 @@ def lowest_divergence(
         SurgeryError: No plan could be carried out within the budget.
     """
     plans, phases = candidate_plans(phases, recipe, ignored=ignored)
-    found: dict[str, tuple[float, nn.Module, Recipe, BudgetPlan, Outcome]] = {}
+    best: tuple[nn.Module, Recipe, BudgetPlan, Outcome] | None = None
+    divergences: dict[str, float] = {}
+    lowest = math.inf
     for plan in plans:
         compressed, sized = duplicate(phases.model), plan.recipe(recipe)
         done = phases.run_(compressed, sized, ignored=counterparts(phases.model, compressed, ignored))
         if done.fitted is None or not _within(phases, compressed, plan):
             continue  # groups that were not pruned after all, as their proof failed
-        divergence = done.fitted.divergence[done.fitted.chosen]
-        if plan.phases not in found or divergence < found[plan.phases][0]:
-            found[plan.phases] = divergence, compressed, sized, plan, done
-    if not found:
+        found = done.fitted.divergence[done.fitted.chosen]
+        divergences[plan.phases] = min(found, divergences.get(plan.phases, math.inf))
+        if best is None or found < lowest:
+            best, lowest = (compressed, sized, plan, done), found
+    if best is None:
         raise SurgeryError(
             "no plan stays within the budget, since groups of channels that it prunes could not be pruned; leave them "
             "out (scope), or leave out budget.prune"
         )
-    divergences = {name: entry[0] for name, entry in found.items()}
-    best = min(divergences, key=lambda name: (divergences[name] != divergences[name], divergences[name]))
-    _, compressed, sized, plan, done = found[best]
+    compressed, sized, plan, done = best
     return compressed, sized, replace(plan, divergence=divergences), done
 
 

@@ -12,7 +12,7 @@ from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.pipeline.calibrating import fit_, ranked_by_outputs, reestimate_
-from norton_plugin.pipeline.checks import needs_images_to_rank, require_changes
+from norton_plugin.pipeline.checks import needs_images_to_rank
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import GroupCriterion
 from norton_plugin.surgery.decompose import decompose_
@@ -67,8 +67,11 @@ class Phases:
             recipe: What to do; a budget in it has become sizes.
             ignored: Modules of the copy whose outputs must keep their width.
 
+        Returns:
+            What they did; nothing follows on images where nothing was changed.
+
         Raises:
-            SurgeryError: Nothing was changed, or a phase failed.
+            SurgeryError: A phase failed.
         """
         decomposition, pruning = DecompositionReport((), ()), PruningReport((), ())
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
@@ -80,8 +83,9 @@ class Phases:
             self.step("prune")
             settings |= {"ignored": ignored, "forward_fn": self.forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, self.example_inputs, recipe.pruning, criterion=ranking, **settings)
-        require_changes(decomposition, pruning)
         fitted, images = None, 0
+        if not (decomposition.layers or pruning.groups):
+            return Outcome(decomposition, pruning, fitted, images)
         if recipe.calibration.fit and self.calibration is not None:
             self.step("fit")
             inputs = self.example_inputs, self.calibration

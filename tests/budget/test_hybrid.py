@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from norton_plugin import Budget, Recipe, RecipeError, Scope, compress
+from norton_plugin import Budget, Recipe, RecipeError, Scope, SurgeryError, compress
 from norton_plugin.budget.fronts import either, front_of, together
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.calibration.divergence import divergence, outputs_of
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.cost import count_cost
 from norton_plugin.recipe import Calibration, Decomposition, Pruning
+from norton_plugin.surgery import PruningReport
 from tests.calibration.test_calibrate import images
 from tests.networks import Residual, settle
 
@@ -167,3 +168,13 @@ def test_any_criterion_may_rank():
         )
         assert result.report.budget.groups
         assert count_cost(result.model, lambda model=result.model: model(images(2)[0])).macs == result.report.macs_after
+
+
+def test_plans_whose_groups_could_not_be_pruned_do_not_count(monkeypatch):
+    """Where the proof of a group fails the model is larger than planned."""
+    monkeypatch.setattr("norton_plugin.pipeline.phases.prune_", lambda *_, **__: PruningReport((), ()))
+    model, example = network(), images(2)[0]
+    report = compress(model, example, recipe(level="filter", macs=0.2), calibration=images(96)).report
+    assert report.budget.phases == "decomposition" and set(report.budget.divergence) == {"decomposition"}
+    with pytest.raises(SurgeryError, match="no plan stays within the budget"):
+        compress(model, example, recipe(level="filter", macs=0.1), calibration=images(96))
