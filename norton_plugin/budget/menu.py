@@ -63,7 +63,7 @@ def layer_menus(model: nn.Module, recipe: Recipe, cost: ModelCost) -> list[Layer
     menus = []
     for target in targets:
         macs = sum(cost.layer_macs.get(name, 0) for name in target.names)
-        layouts = _layouts(target)
+        layouts = layouts_of(target)
         if macs and layouts:
             menus.append(LayerMenu(target, _options(target, macs, layouts)))
     if not menus:
@@ -83,7 +83,7 @@ def _options(target: Target, macs: int, layouts: Sequence[Layout]) -> tuple[Opti
     return dense, *smaller
 
 
-def _layouts(target: Target) -> list[Layout]:
+def layouts_of(target: Target) -> list[Layout]:
     """Return the sizes of every level that is asked for."""
     linear = isinstance(target.module, nn.Linear)
     found = []

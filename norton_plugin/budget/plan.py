@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from norton_plugin.budget.distortion import weight_errors
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
-from norton_plugin.budget.sensitivity import sensitive_weights
+from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.tied import JointMenu, JointOption, joint_menus
 from norton_plugin.cost import ModelCost
@@ -46,17 +46,42 @@ class PlannedLayer:
 
 
 @dataclass(frozen=True)
+class PlannedGroup:
+    """Channels that are to be removed together.
+
+    Attributes:
+        root: Name of the layer that stands for the group.
+        members: Layers whose outputs lose them.
+        before: Channels before.
+        after: Channels after.
+        error: Divergence of the model's outputs without them, as measured, the layers that read them fitted to what is
+            left.
+    """
+
+    root: str
+    members: tuple[str, ...]
+    before: int
+    after: int
+    error: float
+
+
+@dataclass(frozen=True)
 class BudgetPlan:
     """What was found for a budget.
 
     Attributes:
         budget: What was asked for.
-        macs: MACs of the decomposed model as a share of the dense one's.
+        macs: MACs of the compressed model as a share of the dense one's.
         params: Its parameters, likewise.
         measure: What errors are: ``-log(1 - NMSE)`` of a layer's weight ("weights") or, with images, of its output
-            ("outputs"): the sum is that of the share of the signal that passes all layers.
-        error: Sum over the layers, as foretold.
+            ("outputs"): the sum is that of the share of the signal that passes all layers. Where groups are pruned
+            too, the divergence of the model's outputs ("divergence").
+        error: Sum over layers and groups, as foretold.
         layers: Every layer that might have been decomposed, in the model's order.
+        groups: Groups that are pruned.
+        phases: "decomposition", "pruning" or "hybrid".
+        divergence: Of the outputs on held-back images, for each of these that was tried; the lowest was kept. Empty
+            where only decomposition was asked for.
     """
 
     budget: Budget
@@ -65,16 +90,23 @@ class BudgetPlan:
     measure: str
     error: float
     layers: tuple[PlannedLayer, ...]
+    groups: tuple[PlannedGroup, ...] = ()
+    phases: str = "decomposition"
+    divergence: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers."""
         return asdict(self)
 
     def recipe(self, asked: Recipe) -> Recipe:
-        """Return the recipe in which the sizes of all layers stand in place of the budget."""
+        """Return the recipe in which the sizes of all layers, and shares of groups, stand in place of the budget."""
         layers = {layer.name: _settings(layer) for layer in self.layers}
         decomposition = replace(asked.decomposition, ranks={}, layers=layers)
-        return replace(asked, decomposition=decomposition, budget=Budget())
+        pruning = asked.pruning
+        if self.groups:
+            keeps = {name: group.after / group.before for group in self.groups for name in group.members}
+            pruning = replace(pruning, keeps={**pruning.keeps, **keeps}, round_to=1)  # counts are rounded already
+        return replace(asked, decomposition=decomposition, pruning=pruning, budget=Budget())
 
 
 def plan_budget(
@@ -104,7 +136,7 @@ def plan_budget(
     sensitive = None
     if batches:
         run = call or (lambda own, batch: own(batch))
-        sensitive = sensitive_weights(model, targets, batches, call=run, seed=recipe.calibration.seed)
+        sensitive = layer_sensitivities(model, targets, batches, call=run, seed=recipe.calibration.seed)
     errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
     limits = {name: share for name in _WORDS if (share := getattr(recipe.budget, name)) is not None}
     joint = joint_menus(model, menus, errors)
@@ -121,9 +153,9 @@ def plan_budget(
     return BudgetPlan(recipe.budget, shares["macs"], shares["params"], measure, error, tuple(layers))
 
 
-def _errors(menu: LayerMenu, sensitive: Tensor | None) -> Values:
+def _errors(menu: LayerMenu, sensitive: LayerSensitivity | None) -> Values:
     """Return the error of every option of a menu."""
-    lost = weight_errors(menu.target, _layouts(menu), sensitive)
+    lost = weight_errors(menu.target, _layouts(menu), None if sensitive is None else sensitive.seen())
     return np.concatenate([[0.0], -np.log1p(-lost.clip(0, _MOST))])
 
 
@@ -146,10 +178,7 @@ def _chosen(menus: Sequence[JointMenu], limits: dict[str, float], whole: _Whole,
     for name, share in limits.items():
         least = whole.share(name, [min(menu.options, key=lambda option: _cost(option, name)) for menu in menus])
         if least > share:
-            raise RecipeError(
-                f"budget.{name} is {share:g}, but the least that can be reached is {math.ceil(least * 1e4) / 1e4:g} of "
-                f"the dense model's {_WORDS[name]}; {_ways_out(least, recipe)}"
-            )
+            raise out_of_reach(name, share, least, recipe)
     found = choose_options(costs, errors, free)
     if found is None:
         raise RecipeError(
@@ -159,17 +188,28 @@ def _chosen(menus: Sequence[JointMenu], limits: dict[str, float], whole: _Whole,
     return [menu.options[place] for menu, place in zip(menus, found, strict=True)]
 
 
-def _ways_out(least: float, recipe: Recipe) -> str:
-    """Return what may be done about a budget out of reach; nothing that the recipe does already."""
+def out_of_reach(name: str, share: float, least: float, recipe: Recipe) -> RecipeError:
+    """Return what to say of a budget that cannot be met, and what may be done; nothing that the recipe does already.
+
+    Args:
+        name: ``"macs"`` or ``"params"``.
+        share: What was asked for.
+        least: What can be reached.
+        recipe: Of the budget.
+    """
     asked = recipe.decomposition
     ways = [
         ("name at least that", least < 1),
         ("try decomposition.level 'auto'", asked.level != "auto"),
         ("decompose Linear layers too (decomposition.linear)", not asked.linear),
         ("open more layers (scope)", bool(recipe.scope.include or recipe.scope.exclude)),
-        ("prune in place of it (pruning.keep)", True),
+        ("prune as well (budget.prune, or pruning.keep in place of a budget)", not recipe.budget.prune),
     ]
-    return ", or ".join(words for words, holds in ways if holds)
+    told = ", or ".join(words for words, holds in ways if holds)
+    return RecipeError(
+        f"budget.{name} is {share:g}, but the least that can be reached is {math.ceil(least * 1e4) / 1e4:g} of "
+        f"the dense model's {_WORDS[name]}{'; ' if told else ''}{told}"
+    )
 
 
 def _cost(option: JointOption, name: str) -> int:
@@ -185,10 +225,14 @@ def _layouts(menu: LayerMenu) -> list[Layout]:
 
 
 def _planned(menu: LayerMenu, option: Option, error: float) -> PlannedLayer:
-    layout, share = option.layout, option.macs / menu.options[0].macs
+    return planned_layer(menu.target.names[0], option.layout, option.macs / menu.options[0].macs, error)
+
+
+def planned_layer(name: str, layout: Layout | None, macs: float, error: float) -> PlannedLayer:
+    """Return the record of a layer; ``macs`` as a share of the dense layer's."""
     if layout is None:
-        return PlannedLayer(menu.target.names[0], None, None, None, share, error)
-    return PlannedLayer(menu.target.names[0], layout.level, layout.rank, layout.components, share, error)
+        return PlannedLayer(name, None, None, None, macs, error)
+    return PlannedLayer(name, layout.level, layout.rank, layout.components, macs, error)
 
 
 def _settings(layer: PlannedLayer) -> dict[str, Any]:

@@ -12,6 +12,7 @@ layers, for predictions that are almost sure have next to no Fisher information 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,15 +28,72 @@ from norton_plugin.surgery.targets import Target
 _POSITIONS = 16
 
 
-def sensitive_weights(
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What errors of a layer's weight count.
+
+    Attributes:
+        weight: (G, N / G, C, Kh, Kw), float64.
+        roots: Of the second moments along the axes, (G, C, C), (G, Kh, Kh), (G, Kw, Kw).
+        scale: Root of half the Fisher weight of each output, (N,).
+    """
+
+    weight: Tensor
+    roots: tuple[Tensor, ...]
+    scale: Tensor
+
+    def seen(self, outputs: Sequence[int] | None = None, inputs: Sequence[int] | None = None) -> Tensor:
+        """Return the weight (N, C, Kh, Kw) in units whose squares are nats.
+
+        Args:
+            outputs: Filters that stay; None for all.
+            inputs: Inputs that stay, of a layer of one group; they take over what the others carried.
+        """
+        weight, (channel, row, column) = self.weight, self.roots
+        if inputs is not None:
+            second = channel[0] @ channel[0]
+            own = second[inputs][:, inputs]
+            ridge = 1e-3 * float(second.diagonal().mean()) + 1e-300
+            gain = torch.linalg.solve(own + ridge * torch.eye(len(own), dtype=own.dtype), second[inputs])
+            weight = torch.einsum("gncij,kc->gnkij", weight, gain)
+            values, basis = torch.linalg.eigh(own)
+            channel = ((basis * values.clamp_min(0).sqrt()) @ basis.mT)[None]
+        seen = torch.einsum("gncij,gcd,gip,gjq->gndpq", weight, channel, row, column).flatten(0, 1)
+        seen = seen * self.scale[:, None, None, None]
+        return seen if outputs is None else seen[list(outputs)]
+
+    def projected(self, lost: float) -> tuple[Tensor, float]:
+        """Return a weight whose outputs lie in fewer dimensions, and the share of its energy that is lost.
+
+        Args:
+            lost: Share that is aimed at, in (0, 1).
+
+        Returns:
+            (N, C, Kh, Kw), and the share nearest to the one aimed at; 0 where no dimension can be left out.
+        """
+        groups, own = self.weight.shape[:2]
+        seen = self.seen().flatten(1)
+        products = torch.block_diag(*(rows @ rows.mT for rows in seen.chunk(groups)))
+        values, basis = torch.linalg.eigh(products)
+        shares = values.clamp_min(0).cumsum(0)[:-1] / values.clamp_min(0).sum().clamp_min(1e-300)
+        if not len(shares):
+            return self.weight.flatten(0, 1), 0.0
+        cut = int((shares - lost).abs().argmin()) + 1
+        scale = self.scale.clamp_min(float(self.scale.max()) * 1e-6)
+        projection = (basis[:, cut:] @ basis[:, cut:].mT) * (scale[None, :] / scale[:, None])
+        grouped = torch.stack([projection[g * own : (g + 1) * own, g * own : (g + 1) * own] for g in range(groups)])
+        return torch.einsum("gnm,gmcij->gncij", grouped, self.weight).flatten(0, 1), float(shares[cut - 1])
+
+
+def layer_sensitivities(
     model: nn.Module,
     targets: Sequence[Target],
     batches: Sequence[Any],
     *,
     call: Callable[[nn.Module, Any], Any],
     seed: int,
-) -> list[Tensor] | None:
-    """Return the weights (N, C, Kh, Kw) of layers in such units: squares are nats.
+) -> list[LayerSensitivity] | None:
+    """Return what errors of layers count.
 
     Args:
         model: Run in evaluation mode; left as it is.
@@ -55,10 +113,9 @@ def sensitive_weights(
         name = target.names[0]
         if name not in fisher or not sums[name].samples or not float(fisher[name].sum()) > 0:
             return None
-        channel, row, column = sums[name].roots()
         weight = target.contract.weight.detach().double().unflatten(0, (target.shape.groups, -1))
-        weight = torch.einsum("gncij,gcd,gip,gjq->gndpq", weight, channel, row, column).flatten(0, 1)
-        found.append(weight * (fisher[name].to(weight) / 2).sqrt()[:, None, None, None])
+        scale = (fisher[name].to(weight) / 2).sqrt()
+        found.append(LayerSensitivity(weight, tuple(sums[name].roots()), scale))
     return found
 
 

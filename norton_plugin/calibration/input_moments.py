@@ -125,13 +125,22 @@ class InputMoments:
         if isinstance(sums, ModeSums):
             gain = torch.cholesky_solve(second[own], factor)  # (kept, C)
             weight[:, own] = torch.einsum("ncij,kc->nkij", dense, gain)
-            mean = sums.mean()
         else:
-            rows = torch.cholesky_solve(second[own] @ dense.flatten(1).mT, factor).mT
-            weight.view(len(dense), -1)[:, own] = rows
-            mean = sums.result(centred=self._centred[name]).input_mean
-        lost = ((dense - weight).flatten(1) @ mean.flatten().double().cpu()[:, None])[:, 0]
-        return weight, lost if self._centred[name] else torch.zeros_like(lost)
+            weight.view(len(dense), -1)[:, own] = torch.cholesky_solve(second[own] @ dense.flatten(1).mT, factor).mT
+        return weight, self.shift(name, weight)
+
+    def shift(self, name: str, weight: Tensor) -> Tensor:
+        """Return what another weight (N, C, Kh, Kw) of a layer takes from the means of its outputs, (N,).
+
+        Zero where nothing takes up the means.
+        """
+        sums, dense = self._sums[name], self.contracts[name].weight.double().cpu()
+        if not self._centred[name]:
+            return torch.zeros(len(dense), dtype=torch.float64)
+        mean = sums.mean() if isinstance(sums, ModeSums) else sums.result(centred=True).input_mean
+        mean = mean.double().cpu().flatten(1)  # (G, D)
+        lost = (dense - weight.double().cpu()).flatten(1).unflatten(0, (len(mean), -1))
+        return (lost @ mean[:, :, None]).flatten()
 
 
 def _with_ridge(second: Tensor, share: float) -> Tensor:

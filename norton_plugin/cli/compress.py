@@ -40,6 +40,7 @@ def compress(
     components: what.Components = None,
     share: what.Share = None,
     budget: what.Budget = None,
+    prune: what.Prune = False,
     clusters: what.Clusters = None,
     layer: what.LayerSettings = None,
     linear: what.Linear = False,
@@ -85,6 +86,8 @@ def compress(
 
     Example: norton compress timm:resnet18 --pretrained --budget macs=0.5 -o resnet18-half
 
+    Example: norton compress timm:resnet18 --budget macs=0.2 --prune --data images --calibrate -o resnet18-fifth
+
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
 
     Example: norton compress timm:resnet18 --keep 0.7 --criterion output --data images --calibrate -o pruned
@@ -104,9 +107,10 @@ def compress(
     )
     from norton_plugin.pipeline import compress as run
 
-    budgets = what.budget_changes(budget)
-    if budgets and level is None and recipe is None:
-        level = "auto"
+    budgets = what.budget_changes(budget, prune=prune)
+    if budgets and recipe is None:
+        level = level or "auto"
+        criterion = criterion or ("output" if prune else None)
     changes = {
         "scope": what.scope_changes(include=include, exclude=exclude),
         "decomposition": what.decomposition_changes(

@@ -49,6 +49,15 @@ Budget = Annotated[
         "layers are found from it (at --level auto, where no level is given).",
     ),
 ]
+Prune = Annotated[
+    bool,
+    _option(
+        "--prune",
+        None,
+        "With --budget and --calibrate: find which channels go, too, and keep what comes nearest to the dense model on "
+        "held-back images: decomposition, pruning, or both (--criterion is output, where none is given).",
+    ),
+]
 LayerSettings = Annotated[
     list[str] | None,
     _option(
@@ -125,7 +134,7 @@ def decomposition_changes(
     return found
 
 
-def budget_changes(budget: Iterable[str] | None) -> dict[str, Any]:
+def budget_changes(budget: Iterable[str] | None, *, prune: bool = False) -> dict[str, Any]:
     """Return the settings of ``recipe.Budget`` that were given, by name.
 
     Raises:
@@ -141,7 +150,7 @@ def budget_changes(budget: Iterable[str] | None) -> dict[str, Any]:
         if name not in ("macs", "params"):
             raise RecipeError(f"--budget is {text!r}; a budget is one of macs and params")
         found[name] = parse_number(value)
-    return found
+    return found | _given({"prune": prune or None})
 
 
 def pruning_changes(

@@ -21,7 +21,7 @@ from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.removed import RemovedChannels
 
 # Most images that channels are ranked on: more change little.
-_RANKING_IMAGES = 512
+RANKING_IMAGES = 512
 
 
 def fit_(
@@ -66,7 +66,7 @@ def ranked_by_outputs(
     """Return the criterion "output" of the dense model."""
     return OutputCriterion(
         model,
-        take_batches(calibration, min(_RANKING_IMAGES, recipe.calibration.images)),
+        take_batches(calibration, min(RANKING_IMAGES, recipe.calibration.images)),
         example_inputs=example_inputs,
         forward_fn=forward_fn,
         positions=recipe.calibration.positions,

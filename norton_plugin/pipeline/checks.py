@@ -32,7 +32,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 def needs_images_to_rank(recipe: Recipe, criterion: Any = None) -> bool:
     """Tell whether channels are ranked by what images say of them; ``criterion`` stands in place of the recipe's."""
-    return criterion is None and recipe.pruning.active and recipe.pruning.criterion == "output"
+    return criterion is None and (recipe.pruning.active or recipe.budget.prune) and recipe.pruning.criterion == "output"
 
 
 def runs_images_again(recipe: Recipe, criterion: Any = None) -> bool:

@@ -22,8 +22,10 @@ from norton_plugin.pipeline.checks import (
     check_model,
     check_patterns,
     check_recipe,
+    require_changes,
     runs_images_again,
 )
+from norton_plugin.pipeline.hybrid import lowest_divergence
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
@@ -86,15 +88,19 @@ def compress(
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
         dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
-        run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
-        before = count_cost(compressed, run)
+        before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
         if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
-        recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
-        done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
-        after = count_cost(compressed, run)
+        planned: BudgetPlan | None
+        if recipe.budget.prune:
+            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored)
+        else:
+            recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
+            done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
+        require_changes(done.decomposition, done.pruning)
+        after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
     facts = {"structure": diff(dense, geometry(compressed)), "seconds": time.perf_counter() - start}
     facts |= {"calibration": done.fitted, "calibration_images": done.images}

@@ -13,7 +13,7 @@ from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.pipeline.calibrating import finish_, fit_, ranked_by_outputs
-from norton_plugin.pipeline.checks import needs_images_to_rank, require_changes
+from norton_plugin.pipeline.checks import needs_images_to_rank
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import GroupCriterion
 from norton_plugin.surgery.decompose import decompose_
@@ -72,8 +72,11 @@ class Phases:
             recipe: What to do; a budget in it has become sizes.
             ignored: Modules of the copy whose outputs must keep their width.
 
+        Returns:
+            What they did; nothing follows on images where nothing was changed.
+
         Raises:
-            SurgeryError: Nothing was changed, or a phase failed.
+            SurgeryError: A phase failed.
         """
         decomposition, pruning = DecompositionReport((), ()), PruningReport((), ())
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
@@ -85,8 +88,9 @@ class Phases:
             self.step("prune")
             settings |= {"ignored": ignored, "forward_fn": self.forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, self.example_inputs, recipe.pruning, criterion=ranking, **settings)
-        require_changes(decomposition, pruning)
         fitted: CalibrationReport | None = None
+        if not (decomposition.layers or pruning.groups):
+            return Outcome(decomposition, pruning, fitted, 0, None)
         on_images: dict[str, Any] = {"recipe": recipe, "forward_fn": self.forward_fn, "on_detail": self.detail}
         if recipe.calibration.fit and self.calibration is not None:
             self.step("fit")

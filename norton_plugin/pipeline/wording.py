@@ -72,7 +72,15 @@ def budget_in_words(plan: BudgetPlan) -> str:
     levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
-    return f"budget of the decomposed model, {', '.join(asked)} of the dense one: {found}; {dense} layers stay dense"
+    kind = "compressed" if plan.divergence else "decomposed"
+    words = f"budget of the {kind} model, {', '.join(asked)} of the dense one: {found or 'no layer decomposed'}"
+    words += f"; {dense} layers stay dense"
+    if plan.groups:
+        words += f"; {len(plan.groups)} groups of channels pruned"
+    if plan.divergence:
+        tried = ", ".join(f"{name} {value:.4g}" for name, value in sorted(plan.divergence.items()))
+        words += f"; divergence on held-back images: {tried}; kept: {plan.phases}"
+    return words
 
 
 def calibration_in_words(report: CalibrationReport) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe.decomposition import Decomposition
-from norton_plugin.recipe.section import Section, check_number
+from norton_plugin.recipe.pruning import Pruning
+from norton_plugin.recipe.section import Section, check_bool, check_number
 
 _SIZES = ("rank", "components", "share")
 
@@ -19,16 +20,20 @@ class Budget(Section):
     Attributes:
         macs: MACs of one pass, in (0, 1].
         params: Numbers in the parameters, in (0, 1].
+        prune: Also find which channels go: plans of decomposition, of pruning and of both are carried out, and the one
+            whose outputs are nearest to the dense model's on held-back images is kept. It needs ``calibration.fit``.
     """
 
     macs: float | None = None
     params: float | None = None
+    prune: bool = False
 
     def __post_init__(self) -> None:
         for name in ("macs", "params"):
             value = getattr(self, name)
             if value is not None:
                 check_number(f"budget.{name}", value, low=0, high=1, open_low=True)
+        check_bool("budget.prune", self.prune)
 
     @property
     def given(self) -> bool:
@@ -59,6 +64,33 @@ class Budget(Section):
                     f"{name} is {size!r}, but a budget is given, which finds the sizes itself; leave one of them out "
                     "(none beside a budget keeps a layer dense)"
                 )
+
+    def check_pruning(self, pruning: Pruning, *, fit: bool) -> None:
+        """Refuse what cannot stand beside a budget that also prunes.
+
+        Args:
+            pruning: Its shares must be 1, which keeps all channels; its criterion, rounding and least share hold.
+            fit: Whether layers are fitted to images.
+
+        Raises:
+            RecipeError: Say which two contradict each other, and what to do.
+        """
+        if not self.prune:
+            return
+        if not self.given:
+            raise RecipeError("budget.prune is set, but there is no budget; name budget.macs or budget.params")
+        if self.macs is not None and self.params is not None:
+            raise RecipeError("budget.prune works with one budget; leave out budget.macs or budget.params")
+        if pruning.active:
+            raise RecipeError(
+                "pruning.keep is below 1, but budget.prune is set, which finds the shares itself; leave one of them "
+                "out (a share of 1 in pruning.keeps keeps all channels of a layer)"
+            )
+        if not fit:
+            raise RecipeError(
+                "budget.prune is set, which measures what pruning costs once it is compensated: set calibration.fit "
+                "too (on the command line --calibrate), and give unlabelled images"
+            )
 
 
 def _settings(decomposition: Decomposition, names: tuple[str, ...]) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class Recipe(Section):
         check_bool("verify", self.verify)
         check_number("time_limit", self.time_limit, low=0, high=86_400, open_low=True)
         self.budget.check_with(self.decomposition)
+        self.budget.check_pruning(self.pruning, fit=self.calibration.fit)
 
     @property
     def decomposes(self) -> bool:

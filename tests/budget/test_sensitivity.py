@@ -6,7 +6,7 @@ from torch import nn
 
 from norton_plugin import Budget, Recipe, compress
 from norton_plugin.budget import plan_budget
-from norton_plugin.budget.sensitivity import sensitive_weights
+from norton_plugin.budget.sensitivity import layer_sensitivities
 from norton_plugin.calibration import fisher_weights
 from norton_plugin.cost import count_cost
 from norton_plugin.recipe import Decomposition, Scope
@@ -18,6 +18,10 @@ RECIPE = Recipe(budget=Budget(macs=0.5), decomposition=Decomposition(level="laye
 
 def _call(model, batch):
     return model(batch)
+
+
+def sensitive_weights(*args, **settings):
+    return [each.seen() for each in layer_sensitivities(*args, **settings)]
 
 
 def _targets(model):

@@ -288,10 +288,10 @@ def test_a_budget_is_met_and_its_sizes_are_written(norton, tmp_path):
     assert answer.code == 0
     found = json.loads(answer.out)
     assert 0.392 <= found["report"]["macs_after"] / found["report"]["macs_before"] <= 0.4
-    assert found["report"]["budget"]["budget"] == {"macs": 0.4, "params": None}
+    assert found["report"]["budget"]["budget"] == {"macs": 0.4, "params": None, "prune": False}
     written = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
     assert written == found["recipe"]
-    assert written["budget"] == {"macs": None, "params": None}
+    assert written["budget"] == {"macs": None, "params": None, "prune": False}
     assert written["decomposition"]["level"] == "auto"
     again = norton("compress", "demo:digits", "--recipe", tmp_path / "a" / "recipe.yaml", "-o", tmp_path / "b")
     assert again.code == 0
@@ -310,6 +310,9 @@ def test_a_budget_is_met_and_its_sizes_are_written(norton, tmp_path):
         (["--budget", "macs=1.5"], "budget.macs is 1.5; expected a number in (0, 1]"),
         (["--budget", "macs=1"], "changes nothing"),
         (["--budget", "macs=0.5", "--rank", 2], "decomposition.rank is 2, but a budget is given"),
+        (["--budget", "macs=0.5", "--prune"], "set calibration.fit too (on the command line --calibrate)"),
+        (["--rank", 2, "--prune"], "budget.prune is set, but there is no budget"),
+        (["--keep", 0.5, "--criterion", "output"], "which needs unlabelled images: give calibration=batches (on the"),
         (["--budget", "macs=0.001", "--level", "filter"], "the least that can be reached is"),
     ],
 )
@@ -318,3 +321,20 @@ def test_a_bad_budget_is_refused(norton, tmp_path, options, message):
     assert answer.code != 0
     assert message in " ".join(answer.err.split())
     assert not (tmp_path / "a").exists()
+
+
+def test_criterion_and_budget_that_prune_by_images(norton, tmp_path, digit_folder):
+    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
+    cut = ["--keep", 0.75, "--criterion", "output", "--data", digit_folder / "train", "--calibrate"]
+    answer = norton("compress", "demo:digits", *cut, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    assert found["recipe"]["pruning"]["criterion"] == "output"
+    assert found["report"]["pruning"]["groups"] and found["report"]["calibration"]["chosen"]
+    both = ["--budget", "macs=0.2", "--prune", "--data", digit_folder / "train", "--calibrate"]
+    answer = norton("compress", "demo:digits", *both, "-o", tmp_path / "b", "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    plan = found["report"]["budget"]
+    assert plan["phases"] in plan["divergence"] and found["recipe"]["pruning"]["criterion"] == "output"
+    assert found["report"]["macs_after"] <= 0.2005 * found["report"]["macs_before"]

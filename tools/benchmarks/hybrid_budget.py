@@ -1,18 +1,21 @@
-"""Pruning by criterion, with and without compensation, at a budget of MACs: no labels, no fine-tuning.
+"""Pruning by criterion, and decomposition against pruning against both, at a budget of MACs: no labels, no fine-tuning.
 
-Inner channels of the blocks are removed, the same share everywhere, the largest within the budget. Without compensation
-BatchNorm statistics are re-estimated on the images; with it, layers are fitted to what they see
-(`Recipe.calibration.fit`). Each measurement adds a row to ``hybrid_budget.json``.
+Criteria: inner channels of the blocks are removed, the same share everywhere, the largest within the budget. Without
+compensation BatchNorm statistics are re-estimated on the images; with it, layers are fitted to what they see
+(`Recipe.calibration.fit`). Plans: each of those that a budget with `prune` tries, carried out. Each measurement adds a
+row to ``hybrid_budget.json``.
 
     python tools/benchmarks/hybrid_budget.py --weights WEIGHTS
-    python tools/benchmarks/hybrid_budget.py --weights WEIGHTS --networks resnet56 --criteria output pabs --budgets 0.32
+    python tools/benchmarks/hybrid_budget.py --weights WEIGHTS --networks resnet56 --parts plans --levels filter
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import chain, product
+from typing import Any, get_args
 
 import torch
 from calibration import accuracy
@@ -21,12 +24,16 @@ from hybrid import Images, add_row
 from levels_recipe import run_dense_
 
 from norton_plugin import compress
-from norton_plugin.recipe import Calibration, Pruning, Recipe
+from norton_plugin.cost import count_cost
+from norton_plugin.pipeline.hybrid import candidate_plans
+from norton_plugin.pipeline.phases import Phases
+from norton_plugin.recipe import Budget, Calibration, Criterion, Decomposition, Pruning, Recipe
 from norton_plugin.zoo import ModelSource
 
 _BATCH = 50
 _EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 _STEPS = 64
+Row = tuple[str, dict[str, Any]]
 
 
 def inner_pruning(criterion: str, keep: float) -> Pruning:
@@ -63,12 +70,47 @@ def measure(source: ModelSource, recipe: Recipe, images: Images) -> dict[str, An
     }
 
 
+def criteria_rows(
+    source: ModelSource, criteria: Sequence[str], budget: float, seed: int, images: Images, count: int
+) -> Iterator[Row]:
+    """Measure criteria, with and without compensation."""
+    keep = largest_keep(source, budget)
+    for criterion in criteria:
+        for fit in (True, False):
+            settings = Calibration(fit=fit, images=count, seed=seed)
+            recipe = Recipe(pruning=inner_pruning(criterion, keep), calibration=settings)
+            row = {"part": "criteria", "variant": criterion, "compensated": fit, "keep": keep}
+            label = f"{criterion} {'compensated' if fit else 'as cut'}"
+            yield label, row | measure(source, recipe, images)
+
+
+def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images: Images, count: int) -> Iterator[Row]:
+    """Carry out every plan for a budget that also prunes."""
+    recipe = Recipe(
+        budget=Budget(macs=budget, prune=True),
+        decomposition=Decomposition(level=level, restarts=1, sweeps=60),  # type: ignore[arg-type]
+        pruning=Pruning(criterion="output", round_to=1),
+        calibration=Calibration(fit=True, images=count, seed=seed),
+    )
+    sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
+    cost = count_cost(source.model, lambda: source.model(_EXAMPLE))
+    start = time.perf_counter()
+    plans, _ = candidate_plans(Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None), recipe)
+    planning = round(time.perf_counter() - start, 1)
+    for plan in plans:
+        row = {"part": "plans", "variant": plan.phases, "level": level, "planning_seconds": planning}
+        row |= {"groups_pruned": len(plan.groups), "layers_decomposed": sum(x.level is not None for x in plan.layers)}
+        yield f"{plan.phases} {level}", row | measure(source, plan.recipe(recipe), images)
+
+
 def main() -> None:
     """Parse the arguments, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
-    parser.add_argument("--criteria", nargs="+", default=["output", "l2", "random", "pabs"])
+    parser.add_argument("--parts", nargs="+", default=["criteria", "plans"], choices=["criteria", "plans"])
+    parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)), choices=get_args(Criterion))
+    parser.add_argument("--levels", nargs="+", default=["filter", "layer"], help="of the plans")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.32, 0.16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
     parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
@@ -88,22 +130,16 @@ def main() -> None:
         source = load_resnet(name, arguments.weights)
         source.model.eval()
         dense = accuracy(source.model, source, images)
-        for budget in arguments.budgets:
-            keep = largest_keep(source, budget)
-            for seed in arguments.seeds:
-                for criterion in arguments.criteria:
-                    for fit in (True, False):
-                        settings = Calibration(fit=fit, images=arguments.count, seed=seed)
-                        recipe = Recipe(pruning=inner_pruning(criterion, keep), calibration=settings)
-                        row = {"network": name, "criterion": criterion, "compensated": fit, "budget": budget}
-                        row |= {"seed": seed, "keep": keep, "top1_dense": dense, "test_images": len(test)}
-                        row |= {"calibration_images": arguments.count, **measure(source, recipe, images)}
-                        print(row, flush=True)
-                        what = "compensated" if fit else "as cut"
-                        label = (
-                            f"{name} {criterion} {what} {budget} {arguments.count} images seed {seed} on {len(test)}"
-                        )
-                        add_row(arguments.output / "hybrid_budget.json", label, row, facts)
+        for budget, seed in product(arguments.budgets, arguments.seeds):
+            facing = (budget, seed, images, arguments.count)
+            rows = [criteria_rows(source, arguments.criteria, *facing)] if "criteria" in arguments.parts else []
+            rows += [plan_rows(source, level, *facing) for level in arguments.levels if "plans" in arguments.parts]
+            for label, found in chain(*rows):
+                row = {"network": name, "budget": budget, "seed": seed, "top1_dense": dense, "test_images": len(test)}
+                row |= {"calibration_images": arguments.count, **found}
+                print(row, flush=True)
+                label = f"{name} {label} {budget} {arguments.count} images seed {seed} on {len(test)}"
+                add_row(arguments.output / "hybrid_budget.json", label, row, facts)
 
 
 if __name__ == "__main__":

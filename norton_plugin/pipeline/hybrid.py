@@ -1,0 +1,113 @@
+"""A budget for both phases: plans are carried out, and the one that comes nearest to the dense model is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from norton_plugin.budget import BudgetPlan, plan_candidates
+from norton_plugin.calibration import OutputCriterion, take_batches
+from norton_plugin.calibration.input_moments import InputMoments
+from norton_plugin.channels import ChannelGraph
+from norton_plugin.cost import count_cost
+from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.duplication import counterparts, duplicate
+from norton_plugin.modules.running import counted_by, run_model
+from norton_plugin.pipeline.calibrating import RANKING_IMAGES, finish_, ranked_by_outputs
+from norton_plugin.pipeline.checks import needs_images_to_rank
+from norton_plugin.pipeline.phases import Outcome, Phases
+from norton_plugin.recipe import Distillation, Recipe
+
+# Rounding of costs that are shares of layers.
+_SLACK = 1e-3
+
+
+def lowest_divergence(
+    phases: Phases, recipe: Recipe, *, ignored: Sequence[nn.Module]
+) -> tuple[nn.Module, Recipe, BudgetPlan, Outcome]:
+    """Carry out plans of decomposition, of pruning and of both, and return the best on held-back images.
+
+    Args:
+        phases: What they work with; with images.
+        recipe: With a budget that also prunes.
+        ignored: Modules of the dense model whose outputs must keep their width.
+
+    Returns:
+        The compressed model, its recipe with sizes and shares in place of the budget, the plan, and what was done.
+
+    Raises:
+        RecipeError: The budget cannot be met; the least that can be is said.
+        SurgeryError: No plan could be carried out within the budget.
+    """
+    plans, phases = candidate_plans(phases, recipe, ignored=ignored)
+    best: tuple[nn.Module, Recipe, BudgetPlan, Outcome] | None = None
+    divergences: dict[str, float] = {}
+    lowest = math.inf
+    for plan in plans:
+        compressed, sized = duplicate(phases.model), plan.recipe(recipe)
+        untaught = replace(sized, distillation=Distillation())  # only the best learns from the dense model
+        done = phases.run_(compressed, untaught, ignored=counterparts(phases.model, compressed, ignored))
+        if done.fitted is None or not _within(phases, compressed, plan):
+            continue  # groups that were not pruned after all, as their proof failed
+        found = done.fitted.divergence[done.fitted.chosen]
+        divergences[plan.phases] = min(found, divergences.get(plan.phases, math.inf))
+        if best is None or found < lowest:
+            best, lowest = (compressed, sized, plan, done), found
+    if best is None:
+        raise SurgeryError(
+            "no plan stays within the budget, since groups of channels that it prunes could not be pruned; leave them "
+            "out (scope), or leave out budget.prune"
+        )
+    compressed, sized, plan, done = best
+    taught: dict[str, Any] = {"step": phases.step, "forward_fn": phases.forward_fn, "on_detail": phases.detail}
+    _, distilled = finish_(phases.model, compressed, phases.calibration, norms=False, recipe=sized, **taught)
+    done = replace(done, distilled=distilled)
+    return compressed, sized, replace(plan, divergence=divergences), done
+
+
+def candidate_plans(
+    phases: Phases, recipe: Recipe, *, ignored: Sequence[nn.Module] = ()
+) -> tuple[list[BudgetPlan], Phases]:
+    """Return plans of decomposition, of pruning and of both, and the phases with a ranking that has seen the images.
+
+    Args:
+        phases: What they work with; with images.
+        recipe: With a budget that also prunes.
+        ignored: Modules of the dense model whose outputs must keep their width.
+
+    Raises:
+        RecipeError: The budget cannot be met; the least that can be is said.
+    """
+    call = partial(run_model, forward_fn=phases.forward_fn)
+    model, inputs = duplicate(phases.model), phases.example_inputs
+    batches = take_batches(phases.calibration or (), min(RANKING_IMAGES, recipe.calibration.images))
+    if needs_images_to_rank(recipe, phases.ranking):
+        phases.step("rank")
+        criterion = ranked_by_outputs(model, inputs, batches, recipe, phases.forward_fn)
+        phases = replace(phases, ranking=criterion)
+    phases.step("budget")
+    if isinstance(phases.ranking, OutputCriterion):
+        moments = phases.ranking.moments
+    else:
+        settings = {"positions": recipe.calibration.positions, "seed": recipe.calibration.seed}
+        moments = InputMoments(model, batches, example_inputs=inputs, call=call, **settings)
+    graph = ChannelGraph(model, inputs, forward_fn=phases.forward_fn, time_limit=recipe.time_limit)
+    frozen = {module for top in counterparts(phases.model, model, ignored) for module in top.modules()}
+    facts: dict[str, Any] = {"groups": graph.groups(), "moments": moments, "batches": batches, "call": call}
+    plans = plan_candidates(model, recipe, phases.cost, **facts, ignored=frozen, ranking=phases.ranking)
+    return plans, phases
+
+
+def _within(phases: Phases, compressed: nn.Module, plan: BudgetPlan) -> bool:
+    run = partial(run_model, compressed, phases.example_inputs, counted_by(phases.forward_fn))
+    cost = count_cost(compressed, run)
+    reached = {"macs": cost.macs / phases.cost.macs, "params": cost.parameters / phases.cost.parameters}
+    return all(
+        limit is None or reached[name] <= limit * (1 + _SLACK)
+        for name, limit in (("macs", plan.budget.macs), ("params", plan.budget.params))
+    )
