@@ -236,6 +236,22 @@ def test_many_pixels_make_few_images_with_more_positions(monkeypatch, tmp_path):
     assert sum(map(len, seen["calibration"])) == 1
 
 
+def test_a_model_learns_from_the_dense_one_before_it_trains(tmp_path):
+    """Statistics of norms are those of before: a re-estimation afterwards would undo a part of it."""
+    taught = {"rank": 1, "distillation": {"passes": 6, "lr": 0.01}, "checkpoint": True, "restarts": 1}
+    runner = trained(tmp_path / "run", norton=taught, epochs=1, log_level="INFO")
+    report = json.loads((tmp_path / "run" / "norton_report.json").read_text())
+    found = report["distillation"]
+    assert found["kept"] == "after" and found["divergence"]["after"] < found["divergence"]["before"]
+    assert (found["images"], found["held_back"], report["calibration_images"]) == (14, 2, 16)
+    assert "NORTON: learning from the dense model" in log_of(tmp_path / "run")
+    surgery = CheckpointLoader.load_checkpoint(str(tmp_path / "run" / "norton_surgery.pth"), "cpu")["state_dict"]
+    start = dense(tmp_path / "run").state_dict()
+    assert torch.equal(surgery["stem.weight"], start["stem.weight"])  # frozen
+    assert not torch.equal(surgery["fc.weight"], start["fc.weight"])
+    assert difference(runner.model.state_dict(), surgery) > 0
+
+
 @DATASETS.register_module(force=True)
 class FlatData(ToyData):
     """Vectors in place of images, which the network makes images of."""

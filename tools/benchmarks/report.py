@@ -17,6 +17,7 @@ from report_comparison import comparison
 from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
+from report_distillation import distillation
 from report_fuzz import fuzz
 from report_int8 import int8
 from report_level_latency import equal_latency, level_latency, model_latency
@@ -185,6 +186,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
+    ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
