@@ -26,7 +26,7 @@ from toy import ToyData, ToyNet, difference, toy_config
 from norton_plugin import compress
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.mm import NortonHook
-from norton_plugin.mm.run import compression, fresh, shown
+from norton_plugin.mm.run import after_surgery, compression, fresh, shown
 from norton_plugin.mm.runner.quiet import preserved_process
 
 pytestmark = pytest.mark.mm
@@ -236,8 +236,9 @@ def test_many_pixels_make_few_images_with_more_positions(monkeypatch, tmp_path):
     assert sum(map(len, seen["calibration"])) == 1
 
 
-def test_a_model_learns_from_the_dense_one_before_it_trains(tmp_path):
-    """Statistics of norms are those of before: a re-estimation afterwards would undo a part of it."""
+def test_a_model_learns_from_the_dense_one_before_it_trains(tmp_path, monkeypatch):
+    """Statistics of norms are those that it learned with: a re-estimation afterwards would undo a part of it."""
+    monkeypatch.setattr(after_surgery, "reestimate_", None)
     taught = {"rank": 1, "distillation": {"passes": 6, "lr": 0.01}, "checkpoint": True, "restarts": 1}
     runner = trained(tmp_path / "run", norton=taught, epochs=1, log_level="INFO")
     report = json.loads((tmp_path / "run" / "norton_report.json").read_text())
