@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -162,13 +163,15 @@ def compress(
                 fewest=8 if chosen.calibration.fit else 1,  # one of eight is held back
                 workers=workers,
             )
+        told = _Told(status.update)
         result = run(
             opened.model,
             opened.example_inputs,
             chosen,
             calibration=calibration,
             forward_fn=opened.forward_fn,
-            on_step=lambda step: status.update(Text(_STEPS.get(step, step))),
+            on_step=told.step,
+            on_detail=told.detail,
         )
         model, report = result
         status.update(Text(f"writing {output}"))
@@ -188,3 +191,17 @@ def compress(
             out.show(remark)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
+
+
+class _Told:
+    """Shows the step at work, and how far it is."""
+
+    def __init__(self, update: Callable[[Text], None]) -> None:
+        self._update, self._words = update, ""
+
+    def step(self, name: str) -> None:
+        self._words = _STEPS.get(name, name)
+        self._update(Text(self._words))
+
+    def detail(self, words: str) -> None:
+        self._update(Text(f"{self._words}: {words}"))

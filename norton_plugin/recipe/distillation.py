@@ -20,7 +20,7 @@ class Distillation(Section):
     """
 
     passes: int = 0
-    lr: float = 3e-4
+    lr: float = 1e-4
     temperature: float = 2.0
     block_weight: float = 1.0
     seed: int = 0

@@ -123,12 +123,16 @@ def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequen
 
 
 class _OnFirst:
-    """Runs a trace, which takes one tensor, on the first of several inputs."""
+    """Runs a trace, which takes one tensor, on the first of several inputs, and so the functions that it brings."""
 
     def __init__(self, trace: ForwardFunction) -> None:
         self._trace = trace
-        counted = getattr(trace, "counted", trace)
-        self.counted: ForwardFunction = self if counted is trace else _OnFirst(counted)
+        self.counted, self.calibrated, self.distilled = (
+            self._like(getattr(trace, name, trace)) for name in ("counted", "calibrated", "distilled")
+        )
+
+    def _like(self, other: ForwardFunction) -> ForwardFunction:
+        return self if other is self._trace else _OnFirst(other)
 
     def __call__(self, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         return self._trace(model, inputs[0])

@@ -267,8 +267,22 @@ def test_layers_are_fitted_to_images(norton, tmp_path, digit_folder):
     assert "Fitted to" in table.out and "kept: " in table.out
 
 
-def test_a_fit_needs_images(norton, tmp_path):
-    answer = norton("compress", "demo:digits", "--rank", 1, "--calibrate", "-o", tmp_path / "a")
+def test_the_model_learns_from_the_dense_one(norton, tmp_path, digit_folder):
+    pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
+    options = ["--level", "layer", "--share", 0.4, "--distill", 3, "--seed", 3, "--data", digit_folder / "train"]
+    answer = norton("compress", "demo:digits", *options, "-o", tmp_path / "a", "--json")
+    assert answer.code == 0
+    report, recipe = (json.loads(answer.out)[key] for key in ("report", "recipe"))
+    settings = {"passes": 3, "lr": 1e-4, "temperature": 2.0, "block_weight": 1.0, "seed": 3}
+    assert recipe["distillation"] == settings
+    assert report["distillation"]["passes"] == 3 and report["distillation"]["images"] == 40
+    words = norton("compress", "demo:digits", *options, "-o", tmp_path / "b")
+    assert "learned from the dense model on 40 images, 3 steps" in " ".join(words.out.split())
+
+
+@pytest.mark.parametrize("option", [("--calibrate",), ("--distill", 2)])
+def test_a_fit_needs_images(norton, tmp_path, option):
+    answer = norton("compress", "demo:digits", "--rank", 1, *option, "-o", tmp_path / "a")
     assert answer.code == 2 and "needs unlabelled images" in " ".join(answer.err.split())
     assert not (tmp_path / "a").exists()
 

@@ -26,7 +26,7 @@ from toy import ToyData, ToyNet, difference, toy_config
 from norton_plugin import compress
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.mm import NortonHook
-from norton_plugin.mm.run import compression, fresh, shown
+from norton_plugin.mm.run import after_surgery, compression, fresh, shown
 from norton_plugin.mm.runner.quiet import preserved_process
 
 pytestmark = pytest.mark.mm
@@ -234,6 +234,23 @@ def test_many_pixels_make_few_images_with_more_positions(monkeypatch, tmp_path):
     monkeypatch.setattr(shown, "_PIXELS", 3)
     trained(tmp_path / "c", epochs=1)
     assert sum(map(len, seen["calibration"])) == 1
+
+
+def test_a_model_learns_from_the_dense_one_before_it_trains(tmp_path, monkeypatch):
+    """Statistics of norms are those that it learned with: a re-estimation afterwards would undo a part of it."""
+    monkeypatch.setattr(after_surgery, "reestimate_", None)
+    taught = {"rank": 1, "distillation": {"passes": 6, "lr": 0.01}, "checkpoint": True, "restarts": 1}
+    runner = trained(tmp_path / "run", norton=taught, epochs=1, log_level="INFO")
+    report = json.loads((tmp_path / "run" / "norton_report.json").read_text())
+    found = report["distillation"]
+    assert found["kept"] == "after" and found["divergence"]["after"] < found["divergence"]["before"]
+    assert (found["images"], found["held_back"], report["calibration_images"]) == (14, 2, 16)
+    assert "NORTON: learning from the dense model" in log_of(tmp_path / "run")
+    surgery = CheckpointLoader.load_checkpoint(str(tmp_path / "run" / "norton_surgery.pth"), "cpu")["state_dict"]
+    start = dense(tmp_path / "run").state_dict()
+    assert torch.equal(surgery["stem.weight"], start["stem.weight"])  # frozen
+    assert not torch.equal(surgery["fc.weight"], start["fc.weight"])
+    assert difference(runner.model.state_dict(), surgery) > 0
 
 
 @DATASETS.register_module(force=True)

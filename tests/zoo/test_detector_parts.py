@@ -16,6 +16,7 @@ from mmengine.config import ConfigDict
 
 from norton_plugin import CPDBlock, Recipe, compress
 from norton_plugin.zoo import detector_parts as zoo
+from norton_plugin.zoo import load_source
 
 pytestmark = pytest.mark.mm
 RECIPE = Recipe.from_dict({"decomposition": {"rank": 2}, "pruning": {"keep": 0.5}})
@@ -229,3 +230,26 @@ def test_heads_behind_proposals_are_fitted_to_what_the_dense_model_shows_them():
         found["roi_head.bbox_head.shared_fcs.0"].samples == 21 * 20
     )  # test_cfg.rpn.max_per_img of each image fitted on
     assert found["neck.fpn_convs.1.conv"].target == "output"
+
+
+def test_what_heads_say_of_their_own_proposals_is_not_learned(tmp_path):
+    """The two models propose other regions: the pyramid and the RPN are compared, and the heads stay."""
+    path = tmp_path / "detector.py"
+    path.write_text(f"model = {faster_rcnn()!r}\n")
+    source = load_source(f"mmdet:{path}", input_size=64)
+    images = [(x,) for x in torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).split(2)]
+    outputs = source.forward_fn.distilled(source.model, images[0])
+    assert len(outputs) == 2 and len(outputs[1]) == 2  # pyramid, and the RPN's two kinds of maps
+    assert len(source.forward_fn.calibrated(source.model, images[0])) == 3
+    recipe = Recipe.from_dict(
+        {"decomposition": {"rank": 1}, "distillation": {"passes": 2}, "scope": {"exclude": ["*_fcs*"]}}
+    )
+    model, report = compress(
+        source.model, source.example_inputs, recipe, calibration=images, forward_fn=source.forward_fn
+    )
+    found = report.distillation
+    assert found.kept == "after" and found.divergence["after"] < found.divergence["before"]
+    assert not [name for name in found.blocks if name.startswith("roi_head")] and "rpn_head" not in found.blocks
+    assert "backbone.layer4.1" in found.blocks and "neck.lateral_convs.0" in found.blocks
+    heads = dict(source.model.roi_head.named_parameters())
+    assert all(torch.equal(p, heads[name]) for name, p in model.roi_head.named_parameters())

@@ -17,6 +17,7 @@ from report_comparison import comparison
 from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
+from report_distillation import distillation
 from report_fuzz import fuzz
 from report_hybrid_budget import hybrid_budget
 from report_int8 import int8
@@ -187,6 +188,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
+    ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from report_table import Facts, table
 
-_TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
+TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 
 
 def budget(facts: Facts) -> str:
     """Return accuracy with sizes from a budget and with one share for all layers, at equal MACs."""
     rows = [
         [
-            _TITLES[row["network"]],
+            TITLES[row["network"]],
             f"{100 * row['budget']:g}",
             row["variant"],
             f"{100 * row['macs_share']:.1f}",

@@ -14,7 +14,7 @@ from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import calibrated_by, counted_by
+from norton_plugin.modules.running import calibrated_by, counted_by, distilled_by
 from norton_plugin.pipeline import CompressionReport, compress
 from norton_plugin.recipe import Recipe
 
@@ -71,7 +71,7 @@ class _WithOutputs:
 
     def __init__(self, trace: Trace, names: Sequence[str]) -> None:
         self._trace, self._names = trace, names
-        self.counted, self.calibrated = counted_by(trace), calibrated_by(trace)
+        self.counted, self.calibrated, self.distilled = counted_by(trace), calibrated_by(trace), distilled_by(trace)
 
     def __call__(self, model: nn.Module, example: Any) -> Any:
         if not self._names:

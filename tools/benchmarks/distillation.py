@@ -1,0 +1,116 @@
+"""What learning from the dense model on unlabelled images adds to a budget and a fit: ResNet-20 or -56, no labels.
+
+The model is compressed as ``norton compress --budget macs=... --calibrate`` does, on training images drawn by the seed,
+and evaluated; then it learns as ``--distill`` lets it, on the very same images, and is evaluated again. Each result
+is a row of ``distillation.json``.
+
+    python tools/benchmarks/distillation.py --weights WEIGHTS
+    python tools/benchmarks/distillation.py --weights WEIGHTS --passes 2 5 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from budget import _BATCH, _EXAMPLE, _QUICK
+from calibration import accuracy
+from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from hybrid import Images, add_row
+from levels_recipe import run_dense_
+from torch import nn
+
+from norton_plugin import compress
+from norton_plugin.distillation import distill_
+from norton_plugin.modules.running import run_model
+from norton_plugin.pipeline import CompressionReport
+from norton_plugin.recipe import Budget, Calibration, Decomposition, Distillation, Recipe
+from norton_plugin.zoo import ModelSource
+
+
+def start(source: ModelSource, budget: float, seed: int, sample: list[torch.Tensor]) -> tuple[Any, CompressionReport]:
+    """Compress without distillation."""
+    fitting = Calibration(fit=True, images=sum(map(len, sample)), seed=seed)
+    recipe = Recipe(budget=Budget(macs=budget), decomposition=Decomposition(**_QUICK), calibration=fitting)
+    return compress(source.model, _EXAMPLE, recipe, calibration=sample)
+
+
+def learn(
+    source: ModelSource, model: nn.Module, sample: list[torch.Tensor], settings: Distillation, images: Images
+) -> dict[str, Any]:
+    """Let a copy learn, and evaluate it."""
+    own = copy.deepcopy(model)
+    wall, processor = time.perf_counter(), time.process_time()
+    report = distill_(source.model, own, sample, call=run_model, **settings.to_dict())
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    run_dense_(own)
+    return {
+        "passes": settings.passes,
+        "lr": settings.lr,
+        "steps": report.steps,
+        "top1": accuracy(own, source, images),
+        "divergence_before": round(report.divergence["before"], 4),
+        "divergence": round(report.divergence["after"], 4),
+        "kept": report.kept,
+        "wall_seconds": round(wall, 1),
+        "processor_seconds": round(processor, 1),
+    }
+
+
+def main() -> None:
+    """Parse the arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.16, 0.32])
+    parser.add_argument("--passes", type=int, nargs="+", default=[2], help="over the calibration images")
+    parser.add_argument("--lr", type=float, default=Distillation().lr)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
+    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
+    parser.add_argument("--test-images", type=int, default=10000, help="drawn with seed 123; 10000 are all")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    test = load_images(arguments.images, "test")
+    if arguments.test_images < len(test):
+        test = test.subset(arguments.test_images, seed=123)
+    images = Images(load_images(arguments.images, "train"), test)
+    facts = {
+        "command": "python tools/benchmarks/distillation.py --weights WEIGHTS",
+        "data": "CIFAR-10 (JPEG); calibration and distillation on the same unlabelled training images; no fine-tuning",
+        "machine": machine(),
+    }
+    for name in arguments.networks:
+        source = load_resnet(name, arguments.weights)
+        source.model.eval()
+        dense = accuracy(source.model, source, images)
+        for budget in arguments.budgets:
+            for seed in arguments.seeds:
+                sample = batches(images.train.subset(arguments.count, seed=seed), source, size=_BATCH)
+                model, report = start(source, budget, seed, sample)
+                evaluated = copy.deepcopy(model)
+                run_dense_(evaluated)
+                common = {
+                    "network": name,
+                    "budget": budget,
+                    "seed": seed,
+                    "macs_share": round(report.macs_after / report.macs_before, 4),
+                    "test_images": len(test),
+                    "calibration_images": arguments.count,
+                    "top1_dense": dense,
+                    "top1_before": accuracy(evaluated, source, images),
+                }
+                print(common, flush=True)
+                for passes in arguments.passes:
+                    settings = replace(Distillation(), passes=passes, lr=arguments.lr, seed=seed)
+                    row = common | learn(source, model, sample, settings, images)
+                    print(row, flush=True)
+                    label = f"{name} {budget} {passes} passes seed {seed} on {len(test)}"
+                    add_row(arguments.output / "distillation.json", label, row, facts)
+
+
+if __name__ == "__main__":
+    main()
