@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from norton_plugin.artifact.folder import is_same_file, open_file, shown
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import ArtifactError
+from norton_plugin.zoo.versions import with_versions
 
 # That of 150,000 tensors; the library itself would read 100 MB.
 _MOST_HEADER_BYTES = 16 * 2**20
@@ -180,7 +181,7 @@ def load_weights_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if isinstance(module, CPDBlock) and slot in tensors and (problem := module.wrong_places(tensors[slot])):
             raise ArtifactError(f"{slot} {problem}; the weights were edited or damaged: save the artefact again")
     _cast_(model, tensors)
-    model.load_state_dict(dict(tensors), strict=True)
+    model.load_state_dict(with_versions(tensors, model), strict=True)
 
 
 def check_names(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

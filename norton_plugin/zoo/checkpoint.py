@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo.ecosystem import first_line
 from norton_plugin.zoo.mmengine_globals import mmengine_globals
+from norton_plugin.zoo.versions import with_versions
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -105,7 +106,7 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
         raise SourceError(
             f"checkpoint {str(path)!r} does not fit the model: {told}. Check the model's name and number of classes"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(with_versions(state, model), strict=False)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from norton_plugin.errors import MissingExtraError, NortonError
 from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights, unknown_model
 from norton_plugin.zoo.preprocessing import Preprocessing, resolve_input_size
 from norton_plugin.zoo.stored import check_no_weights, check_values, label
+from norton_plugin.zoo.versions import with_versions
 
 try:
     from torchvision import models
@@ -145,6 +146,8 @@ def _load(model: nn.Module, name: str, weights: Any) -> None:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # urllib, hash and zip errors: all mean that the weights cannot be had
         raise no_weights("torchvision", name, error) from error
-    own = model.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
+    own, versioned = model.state_dict(), with_versions(state, model)
+    for key, value in state.items():
+        if key not in own or own[key].shape != value.shape:
+            del versioned[key]
+    model.load_state_dict(versioned, strict=False)
