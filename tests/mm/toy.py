@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel, BaseTTAModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -108,6 +109,18 @@ class ToyMetric(BaseMetric):
 
     def compute_metrics(self, results):
         return {"sum": sum(results)}
+
+
+@HOOKS.register_module(force=True)
+class RankHook(Hook):
+    """Write what each process has in the end."""
+
+    def after_run(self, runner):
+        torch.save(unwrapped(runner.model).state_dict(), os.path.join(runner.work_dir, f"rank{runner.rank}.pth"))
+
+
+def unwrapped(model):
+    return getattr(model, "module", model)
 
 
 def toy_config(work_dir, *, norton=None, epochs=2, **changes):

@@ -10,6 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from norton_plugin.errors import RecipeError
+from norton_plugin.mm.runner.processes import join_
 
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
@@ -51,7 +52,12 @@ def read_config(arguments: argparse.Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Return the runner that a config asks for."""
+    """Return the runner that a config asks for, among the processes that its launcher started.
+
+    Raises:
+        RecipeError: The processes cannot be joined.
+    """
+    join_(config)
     return RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
 
 
@@ -108,3 +114,7 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     config = read_config(arguments)
     config.load_from = arguments.checkpoint
     return build_runner(config).test()
+
+
+if __name__ == "__main__":  # torchrun -m norton_plugin.mm.runner.launch CONFIG --launcher pytorch
+    train()
