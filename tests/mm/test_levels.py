@@ -208,9 +208,10 @@ def test_activation_checkpointing(tmp_path):
     assert difference(plain, checked) == 0.0
 
 
-def test_norms_of_components_stay_balanced_until_training(tmp_path):
-    """All vectors of a component have equal norms: one rate suits them all. BatchNorm re-estimation keeps that."""
-    still = {"type": "OptimWrapper", "optimizer": {"type": "AdamW", "lr": 0.0, "weight_decay": 0.0}}
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_components_stay_balanced_until_training(tmp_path, optimizer):
+    """For AdamW all vectors of a component have equal root mean squares, for SGD equal norms; nothing undoes that."""
+    still = {"type": "OptimWrapper", "optimizer": {"type": optimizer, "lr": 0.0, "weight_decay": 0.0}}
     for level in ("cluster", "layer"):
         norton = {**NORTON[level], "keep": 1.0, "distill": None}
         config = toy_config(tmp_path / level, norton=norton, epochs=1, optim_wrapper=still)
@@ -220,9 +221,13 @@ def test_norms_of_components_stay_balanced_until_training(tmp_path):
         for block in (runner.model.stage["conv1"], runner.model.stage["conv2"], runner.model.shared):
             factors = block.factors
             columns = torch.zeros(block.clusters, block.rank).index_add(0, block.cluster, factors.mix.detach() ** 2)
-            norms = [each.detach().norm(dim=2) for each in factors[:3]] + [columns.sqrt()]
-            for norm in norms[1:]:
-                torch.testing.assert_close(norm, norms[0], rtol=1e-4, atol=1e-6)
+            sizes = [each.detach().norm(dim=2) for each in factors[:3]] + [columns.sqrt()]
+            if optimizer == "AdamW":
+                entries = [each.shape[2] for each in factors[:3]]
+                filters = block.cluster.bincount(minlength=block.clusters).unsqueeze(1)
+                sizes = [size / count**0.5 for size, count in zip(sizes, [*entries, filters], strict=True)]
+            for size in sizes[1:]:
+                torch.testing.assert_close(size, sizes[0], rtol=1e-4, atol=1e-6)
 
 
 SGD = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.01}}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from mmengine.dist import broadcast
 from mmengine.runner import Runner
 from torch import nn
@@ -17,12 +18,16 @@ from norton_plugin.mm.run.origin import warn_of_random_weights
 from norton_plugin.mm.run.report import log_outcome, log_surgery
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
 from norton_plugin.mm.run.step_log import StepLog
-from norton_plugin.mm.runner.migration import migrate_, unwrap
+from norton_plugin.mm.runner.balance import balance_
+from norton_plugin.mm.runner.migration import migrate_, optimizers_of, unwrap
 from norton_plugin.mm.runner.optimizer import FactorDecay
 from norton_plugin.pipeline import CompressionReport
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.geometry import Geometry, geometry
 from norton_plugin.surgery.structure import Structure, apply_structure_, diff
+
+# Optimizers that move every parameter by about the learning rate, whatever its gradient.
+_ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax)
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def _change_(runner: Runner, decision: Decision, told: Fresh) -> Structure:
         apply_structure_(live, decision.structure)
         if runner.rank == 0:
             live.load_state_dict(decision.state)
+            if any(isinstance(optimizer, _ADAPTIVE) for optimizer in optimizers_of(runner)):
+                balance_(live)
         # Wrapping again gives the others the parameters; buffers only where broadcast_buffers is on.
         for tensor in live.state_dict().values():
             broadcast(tensor)
