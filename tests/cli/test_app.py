@@ -1,12 +1,16 @@
 """What holds for every command: version, help, exit codes, a light start."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 
 import norton_plugin
+from norton_plugin.cli.app import app
 
 
 def test_version(norton):
@@ -97,3 +101,18 @@ def test_module_and_console_script_are_the_same_command():
     assert answer.returncode == 2
     assert answer.stdout == ""
     assert answer.stderr.startswith("error: 'nothing' is neither a directory nor a model source")
+
+
+def test_commands_that_texts_name_have_the_options_they_name():
+    group = typer.main.get_command(app)
+    own = {name: {o for p in one.params for o in p.opts + p.secondary_opts} for name, one in group.commands.items()}
+    shared = {"--json", "--threads", "--verbose", "--help"}
+    package = Path(norton_plugin.__file__).parent
+    named = 0
+    texts = [(file, file.read_text()) for file in package.rglob("*.py")]
+    for file, text in texts:
+        for command, rest in re.findall(r"norton ([a-z][a-z-]+)((?:[^\n\"'()`;])*)", text):
+            for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]*", rest) if command in own else ():
+                named += 1
+                assert option in own[command] | shared, f"{file.name}: norton {command} has no {option}"
+    assert named > 20
