@@ -28,6 +28,7 @@ class FittedLayer:
         geometry: How the layer reads its input.
         outputs: Channels of the dense layer's output that stayed, (N,); None for all.
         inputs: Channels of its input that stayed; None for all.
+        factors: What pruning multiplied its filters by, (N,); None for ones.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FittedLayer:
     geometry: PatchGeometry
     outputs: Tensor | None = None
     inputs: Tensor | None = None
+    factors: Tensor | None = None
 
     @property
     def axis(self) -> int:
@@ -46,6 +48,13 @@ class FittedLayer:
     def kept_outputs(self, output: Tensor) -> Tensor:
         """Return of an output of the dense layer the channels that stayed."""
         return _selected(output, self.axis, self.outputs)
+
+    def target(self, output: Tensor) -> Tensor:
+        """Return what the layer should give where the dense layer gives this."""
+        kept = self.kept_outputs(output)
+        if self.factors is None:
+            return kept
+        return kept * self.factors.to(kept).view(-1, *(1,) * (-1 - self.axis))
 
     def kept_inputs(self, x: Tensor) -> Tensor:
         """Return of an input of the dense layer the channels that stayed."""
@@ -86,7 +95,8 @@ def layers_to_fit(
         old = originals.get(names[0])
         contract = None if old is None else contract_of(old)
         if isinstance(contract, ConvContract | LinearContract) and old is not None:
-            weight = _kept_weight(contract.weight, lost)
+            weight, factors = _kept_weight(contract.weight, lost), _kept_factors(contract.weight, lost)
+            weight = weight if factors is None else weight * factors.to(weight).view(-1, 1, 1, 1)
             if _shape(own) != (weight.shape[0], weight.shape[1]):
                 left[names[0]] = "its channels were pruned, and it is not known which"
                 continue
@@ -95,7 +105,9 @@ def layers_to_fit(
                 continue
             geometry = replace(patch_geometry(contract), groups=getattr(own, "groups", 1))
             outputs, inputs = _kept_channels(contract, lost)
-            found.append(FittedLayer(names[0], old, own, weight.double().flatten(1), geometry, outputs, inputs))
+            found.append(
+                FittedLayer(names[0], old, own, weight.double().flatten(1), geometry, outputs, inputs, factors)
+            )
         else:
             left[names[0]] = contract.text if isinstance(contract, Cause) else "the dense model has no such layer"
     return found, left
@@ -119,6 +131,16 @@ def _kept_weight(weight: Tensor, lost: RemovedChannels) -> Tensor:
     return weight[:, lost.kept_inputs(weight.shape[1])] if lost.inputs else weight
 
 
+def _kept_factors(weight: Tensor, lost: RemovedChannels) -> Tensor | None:
+    """Return what the filters that stayed were multiplied by, (N,); None for ones."""
+    if not lost.factors:
+        return None
+    factors = torch.ones(len(weight), dtype=torch.float64)
+    for filter_, factor in lost.factors:
+        factors[filter_] *= factor
+    return factors[lost.kept_outputs(len(weight))]
+
+
 def _kept_channels(contract: ConvContract | LinearContract, lost: RemovedChannels) -> tuple[Tensor | None, ...]:
     """Return the channels of a layer's output and input that stayed; None where all did."""
     filters, width = contract.weight.shape[:2]
@@ -139,7 +161,7 @@ def _not_settable(own: nn.Module, weight: Tensor, model: nn.Module) -> str:
     if (
         parameter is None
         or parameter.shape[:2] != weight.shape[:2]
-        or not torch.equal(parameter.flatten(), weight.flatten())
+        or not torch.allclose(parameter.flatten(), weight.flatten(), rtol=1e-6, atol=0)
     ):
         return "its weight is computed from its parameters"
     owners = sum(p is parameter for module in model.modules() for p in module._parameters.values())

@@ -145,6 +145,8 @@ class SequentialPass:
 
     def _fit(self, pairing: _Pairing, pairs: list[Pair]) -> LayerFit | str:
         """Fit one layer, or say why it stays."""
+        if pairing.layer.factors is not None:
+            pairing = pairing.without_stream()  # its outputs are not those of the dense layer
         layer, place = pairing.layer, pairing.place
         arrived = [(a, b) for a, b in pairs if a.until(layer.dense, "after") & b.until(layer.own, "before")]
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
@@ -160,13 +162,13 @@ class SequentialPass:
         elif place.chosen or any(_sizes(layer, a) != _sizes(layer, b) for a, b in arrived):
             target, note = "symmetric", _CHOSEN if place.chosen else _UNEQUAL
             for a, _ in arrived:
-                sums.add(layer.kept_inputs(a.inputs[0]), layer.kept_outputs(a.output), self.generator)
+                sums.add(layer.kept_inputs(a.inputs[0]), layer.target(a.output), self.generator)
         else:
             target, note = ("stream", "") if pairing.has_stream else ("output", nowhere)
             if not layer.decomposed and all(_same(pairing, a, b) for a, b in arrived):
                 return "it sees what it sees in the dense model"
             for a, b in arrived:
-                sums.add(b.inputs[0], layer.kept_outputs(a.output) + pairing.correction(a, b), self.generator)
+                sums.add(b.inputs[0], layer.target(a.output) + pairing.correction(a, b), self.generator)
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         moments = sums.result(centred=takes_bias(layer.own, norm))
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
@@ -190,7 +192,7 @@ class SequentialPass:
                 finally:
                     handle.remove()
                 calls.append(seen)
-            kept = [(layer.kept_inputs(x), layer.kept_outputs(output)) for x, output in calls[0]]
+            kept = [(layer.kept_inputs(x), layer.target(output)) for x, output in calls[0]]
             if [x.shape for x, _ in kept] != [x.shape for x, _ in calls[1]]:
                 calls[1] = kept
             for (_, output), (x, _) in zip(kept, calls[1], strict=True):

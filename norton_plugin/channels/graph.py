@@ -24,7 +24,7 @@ from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import CurrentSizes, dense_weights, layer_type
 from norton_plugin.channels.masked_replay import MaskedReplay
 from norton_plugin.channels.passes import Passes, follow_idle, pin_outputs
-from norton_plugin.channels.rescaling import renew_scales_, rescale_
+from norton_plugin.channels.rescaling import renew_scales_, rescale_, rescale_factors
 from norton_plugin.channels.tensor_axes import AxisTable
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.unconsumed import pin_unconsumed
@@ -199,6 +199,14 @@ class ChannelGraph:
         rescale_(self._notes.rescales, self._axes, alive, before)
         renew_scales_(self._notes.scale_attributes, alive, before)
         self._state["alive"] = alive
+
+    def rescaled(self) -> dict[str, dict[int, float]]:
+        """Return by what pruning multiplied filters, to keep the effect of a scale that is computed from a width.
+
+        Returns:
+            By the layer's name and the filter's number before any pruning.
+        """
+        return rescale_factors(self._notes.rescales, self._axes, self._state["alive"])
 
     def _current_sizes(self, module: nn.Module, alive: Tensor) -> CurrentSizes:
         def count(labels: Tensor | None) -> int | None:

@@ -50,6 +50,25 @@ def rescale_(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor, before
                 _scale_rows_(site.module, bias, rows, factor)
 
 
+def rescale_factors(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor) -> dict[str, dict[int, float]]:
+    """Return what filters have been multiplied by since the trace, by layer and by number of the filter.
+
+    Args:
+        rescales: As the trace noted them.
+        axes: All tensor axes.
+        alive: (L,) bool, labels in the model now.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for entry in rescales:
+        factor = (len(entry.width) / int(alive[entry.width].sum())) ** entry.exponent
+        rows = entry.rows[(entry.rows != 0)]
+        for label, number in zip(rows.tolist(), axes.axis_of(rows).tolist(), strict=True):
+            axis = axes.axes[number]
+            if axis.tensor == "weight" and factor != 1:
+                found.setdefault(axis.name, {})[label - axis.base] = factor
+    return found
+
+
 def renew_scales_(attributes: Sequence[ScaleAttribute], alive: Tensor, before: Tensor) -> None:
     """Give attributes that hold a power of a width the one of the width that it has now.
 

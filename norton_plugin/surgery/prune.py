@@ -201,7 +201,7 @@ class _Work:
         new_records = {record.root: record for record in done}
         self.records |= new_records
         cuts = [(plan.group, plan.removed) for plan in plans if plan.group.root in new_records]
-        self.removed = removed_by(cuts, self.removed)
+        self.removed = removed_by(cuts, self.removed, graph.rescaled())
 
     def _outputs(self, trace: _Trace, graph: ChannelGraph, planned: set[str]) -> Callable[..., list[Tensor]]:
         """Return what is compared: outputs of the model, or those of the layers that keep their width."""

@@ -15,10 +15,12 @@ class RemovedChannels:
     Attributes:
         outputs: Filters, or channels of a norm; ascending.
         inputs: Positions along the second axis of the weight: of a grouped convolution, within each group; ascending.
+        factors: (filter, by what it was multiplied), where that keeps the effect of a scale of attention.
     """
 
     outputs: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
+    factors: tuple[tuple[int, float], ...] = ()
 
     def kept_outputs(self, size: int) -> list[int]:
         """Return the filters that stayed, of so many."""
@@ -30,13 +32,16 @@ class RemovedChannels:
 
 
 def removed_by(
-    cuts: Iterable[tuple[ChannelGroup, Collection[int]]], before: Mapping[str, RemovedChannels]
+    cuts: Iterable[tuple[ChannelGroup, Collection[int]]],
+    before: Mapping[str, RemovedChannels],
+    rescaled: Mapping[str, Mapping[int, float]] | None = None,
 ) -> dict[str, RemovedChannels]:
     """Add what was removed from groups of one trace to what had been removed before that trace.
 
     Args:
         cuts: Groups, and the root channels that they lost.
         before: By the first dotted name of a module.
+        rescaled: ``ChannelGraph.rescaled`` after the cuts.
 
     Returns:
         The same for all modules that lost channels.
@@ -49,10 +54,15 @@ def removed_by(
             own = {i for i, root in zip(member.indices, member.roots, strict=True) if root in gone}
             (inputs if member.role == "in" else outputs).setdefault(member.name, set()).update(own)
     found = dict(before)
-    for name in outputs.keys() | inputs.keys():
+    factors = rescaled or {}
+    for name in outputs.keys() | inputs.keys() | factors.keys():
         old = before.get(name, RemovedChannels())
+        multiplied = factors.get(name, {})
+        kept = _others(old.outputs, len(old.outputs) + max(multiplied, default=-1) + 1)
         found[name] = RemovedChannels(
-            _renumbered(old.outputs, outputs.get(name, ())), _renumbered(old.inputs, inputs.get(name, ()))
+            _renumbered(old.outputs, outputs.get(name, ())),
+            _renumbered(old.inputs, inputs.get(name, ())),
+            (*old.factors, *((kept[i], factor) for i, factor in sorted(multiplied.items()))),
         )
     return found
 

@@ -179,3 +179,38 @@ def test_few_samples_do_not_keep_a_consumer_from_taking_over():
     fitted = {layer.name: layer for layer in report.layers}
     assert fitted["2"].samples == 30 < fitted["2"].inputs == 36
     assert dict(report.left)["5"] == "10 samples are too few for 16 inputs"
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_rows_that_keep_the_scale_of_attention_stay_multiplied(decomposed):
+    timm = pytest.importorskip("timm", reason="needs timm: pip install 'norton-plugin[timm]'")
+    torch.manual_seed(0)
+    settings = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = timm.models.VisionTransformer(**settings).eval()
+    for block in model.blocks:
+        block.attn.qkv.weight.data *= 20
+    own = copy.deepcopy(model)
+    if decomposed:
+        decompose_(
+            own,
+            Decomposition(level="layer", components=16, linear=True, allow_more_macs=True),
+            scope=Scope(include=("blocks.*.attn.qkv",)),
+        )
+    others = images(seed=9)
+    report = prune_(own, others[0], Pruning(keep=0.67, round_to=1))
+    lost = report.removed["blocks.0.attn.qkv"]
+    # A head of 12 channels keeps 8: queries or keys are multiplied by the root of 8 / 12 or its inverse.
+    assert lost.inputs and {round(max(f, 1 / f) ** 2, 6) for _, f in lost.factors} == {1.5}
+    plain = error(model, own, others)
+    found = calibrate_(model, own, images(160), example_inputs=others[0], removed=report.removed)
+    fitted = {layer.name: layer for layer in found.layers}
+    assert fitted["blocks.0.attn.qkv"].nmse_after < fitted["blocks.0.attn.qkv"].nmse_before < 0.9
+    with torch.no_grad():
+        x = torch.randn(64, 16, own.embed_dim, generator=torch.Generator().manual_seed(1))
+        dense, mine = model.blocks[0].attn.qkv.weight, own.blocks[0].attn.qkv(x) - own.blocks[0].attn.qkv(0 * x)
+        kept = dense[lost.kept_outputs(72)][:, lost.kept_inputs(24)]
+        ratio = (mine * (x @ kept.T)).sum((0, 1)) / (x @ kept.T).square().sum((0, 1))
+    changed = [lost.kept_outputs(72).index(i) for i, _ in lost.factors if i not in lost.outputs]
+    others_of = [i for i in range(len(kept)) if i not in changed]
+    assert float(ratio[changed].mean() / ratio[others_of].mean()) == pytest.approx(lost.factors[0][1], rel=0.1)
+    assert error(model, own, others) < 0.6 * plain

@@ -272,11 +272,11 @@ def test_a_stopped_calibration_leaves_nothing_behind(tmp_path, monkeypatch):
     """Neither files, nor a model that is half changed."""
     reached, fit = [], SequentialPass._fit
 
-    def stopped(self, layer, place, pairs):
-        reached.append(layer.name)
+    def stopped(self, pairing, *rest):
+        reached.append(pairing.layer.name)
         if len(reached) == 3:
             raise KeyboardInterrupt
-        return fit(self, layer, place, pairs)
+        return fit(self, pairing, *rest)
 
     monkeypatch.setattr(SequentialPass, "_fit", stopped)
     start = {}

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.memory import ran_out_of_memory
-from norton_plugin.pipeline import compress
-from norton_plugin.pipeline import compression as pipeline
+from norton_plugin.pipeline import compress, compression, phases
 from norton_plugin.recipe import Decomposition, Pruning, Recipe, Scope
 from norton_plugin.surgery import decompose_, from_conv, prune_
 from norton_plugin.surgery import prune as prune_module
@@ -58,14 +58,20 @@ class Greedy(Net):
         return super().forward(x)
 
 
+def _home_of(part: str) -> ModuleType:
+    """The file of the pipeline that calls a part."""
+    return phases if hasattr(phases, part) else compression
+
+
 @pytest.fixture
 def worked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts of ``compress`` that were called."""
     called: list[str] = []
     for name in ("duplicate", "count_cost", "decompose_", "prune_"):
-        original = getattr(pipeline, name)
+        home = _home_of(name)
+        original = getattr(home, name)
         monkeypatch.setattr(
-            pipeline, name, lambda *a, _name=name, _original=original, **o: called.append(_name) or _original(*a, **o)
+            home, name, lambda *a, _name=name, _original=original, **o: called.append(_name) or _original(*a, **o)
         )
     return called
 
@@ -216,7 +222,7 @@ def test_memory_errors_name_the_step(monkeypatch: pytest.MonkeyPatch, part: str,
 
     model = Net().eval()
     before = copy.deepcopy(model.state_dict())
-    monkeypatch.setattr(pipeline, part, fail)
+    monkeypatch.setattr(_home_of(part), part, fail)
     with pytest.raises(SurgeryError) as caught:
         compress(model, IMAGE, BOTH, calibration=[IMAGE])
     message = str(caught.value)
@@ -240,7 +246,7 @@ def test_a_petabyte_is_asked_of_the_allocator(images: int, step: str, advice: st
 def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (RuntimeError("shape '[2]' is invalid"), ValueError("can't allocate memory"), OSError("no such file")):
         assert not ran_out_of_memory(error)
-        monkeypatch.setattr(pipeline, "decompose_", lambda *_, _error=error, **__: (_ for _ in ()).throw(_error))
+        monkeypatch.setattr(phases, "decompose_", lambda *_, _error=error, **__: (_ for _ in ()).throw(_error))
         with pytest.raises(type(error)) as caught:
             compress(Net().eval(), IMAGE, BOTH)
         assert caught.value is error
