@@ -20,9 +20,9 @@ Every model is built with random weights and compressed in a process of its own 
 of rank 2 where that saves MACs, and 70 % of the channels of every group are kept. Random numbers take the place of
 parameters that are constant at the start, which would hide mistakes.
 
-- **full**: every group of channels is pruned but the model's outputs, those too small to round, tokens and heads, and
-  layers that do not run; **partial**: some groups are left, for the [reasons](reasons.md) in the last column;
-  **decompose-only**: no channel went.
+- **full**: every group of channels is pruned but the model's outputs, those too small to round, tokens, heads and
+  places, and those of layers that training alone runs; **partial**: some groups are left, for the
+  [reasons](reasons.md) in the last column; **decompose-only**: no channel went.
 - **largest error**: of any pruned group, the largest relative difference between the outputs of the pruned model and
   those of the unpruned one with the same channels masked, in double precision of the outputs; above 1e-4 a group is
   rolled back and listed. A masked channel counts for nobody: sums leave it out, and what is taken over channels

@@ -15,6 +15,7 @@ from torch import nn
 
 from norton_plugin.channels.grouping import produces
 from norton_plugin.channels.label_table import Classes
+from norton_plugin.channels.layers import layer_type
 from norton_plugin.channels.trace import Trace
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.reasons import Reason
@@ -23,13 +24,18 @@ from norton_plugin.reasons import Reason
 def idle_layers(model: nn.Module, trace: Trace) -> dict[str, nn.Module]:
     """Return the layers of a model, by name, that were not called and none of whose parameters was read.
 
+    Layers are what the graph knows as such, and what reads channels: a table that is looked up by number does not, and
+    bare parameters of other modules, such as those of a loss, say nothing of what they are combined with.
+
     Args:
         model: As it ran under the trace.
         trace: Of one or several passes.
     """
     found = {}
     for module, names in names_by_identity(model).items():
-        if module in trace.notes.ran or isinstance(module, torch.jit.ScriptModule):
+        if module in trace.notes.ran or isinstance(module, torch.jit.ScriptModule | nn.Embedding):
+            continue
+        if layer_type(module) is None:
             continue
         own = [p for p in module._parameters.values() if p is not None and p in trace.axes.labels]
         if own and not any(id(parameter) in trace.notes.read for parameter in own):

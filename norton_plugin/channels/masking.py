@@ -85,6 +85,11 @@ def _among_kept(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
     return _put_back(func(_take(args[0], kept), *args[1:], **kwargs), args[0], kept)
 
 
+def _pairs_over_kept(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
+    kept = _kept_positions(args[0], removed, lambda d: d == args[0].dim() - 1)
+    return func(_take(args[0], kept), _take(args[1], kept), *args[2:], **kwargs)
+
+
 def _layer_norm(func: Any, args: Any, kwargs: Any, removed: Removed) -> Any:
     x, normalized, *rest = args
     first = x.dim() - len(normalized)
@@ -117,6 +122,8 @@ ZERO_SECOND = Masking(partial(_with_zeros, operand=1), consumes=True)
 # Sums, means and norms are taken over the kept positions; the dimensions are argument 1 (2).
 OVER_KEPT = Masking(partial(_over_kept, dims_argument=1), consumes=True)
 NORM_OVER_KEPT = Masking(partial(_over_kept, dims_argument=2), consumes=True)
+# Distances between the vectors of two operands are those of the kept positions, along the last dimension of both.
+PAIRS_OVER_KEPT = Masking(_pairs_over_kept, consumes=True)
 # The operation sees the kept positions alone, side by side; its outputs return to their places.
 AMONG_KEPT = Masking(_among_kept)
 # Statistics are those of the kept positions.

@@ -128,7 +128,7 @@ class Reason(Enum):
         advice="compute with torch operations instead of NumPy, Python numbers or scripted code",
         example="a module that calls x.numpy() and makes a new tensor from the result")
     NOT_CONSUMED = Entry("not-consumed", "no traced operation consumes these channels",
-        advice="nothing to do where a compiled operator reads them (offsets of deformable convolutions)",
+        advice="nothing to do where a compiled operator reads them; torch.library makes such an operator visible",
         example="attention offsets of mmdet:deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
 
     # What cannot be traced, or is not reached by a trace.

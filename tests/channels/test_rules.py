@@ -246,7 +246,37 @@ MATRICES = {
     "values by scores": (torch.bmm, [plain(1, 2, 3), grid([[[1, 2]] * 3])], [[[[1, 2], [1, 2]]]], [], {}),
 }
 
-TABLE = ELEMENTWISE | JOIN | SCATTER | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES
+FOURIER = {
+    "rfft2": (
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 2j, s=(4, 4)),
+        [pixels(1, 2, size=4)],
+        [[[[[1] * 4] * 4, [[2] * 4] * 4]]],
+        [],
+        {},
+    ),
+    "fft over channels": (lambda x: torch.fft.fft(x, dim=1).real, [row(1, 2)], [[]], [], pinned("over-channels", 1, 2)),
+    "pairs": (
+        lambda x: torch.view_as_complex(torch.view_as_real(torch.fft.fft(x, dim=0))),
+        [row(1, 2)],
+        [[[1, 2]]],
+        [],
+        {},
+    ),
+}
+
+DISTANCES = {
+    "cdist": (torch.cdist, [row(1, 2, 3), row(4, 5, 6)], [[]], [[1, 4], [2, 5], [3, 6]], {}),
+    "cdist of another norm": (
+        lambda x, y: torch.cdist(x, y, p=1.0),
+        [row(1, 2), row(3, 4)],
+        [[]],
+        [[1, 3], [2, 4]],
+        {},
+    ),
+    "cdist to constants": (torch.cdist, [row(1, 2), plain(3, 2)], [[]], [], pinned("fixed-width-matrix", 1, 2)),
+}
+
+TABLE = ELEMENTWISE | JOIN | SCATTER | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES | FOURIER | DISTANCES
 
 
 @pytest.mark.parametrize(("function", "operands", "maps", "unions", "pins"), TABLE.values(), ids=TABLE)

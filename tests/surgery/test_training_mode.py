@@ -85,6 +85,27 @@ def test_a_larger_example_frees_them(image):
     assert not blocking(report.skipped) and net.block["extra"].in_channels == 4
 
 
+def test_parameters_of_a_loss_and_tables_are_no_idle_layers(image):
+    class Prior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Parameter(torch.zeros(4, 2))
+
+    class WithLoss(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+            self.prior, self.names = Prior(), nn.Embedding(4, 8)
+
+        def forward(self, x):
+            return self[2](self[1](self[0](x)))
+
+        def loss(self, x, labels):
+            return (self(x).mean((2, 3)) - self.prior.mean[labels, 0]).square().sum() + self.names(labels).sum()
+
+    report = prune_(WithLoss().eval(), image, PRUNING)
+    assert [group.root for group in report.groups] == ["0"] and not blocking(report.skipped)
+
+
 def test_training_that_cannot_be_run_pins_what_its_layers_may_read(image):
     class Needy(Auxiliary):
         def forward(self, x):

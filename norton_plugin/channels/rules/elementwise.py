@@ -92,7 +92,7 @@ def pin_unpaired(trace: Trace, a: Tensor, b: Tensor) -> None:
 
 @register_rule("pointwise", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "relu6", "elu", "selu", "celu",
                "softplus", "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "prelu", "_prelu_kernel",
-               "nan_to_num", "lerp", "masked_fill", "mish", "logit", "addcmul", "addcdiv", "rsub", "clamp",
+               "nan_to_num", "complex", "lerp", "masked_fill", "mish", "logit", "addcmul", "addcdiv", "rsub", "clamp",
                "where")  # fmt: skip
 def pointwise(trace: Trace, call: Call) -> ChannelLabels | None:
     """Follow any operation that PyTorch tags as pointwise."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from norton_plugin.channels.label_maps import ChannelLabels, along, compact, held_constant, varying
-from norton_plugin.channels.masking import ZERO_FIRST, ZERO_SECOND
+from norton_plugin.channels.label_maps import ChannelLabels, along, compact, held_constant, spread, varying
+from norton_plugin.channels.masking import PAIRS_OVER_KEPT, ZERO_FIRST, ZERO_SECOND
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.attention import compensate_product
@@ -129,3 +129,27 @@ def baddbmm(trace: Trace, call: Call) -> ChannelLabels:
     product = ChannelLabels(maps, scores=bool(summed))
     maps = combine(trace, [(product, shape), (trace.labels_of(term), tuple(term.shape))], shape)
     return ChannelLabels(maps, scores=bool(summed))
+
+
+@register_rule("_cdist_forward", "_euclidean_dist", makes_products=True, masked_by=PAIRS_OVER_KEPT)
+def distances(trace: Trace, call: Call) -> ChannelLabels:
+    """Compare vectors (..., P, M) with (..., R, M): their channels are the same; those of other dimensions stay."""
+    along_last: list[list[Tensor]] = []
+    for operand in call.args[:2]:
+        vectors = []
+        for label_map in trace.labels_of(operand).maps:
+            if varying(label_map) == [label_map.dim() - 1]:
+                vectors.append(along(label_map, -1))
+            else:
+                trace.pin(label_map, Reason.OVER_CHANNELS.because(operation="a table of distances"))
+        along_last.append(vectors)
+    first, second = along_last
+    for p in first:
+        for q in second:
+            pair_labels(trace, p, q)
+    for one, other in ((first, second), (second, first)):
+        for vector in one if not other else ():
+            trace.pin(vector, Reason.FIXED_WIDTH_MATRIX.because())
+    if first and second:
+        trace.mask([spread(vector, call.args[0].shape, call.args[0].dim() - 1) for vector in first])
+    return ChannelLabels()

@@ -1,0 +1,57 @@
+"""Networks with operations that few models have: pruned, and compared with what the kept channels compute."""
+
+import torch
+from torch import nn
+
+from norton_plugin.recipe import Pruning
+from norton_plugin.surgery import prune_
+from norton_plugin.surgery.report import blocking
+
+PRUNING = Pruning(keep=0.5, round_to=1)
+
+
+class Spectral(nn.Module):
+    """A filter of frequencies between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        parts = self.mix(torch.cat([spectrum.real, spectrum.imag], 1)).relu()
+        real, imaginary = parts.chunk(2, 1)
+        return self.head(x + torch.fft.irfft2(torch.complex(real, imaginary), s=x.shape[-2:], norm="ortho"))
+
+
+class Prototypes(nn.Module):
+    """Classes by the distances of features to learned vectors."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), norm
+        self.vectors = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        return torch.cdist(self.stem(x).relu().mean((2, 3)), self.vectors, p=self.norm)
+
+
+def test_a_fourier_transform_passes_channels_on(image):
+    torch.manual_seed(0)
+    net = Spectral().eval()
+    report = prune_(net, image, PRUNING)
+    assert not blocking(report.skipped) and report.largest_error < 1e-6
+    assert net.stem.out_channels == net.head.in_channels == 4
+    assert (net.mix.in_channels, net.mix.out_channels) == (8, 8)
+
+
+def test_distances_are_those_of_the_kept_channels(image):
+    for norm in (1.0, 2.0):
+        torch.manual_seed(0)
+        net = Prototypes(norm).eval()
+        stem, vectors = net.stem.weight.clone(), net.vectors.clone()
+        report = prune_(net, image, PRUNING)
+        assert not blocking(report.skipped) and report.largest_error < 1e-6
+        kept = [i for i in range(8) if any(torch.equal(stem[i], row) for row in net.stem.weight)]
+        assert len(kept) == 4 and torch.equal(net.vectors, vectors[:, kept])
