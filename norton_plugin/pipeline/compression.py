@@ -12,6 +12,7 @@ from torch import nn
 from norton_plugin.budget import BudgetPlan, plan_budget
 from norton_plugin.calibration import CalibrationReport, take_batches
 from norton_plugin.cost import ModelCost, count_cost
+from norton_plugin.hf import carry_
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
@@ -106,9 +107,9 @@ def compress(
         after = count_cost(compressed, run)
 
     structure, seconds = diff(dense, geometry(compressed)), time.perf_counter() - start
-    facts = {"seconds": seconds, "structure": structure, "calibration": fitted, "budget": planned}
-    facts["calibration_images"] = images
-    report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, **facts)
+    carry_(compressed, structure)
+    facts = {"structure": structure, "calibration": fitted, "budget": planned, "calibration_images": images}
+    report = CompressionReport.of(model, compressed, before, after, decomposition, pruning, seconds=seconds, **facts)
     return CompressionResult(compressed, report, recipe)
 
 
