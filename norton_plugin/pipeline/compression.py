@@ -25,7 +25,7 @@ from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.decompose import decompose_
-from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.geometry import geometry, lasting
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.report import DecompositionReport, PruningReport
 from norton_plugin.surgery.structure import diff
@@ -78,12 +78,12 @@ def compress(
     check_patterns(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
-        dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
         ignored = counterparts(model, compressed, ignored)
         run = partial(run_model, compressed, example_inputs, counted_by(forward_fn))
         step("measure")
         before = count_cost(compressed, run)
+        dense = lasting(geometry(model), geometry(compressed))  # models may keep something of a run
         if calibration is not None and (recipe.budget.given or recipe.calibration.fit):
             calibration = take_batches(calibration, recipe.calibration.images)
         recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
