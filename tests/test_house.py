@@ -16,7 +16,7 @@ import pytest
 import norton_plugin
 
 PACKAGE = Path(norton_plugin.__file__).parent
-HEAVY = ("ultralytics", "timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.models")
+HEAVY = ("ultralytics", "transformers", "timm", "mmengine", "mmcv", "mmdet", "torch_pruning", "torchvision.models")
 
 # Room -> rooms it may import while running, besides `errors`, itself and what those rooms may import in turn.
 # Order matters: arrows point up.
@@ -34,12 +34,13 @@ ARROWS: dict[str, set[str]] = {
     "cost": {"patterns", "cpd", "blocks"},
     "surgery": {"recipe", "pabs", "channels", "blocks"},
     "integrations": {"surgery"},
+    "hf": {"surgery"},
     "calibration": {"cpd", "blocks", "surgery"},
     "budget": {"cost", "calibration"},
     "distillation": {"blocks", "calibration", "modules"},
     "zoo": set(),
-    "artifact": {"surgery", "zoo"},
-    "pipeline": {"surgery", "integrations", "calibration", "cost", "budget", "distillation", "artifact"},
+    "artifact": {"surgery", "zoo", "hf"},
+    "pipeline": {"surgery", "integrations", "hf", "calibration", "cost", "budget", "distillation", "artifact"},
     "deploy": {"blocks", "artifact", "cost"},
     "export": {"deploy"},
     "insight": {"pipeline", "artifact", "deploy"},
@@ -58,6 +59,7 @@ OWNERS = {
     "mmdet": ("zoo",),
     "mmengine": ("mm", "zoo"),
     "ultralytics": ("yolo",),
+    "transformers": ("hf",),
     "tensorly": (),
     "scipy": ("pabs", "budget"),
     "onnx": ("export",),

@@ -29,8 +29,8 @@ DISTRIBUTIONS = {
     "pytorch_grad_cam": "grad-cam",
 }
 # Imported only if something else has brought it: OpenCV comes with mmengine, in one of two builds; Ultralytics is under
-# AGPL-3.0, and nobody gets it through this package.
-OPTIONAL = {"cv2", "ultralytics"}
+# AGPL-3.0, and nobody gets it through this package; models of transformers come from those who have it.
+OPTIONAL = {"cv2", "ultralytics", "transformers"}
 # Needed by a tool that is named itself.
 BEHIND_TOOLS = {"types-pyyaml": "mypy", "mkdocstrings": "mkdocs", "mkdocs-material": "mkdocs", "ipykernel": "nbclient"}
 

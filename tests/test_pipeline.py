@@ -332,3 +332,26 @@ def test_tensors_that_a_module_computed_and_keeps_are_copied_without_their_histo
     assert report.pruning.groups and small[0].out_channels == 8
     assert net[4].weight is kept and kept.grad_fn is not None
     assert torch.equal(net(image), expected)
+
+
+class _Remembering(nn.Module):
+    """Keeps the shape of the last image, as heads of detectors do; a fresh one has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        self.shape = x.shape
+        self.side = x.shape[-1]
+        return self.last(self.first(x).relu())
+
+
+def test_what_a_model_keeps_of_its_last_image_is_no_part_of_the_structure():
+    used = _Remembering()
+    used(torch.randn(4, 3, 32, 32))
+    result = compress(used, torch.randn(1, 3, 16, 16), Recipe.from_dict({"pruning": {"keep": 0.5}}))
+    assert [entry["names"] for entry in result.report.structure["modules"]] == [["first"], ["last"]]
+    fresh = _Remembering()
+    apply_structure_(fresh, result.report.structure)
+    assert fresh.first.out_channels == 8

@@ -33,6 +33,7 @@ from norton_plugin.artifact.weights import (
     state_tensors,
 )
 from norton_plugin.errors import ArtifactError
+from norton_plugin.hf import carry_
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.surgery.structure_entries import read_entries, tensor_shapes
@@ -72,6 +73,7 @@ class StoredArtifact:
         apply_structure_(rebuilt, self.manifest.structure)
         check_names(state_tensors(rebuilt), self.weights.shapes)  # before the file is read
         load_weights_(rebuilt, self.weights.read())
+        carry_(rebuilt, self.manifest.structure)
         return rebuilt
 
 

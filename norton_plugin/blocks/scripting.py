@@ -10,7 +10,8 @@ from norton_plugin.errors import SurgeryError
 class NotScripted(nn.Module):
     """A layer whose forms and derived weight are Python that ``torch.jit.script`` does not compile.
 
-    ``torch.jit.trace`` and ``torch.export`` record it as any other.
+    ``torch.jit.trace`` and ``torch.export`` record it as any other. Ordinary layers could be given to the compiler
+    in its place, but ``torch.jit.script`` puts what it is given into the caller's own model, whose factors would go.
     """
 
     def __prepare_scriptable__(self) -> nn.Module:

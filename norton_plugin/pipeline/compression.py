@@ -12,6 +12,7 @@ from torch import nn
 from norton_plugin.budget import BudgetPlan, plan_budget
 from norton_plugin.calibration import take_batches
 from norton_plugin.cost import ModelCost, count_cost
+from norton_plugin.hf import carry_
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
@@ -31,7 +32,7 @@ from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
-from norton_plugin.surgery.geometry import geometry
+from norton_plugin.surgery.geometry import geometry, lasting
 from norton_plugin.surgery.structure import diff
 
 # Most images that errors are weighed on for a budget: more change little.
@@ -86,10 +87,10 @@ def compress(
     check_patterns(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
-        dense = geometry(model)  # before any run: models may keep something of it
         compressed = duplicate(model)
         step("measure")
         before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
+        dense = lasting(geometry(model), geometry(compressed))  # models may keep something of a run
         if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
@@ -102,7 +103,9 @@ def compress(
         require_changes(done.decomposition, done.pruning)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
-    facts = {"structure": diff(dense, geometry(compressed)), "seconds": time.perf_counter() - start}
+    structure = diff(dense, geometry(compressed))
+    carry_(compressed, structure)
+    facts = {"structure": structure, "seconds": time.perf_counter() - start}
     facts |= {"calibration": done.fitted, "calibration_images": done.images}
     facts |= {"budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)

@@ -65,6 +65,28 @@ def geometry(model: nn.Module) -> Geometry:
     return described
 
 
+def lasting(dense: Geometry, ran: Geometry) -> Geometry:
+    """Return a geometry without the attributes that a run alone changes, such as the shape of the last image.
+
+    Args:
+        dense: Of a model.
+        ran: Of the same model after a run.
+    """
+    return {
+        name: {
+            **entry,
+            "attributes": {
+                key: value
+                for key, value in entry["attributes"].items()
+                if name not in ran or ran[name]["attributes"].get(key) == value
+            },
+        }
+        if "attributes" in entry
+        else entry
+        for name, entry in dense.items()
+    }
+
+
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and those buffers that belong to the state dict.
 
