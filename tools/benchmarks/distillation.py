@@ -50,7 +50,7 @@ def learn(
     run_dense_(own)
     return {
         "passes": settings.passes,
-        "lr": settings.lr,
+        "lr": report.lr,
         "steps": report.steps,
         "top1": accuracy(own, source, images),
         "divergence_before": round(report.divergence["before"], 4),
