@@ -26,6 +26,7 @@ Call = Callable[[nn.Module, Any], Any]
 Pair = tuple[PausableRun, PausableRun]
 _NO_STREAM = "its output is added to no stream that is there before it is called"
 _OTHER_OPERATIONS = "the operations of a calibration batch are not those of the example"
+_OTHER_SIZES = "the stream that its output is added to is computed for images of the example's size"
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
 _UNEQUAL = "it reads different sizes in the two models"
@@ -104,6 +105,8 @@ class SequentialPass:
         target, note, nowhere = "output", "", _NO_STREAM
         if place.other and not all(place.other.fits(run.counter.kept) for pair in arrived for run in pair):
             place, nowhere = replace(place, other=None), _OTHER_OPERATIONS
+        elif place.other and not all(_reaches(place, a) for a, _ in arrived):
+            place, nowhere = replace(place, other=None), _OTHER_SIZES
         if place.calls > 1:
             note = _SHARED.format(calls=place.calls)
             self._add_all_calls(layer, sums)
@@ -142,6 +145,18 @@ class SequentialPass:
                 calls[1] = calls[0]
             for (_, output), (x, _) in zip(*calls, strict=True):
                 sums.add(x, output, self.generator)
+
+
+def _reaches(place: LayerPlace, run: PausableRun) -> bool:
+    """Tell whether what a layer's output is added to can be computed again for the images of a run."""
+    if place.other is None:
+        return False
+    try:
+        found = place.other.compute(run.counter.kept)
+        reached: bool = place.correction(found, found).shape == run.output.shape
+    except RuntimeError:  # a shape of the example that does not fit
+        return False
+    return reached
 
 
 def _correction(place: LayerPlace, dense: PausableRun, own: PausableRun) -> Tensor | float:
