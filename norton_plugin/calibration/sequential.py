@@ -26,6 +26,7 @@ Call = Callable[[nn.Module, Any], Any]
 Pair = tuple[PausableRun, PausableRun]
 _NO_STREAM = "its output is added to no stream that is there before it is called"
 _OTHER_OPERATIONS = "the operations of a calibration batch are not those of the example"
+_OTHER_SIZES = "the stream that its output is added to is computed for images of the example's size"
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
 _UNEQUAL = "it reads different sizes in the two models"
@@ -60,6 +61,17 @@ class _Pairing:
             place is None or place.other is None or place.other.fits(run.counter.kept)
             for place, run in ((self.place, dense), (self.own, own))
         )
+
+    def reaches(self, dense: PausableRun) -> bool:
+        """Tell whether what a layer's output is added to can be computed again for the images of a run."""
+        if self.place.other is None:
+            return False
+        try:
+            found = self.place.other.compute(dense.counter.kept)
+            reached: bool = self.place.correction(found, found).shape == dense.output.shape
+        except RuntimeError:  # a shape of the example that does not fit
+            return False
+        return reached
 
     def correction(self, dense: PausableRun, own: PausableRun) -> Tensor | float:
         """Return what the layer has to add to the dense layer's output to repair its stream."""
@@ -156,6 +168,8 @@ class SequentialPass:
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
+        elif pairing.has_stream and not all(pairing.reaches(a) for a, _ in arrived):
+            pairing, nowhere = pairing.without_stream(), _OTHER_SIZES
         if place.calls > 1:
             note = _SHARED.format(calls=place.calls)
             self._add_all_calls(layer, sums)

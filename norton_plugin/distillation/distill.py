@@ -25,6 +25,9 @@ Call = Callable[[nn.Module, Any], Any]
 _BETAS = (0.9, 0.99)
 _RISE = 0.1
 _LARGEST_GRADIENT = 5.0
+# Where a rate does not help on images held back, lower ones are tried: the less was lost, the lower it has to be.
+_LOWER = 0.3
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class DistillationReport:
 
     Attributes:
         passes: Over the images.
-        steps: Of the optimizer.
+        lr: Highest rate, of the last attempt.
+        steps: Of the optimizer, likewise.
         images: Images learned from.
         held_back: Images that the choice was made on.
         blocks: Names of the blocks whose outputs were compared.
@@ -44,6 +48,7 @@ class DistillationReport:
     """
 
     passes: int
+    lr: float
     steps: int
     images: int
     held_back: int
@@ -80,7 +85,7 @@ def distill_(
         batches: Unlabelled images; each is one step of a pass. All are held.
         call: Runs a model on a batch.
         passes: Over the batches, at least 1.
-        lr: Highest rate.
+        lr: Highest rate; where it does not help, 0.3 and then 0.09 of it are tried.
         temperature: Of the softmax over logits.
         block_weight: Of the blocks' outputs (``objective.Objective``).
         seed: Of the order of the batches; equal seeds give equal results.
@@ -103,17 +108,23 @@ def distill_(
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
             wanted = outputs_of(dense, compared, call)
             found = {"before": divergence(wanted, outputs_of(compressed, compared, call))}
-            settings: dict[str, Any] = {"passes": passes, "lr": lr, "seed": seed}
-            steps = _train_(parameters, objective, learned, on_step=on_step, **settings)
-            found["after"] = divergence(wanted, outputs_of(compressed, compared, call))
+            for attempt in range(_ATTEMPTS):
+                rate = lr * _LOWER**attempt
+                _restore_(parameters, before)
+                settings: dict[str, Any] = {"passes": passes, "lr": rate, "seed": seed}
+                steps = _train_(parameters, objective, learned, on_step=on_step, **settings)
+                found["after"] = divergence(wanted, outputs_of(compressed, compared, call))
+                if found["after"] < found["before"]:  # NaN is not less
+                    break
     except BaseException:
         _restore_(parameters, before)
         raise
-    kept = "after" if found["after"] < found["before"] else "before"  # NaN is not less
+    kept = "after" if found["after"] < found["before"] else "before"
     if kept == "before":
         _restore_(parameters, before)
     return DistillationReport(
         passes=passes,
+        lr=rate,
         steps=steps,
         images=sum(map(batch_size, learned)),
         held_back=sum(map(batch_size, held_back)),

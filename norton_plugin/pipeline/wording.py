@@ -108,8 +108,9 @@ def distillation_in_words(report: DistillationReport) -> str:
     compared = f"{report.held_back} others" if report.held_back else "the same images"
     kept = "it is kept" if report.kept == "after" else "it did not help, and is undone"
     return (
-        f"learned from the dense model on {report.images} images, {report.steps} steps in {report.seconds:.0f} s, at "
-        f"its outputs and those of {len(report.blocks)} blocks; divergence on {compared}: {stages}; {kept}"
+        f"learned from the dense model on {report.images} images, {report.steps} steps at a rate of {report.lr:.2g} "
+        f"in {report.seconds:.0f} s, at its outputs and those of {len(report.blocks)} blocks; divergence on "
+        f"{compared}: {stages}; {kept}"
     )
 
 

@@ -13,7 +13,8 @@ class Distillation(Section):
 
     Attributes:
         passes: Over the calibration images, of which one batch in eight is held back; 0 for no distillation.
-        lr: Highest rate of Adam; the factors of a fitted model stand low rates only.
+        lr: Highest rate of Adam; the factors of a fitted model stand low rates only. Where it does not help, 0.3 and
+            then 0.09 of it are tried.
         temperature: Of the softmax over logits, above 0.
         block_weight: Of the squared error of the blocks' outputs beside that of the model's outputs; 0 leaves it out.
         seed: Of the order of the batches.

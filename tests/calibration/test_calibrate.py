@@ -308,3 +308,32 @@ def test_the_fit_follows_the_pruning():
     assert result.report.calibration is not None and result.report.calibration_images == 0
     assert result.model.layers[0].conv1.out_channels == 4
     assert "layers.0.conv2" in {layer.name for layer in result.report.calibration.layers}
+
+
+class Pyramid(nn.Module):
+    """A map that a coarser one, brought to its size, is added to; the size is that of the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.coarse = nn.Conv2d(8, 8, 1)
+        self.fine = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        coarse = self.coarse(self.down(x))
+        fine = self.fine(x)
+        return (fine + nn.functional.interpolate(coarse, size=fine.shape[-2:])).mean((2, 3))
+
+
+@pytest.mark.parametrize(("size", "target"), [(8, "stream"), (12, "output")])
+def test_images_of_another_size_than_the_example(size, target):
+    torch.manual_seed(0)
+    model = settle(Pyramid())
+    own = copy.deepcopy(model)
+    decompose_(own, Decomposition(level="layer", components=5))
+    report = calibrate_(model, own, images(size=size), example_inputs=images(2)[0], positions=64)
+    found = {layer.name: layer for layer in report.layers}
+    assert found["fine"].target == target
+    assert ("of the example's size" in found["fine"].note) == (target == "output")

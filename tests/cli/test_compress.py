@@ -277,7 +277,7 @@ def test_the_model_learns_from_the_dense_one(norton, tmp_path, digit_folder):
     assert recipe["distillation"] == settings
     assert report["distillation"]["passes"] == 3 and report["distillation"]["images"] == 40
     words = norton("compress", "demo:digits", *options, "-o", tmp_path / "b")
-    assert "learned from the dense model on 40 images, 3 steps" in " ".join(words.out.split())
+    assert "learned from the dense model on 40 images, 3 steps at a rate of " in " ".join(words.out.split())
 
 
 @pytest.mark.parametrize("option", [("--calibrate",), ("--distill", 2)])

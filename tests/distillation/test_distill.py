@@ -108,7 +108,15 @@ def test_what_does_not_help_is_undone(dense):
     start = copy.deepcopy(own)
     report = distill_(dense, own, images(), call=call, lr=1.0)
     assert report.kept == "before" and not report.divergence["after"] < report.divergence["before"]
-    assert same(own, start)
+    assert report.lr == pytest.approx(0.09) and same(own, start)
+
+
+def test_a_lower_rate_is_tried_from_the_same_start(dense):
+    own, other = compressed(dense), compressed(dense)
+    report = distill_(dense, own, images(), call=call, passes=3, lr=0.1)
+    assert report.kept == "after" and report.lr == 0.1 * 0.3  # 0.1 does not help
+    assert distill_(dense, other, images(), call=call, passes=3, lr=0.1 * 0.3).lr == report.lr
+    assert same(own, other)
 
 
 def test_a_loss_that_is_not_finite_ends_it(dense, caplog):

@@ -50,7 +50,7 @@ def learn(
     run_dense_(own)
     return {
         "passes": settings.passes,
-        "lr": settings.lr,
+        "lr": report.lr,
         "steps": report.steps,
         "top1": accuracy(own, source, images),
         "divergence_before": round(report.divergence["before"], 4),
@@ -59,6 +59,35 @@ def learn(
         "wall_seconds": round(wall, 1),
         "processor_seconds": round(processor, 1),
     }
+
+
+def measure(
+    name: str, budget: float, seed: int, images: Images, facts: dict[str, Any], arguments: argparse.Namespace
+) -> None:
+    """Compress one network to one budget, let it learn for each number of passes, and write the rows."""
+    source = load_resnet(name, arguments.weights)
+    source.model.eval()
+    sample = batches(images.train.subset(arguments.count, seed=seed), source, size=_BATCH)
+    model, report = start(source, budget, seed, sample)
+    evaluated = copy.deepcopy(model)
+    run_dense_(evaluated)
+    count = len(images.test)
+    common = {
+        "network": name,
+        "budget": budget,
+        "seed": seed,
+        "macs_share": round(report.macs_after / report.macs_before, 4),
+        "test_images": count,
+        "calibration_images": arguments.count,
+        "top1_dense": accuracy(source.model, source, images),
+        "top1_before": accuracy(evaluated, source, images),
+    }
+    for passes in arguments.passes:
+        settings = replace(Distillation(), passes=passes, lr=arguments.lr, seed=seed)
+        row = common | learn(source, model, sample, settings, images)
+        print(row, flush=True)
+        label = f"{name} {budget} {passes} passes seed {seed} on {count}"
+        add_row(arguments.output / "distillation.json", label, row, facts)
 
 
 def main() -> None:
@@ -84,32 +113,9 @@ def main() -> None:
         "machine": machine(),
     }
     for name in arguments.networks:
-        source = load_resnet(name, arguments.weights)
-        source.model.eval()
-        dense = accuracy(source.model, source, images)
         for budget in arguments.budgets:
             for seed in arguments.seeds:
-                sample = batches(images.train.subset(arguments.count, seed=seed), source, size=_BATCH)
-                model, report = start(source, budget, seed, sample)
-                evaluated = copy.deepcopy(model)
-                run_dense_(evaluated)
-                common = {
-                    "network": name,
-                    "budget": budget,
-                    "seed": seed,
-                    "macs_share": round(report.macs_after / report.macs_before, 4),
-                    "test_images": len(test),
-                    "calibration_images": arguments.count,
-                    "top1_dense": dense,
-                    "top1_before": accuracy(evaluated, source, images),
-                }
-                print(common, flush=True)
-                for passes in arguments.passes:
-                    settings = replace(Distillation(), passes=passes, lr=arguments.lr, seed=seed)
-                    row = common | learn(source, model, sample, settings, images)
-                    print(row, flush=True)
-                    label = f"{name} {budget} {passes} passes seed {seed} on {len(test)}"
-                    add_row(arguments.output / "distillation.json", label, row, facts)
+                measure(name, budget, seed, images, facts, arguments)
 
 
 if __name__ == "__main__":
