@@ -9,15 +9,15 @@ shares the largest within the budget is taken. Each measurement adds a row to ``
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import torch
 from calibration import accuracy
-from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from cifar_data import batches, load_resnet
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
+from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
 from norton_plugin.cost import count_cost
@@ -72,25 +72,12 @@ def measure(source: ModelSource, variant: str, budget: float, seed: int, images:
 
 def main() -> None:
     """Parse the arguments, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser = parser_of(__doc__, networks=["resnet20"])
     parser.add_argument("--variants", nargs="+", default=["one share", "budget"], choices=["one share", "budget"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.16, 0.32, 0.5])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
-    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
-    parser.add_argument("--test-images", type=int, default=2000, help="drawn with seed 123; 10000 are all")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    test = load_images(arguments.images, "test")
-    if arguments.test_images < len(test):
-        test = test.subset(arguments.test_images, seed=123)
-    images = Images(load_images(arguments.images, "train"), test)
-    facts = {
-        "command": "python tools/benchmarks/budget.py --weights WEIGHTS",
-        "data": "CIFAR-10 (JPEG); calibration on unlabelled training images; no fine-tuning",
-        "machine": machine(),
-    }
+    images = open_images(arguments)
+    facts = facts_of("budget.py")
     for name in arguments.networks:
         source = load_resnet(name, arguments.weights)
         source.model.eval()
@@ -99,10 +86,10 @@ def main() -> None:
             for seed in arguments.seeds:
                 for variant in arguments.variants:
                     row = {"network": name, "variant": variant, "budget": budget, "seed": seed, "top1_dense": dense}
-                    row |= {"test_images": len(test), "calibration_images": arguments.count}
+                    row |= {"test_images": len(images.test), "calibration_images": arguments.count}
                     row |= measure(source, variant, budget, seed, images, arguments.count)
                     print(row, flush=True)
-                    label = f"{name} {variant} {budget} {arguments.count} images seed {seed} on {len(test)}"
+                    label = f"{name} {variant} {budget} {arguments.count} images seed {seed} on {len(images.test)}"
                     add_row(arguments.output / "budget.json", label, row, facts)
 
 

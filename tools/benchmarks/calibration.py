@@ -11,16 +11,16 @@ held-back images. No label is used. Each measurement adds a row to ``calibration
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
 from dataclasses import replace
 from typing import Any
 
 import torch
-from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from cifar_data import batches, load_resnet
 from hybrid import Images, add_row
 from levels_recipe import recipe_for, run_dense_
+from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
 from norton_plugin.calibration import reestimate_batch_norm_
@@ -71,25 +71,13 @@ def measure(source: ModelSource, level: str, rank: int, seed: int, images: Image
 
 def main() -> None:
     """Parse the arguments, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--networks", nargs="*", default=["resnet20", "resnet56"], choices=["resnet20", "resnet56"])
+    parser = parser_of(__doc__, networks=["resnet20", "resnet56"])
     parser.add_argument("--levels", nargs="+", default=["layer", "filter"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="filter-level ranks: the budgets")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the calibration images")
-    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
-    parser.add_argument("--test-images", type=int, default=2000, help="drawn with seed 123; 10000 are all")
+    parser.set_defaults(seeds=[0, 1, 2])
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    test = load_images(arguments.images, "test")
-    if arguments.test_images < len(test):
-        test = test.subset(arguments.test_images, seed=123)
-    images = Images(load_images(arguments.images, "train"), test)
-    facts = {
-        "command": "python tools/benchmarks/calibration.py --weights WEIGHTS",
-        "data": "CIFAR-10 (JPEG); calibration on unlabelled training images; no fine-tuning",
-        "machine": machine(),
-    }
+    images = open_images(arguments)
+    facts = facts_of("calibration.py")
     path = arguments.output / "calibration.json"
     for name in arguments.networks:
         source = load_resnet(name, arguments.weights)
@@ -99,10 +87,10 @@ def main() -> None:
             for level in arguments.levels:
                 for seed in arguments.seeds:
                     row = {"network": name, "level": level, "budget_rank": rank, "seed": seed, "top1_dense": dense}
-                    row |= {"test_images": len(test), "calibration_images": arguments.count}
+                    row |= {"test_images": len(images.test), "calibration_images": arguments.count}
                     row |= measure(source, level, rank, seed, images, arguments.count)
                     print(row, flush=True)
-                    label = f"{name} {level} R={rank} {arguments.count} images seed {seed} on {len(test)}"
+                    label = f"{name} {level} R={rank} {arguments.count} images seed {seed} on {len(images.test)}"
                     add_row(path, label, row, facts)
 
 

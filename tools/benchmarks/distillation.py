@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from budget import _BATCH, _EXAMPLE, _QUICK
 from calibration import accuracy
-from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from cifar_data import batches, load_resnet
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
 from torch import nn
+from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
 from norton_plugin.distillation import distill_
@@ -92,26 +93,13 @@ def measure(
 
 def main() -> None:
     """Parse the arguments, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser = parser_of(__doc__, networks=["resnet20"], test_images=10000)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.16, 0.32])
     parser.add_argument("--passes", type=int, nargs="+", default=[2], help="over the calibration images")
     parser.add_argument("--lr", type=float, default=Distillation().lr)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
-    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
-    parser.add_argument("--test-images", type=int, default=10000, help="drawn with seed 123; 10000 are all")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    test = load_images(arguments.images, "test")
-    if arguments.test_images < len(test):
-        test = test.subset(arguments.test_images, seed=123)
-    images = Images(load_images(arguments.images, "train"), test)
-    facts = {
-        "command": "python tools/benchmarks/distillation.py --weights WEIGHTS",
-        "data": "CIFAR-10 (JPEG); calibration and distillation on the same unlabelled training images; no fine-tuning",
-        "machine": machine(),
-    }
+    images = open_images(arguments)
+    facts = facts_of("distillation.py", "calibration and distillation")
     for name in arguments.networks:
         for budget in arguments.budgets:
             for seed in arguments.seeds:

@@ -11,7 +11,6 @@ row to ``hybrid_budget.json``.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, product
@@ -19,9 +18,10 @@ from typing import Any, get_args
 
 import torch
 from calibration import accuracy
-from cifar_data import add_arguments, batches, load_images, load_resnet, machine
+from cifar_data import batches, load_resnet
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
+from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
 from norton_plugin.cost import count_cost
@@ -105,27 +105,14 @@ def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images:
 
 def main() -> None:
     """Parse the arguments, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=["resnet20", "resnet56"])
+    parser = parser_of(__doc__, networks=["resnet20"])
     parser.add_argument("--parts", nargs="+", default=["criteria", "plans"], choices=["criteria", "plans"])
     parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)), choices=get_args(Criterion))
     parser.add_argument("--levels", nargs="+", default=["filter", "layer"], help="of the plans")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.32, 0.16])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
-    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
-    parser.add_argument("--test-images", type=int, default=2000, help="drawn with seed 123; 10000 are all")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    test = load_images(arguments.images, "test")
-    if arguments.test_images < len(test):
-        test = test.subset(arguments.test_images, seed=123)
-    images = Images(load_images(arguments.images, "train"), test)
-    facts = {
-        "command": "python tools/benchmarks/hybrid_budget.py --weights WEIGHTS",
-        "data": "CIFAR-10 (JPEG); calibration on unlabelled training images; no fine-tuning",
-        "machine": machine(),
-    }
+    images = open_images(arguments)
+    facts = facts_of("hybrid_budget.py")
     for name in arguments.networks:
         source = load_resnet(name, arguments.weights)
         source.model.eval()
@@ -135,10 +122,16 @@ def main() -> None:
             rows = [criteria_rows(source, arguments.criteria, *facing)] if "criteria" in arguments.parts else []
             rows += [plan_rows(source, level, *facing) for level in arguments.levels if "plans" in arguments.parts]
             for label, found in chain(*rows):
-                row = {"network": name, "budget": budget, "seed": seed, "top1_dense": dense, "test_images": len(test)}
+                row = {
+                    "network": name,
+                    "budget": budget,
+                    "seed": seed,
+                    "top1_dense": dense,
+                    "test_images": len(images.test),
+                }
                 row |= {"calibration_images": arguments.count, **found}
                 print(row, flush=True)
-                label = f"{name} {label} {budget} {arguments.count} images seed {seed} on {len(test)}"
+                label = f"{name} {label} {budget} {arguments.count} images seed {seed} on {len(images.test)}"
                 add_row(arguments.output / "hybrid_budget.json", label, row, facts)
 
 

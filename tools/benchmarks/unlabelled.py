@@ -1,0 +1,50 @@
+"""What benchmarks of compression on unlabelled images share: their options, images and facts."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from cifar_data import add_arguments, load_images, machine
+from hybrid import Images
+
+
+def parser_of(description: str | None, *, networks: list[str], test_images: int = 2000) -> argparse.ArgumentParser:
+    """Return a parser of the common options.
+
+    Args:
+        description: Of the benchmark.
+        networks: Default of ``--networks``.
+        test_images: Default of ``--test-images``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--networks", nargs="+", default=networks, choices=["resnet20", "resnet56"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
+    parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
+    parser.add_argument("--test-images", type=int, default=test_images, help="drawn with seed 123; 10000 are all")
+    return parser
+
+
+def open_images(arguments: argparse.Namespace) -> Images:
+    """Load training and test images, and set the number of threads."""
+    torch.set_num_threads(arguments.threads)
+    test = load_images(arguments.images, "test")
+    if arguments.test_images < len(test):
+        test = test.subset(arguments.test_images, seed=123)
+    return Images(load_images(arguments.images, "train"), test)
+
+
+def facts_of(script: str, used: str = "calibration") -> dict[str, Any]:
+    """Return what stands above the rows of a benchmark.
+
+    Args:
+        script: Name of the file.
+        used: What unlabelled images are for.
+    """
+    return {
+        "command": f"python tools/benchmarks/{script} --weights WEIGHTS",
+        "data": f"CIFAR-10 (JPEG); {used} on unlabelled training images; no fine-tuning",
+        "machine": machine(),
+    }
