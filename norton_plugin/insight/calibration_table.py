@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.insight.fitted_table import Column, FittedTable
+from norton_plugin.pipeline.wording import compared_on
 
 _SHOWN = 3
 _COLUMNS = (
@@ -20,10 +21,12 @@ def calibration_table(report: CalibrationReport) -> FittedTable:
     """Tell what layers were fitted to, how far their outputs are from that, and what is left as it was and why.
 
     Errors are means over layers of the squared error over the variance of the target. The title tells how far the
-    model's outputs are from the dense model's on the images held back.
+    model's outputs are from the dense model's, and on which images.
     """
     stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
-    table = FittedTable(f"Fitted to {report.images} images; divergence: {stages}; kept: {report.chosen}", _COLUMNS)
+    images = "1 image" if report.images == 1 else f"{report.images} images"
+    title = f"Fitted to {images}; divergence on {compared_on(report)}: {stages}; kept: {report.chosen}"
+    table = FittedTable(title, _COLUMNS)
     groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for layer in report.layers:
         kind = "decomposed" if layer.decomposed else "dense"

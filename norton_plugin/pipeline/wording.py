@@ -88,7 +88,7 @@ def calibration_in_words(report: CalibrationReport) -> list[str]:
     stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
     lines = [
         f"fitted to {report.images} images in {report.seconds:.0f} s; divergence from the dense model on "
-        f"{report.held_back} others: {stages}; kept: {report.chosen}"
+        f"{compared_on(report)}: {stages}; kept: {report.chosen}"
     ]
     groups: dict[str, list[str]] = {}
     for layer in report.layers:
@@ -102,15 +102,19 @@ def calibration_in_words(report: CalibrationReport) -> list[str]:
     return lines
 
 
+def compared_on(report: CalibrationReport | DistillationReport) -> str:
+    """Return in words which images a choice was made on: of a single batch none is held back."""
+    return f"{report.held_back} others" if report.held_back else "the same images"
+
+
 def distillation_in_words(report: DistillationReport) -> str:
     """Return what learning from the dense model brought, and whether it is kept."""
     stages = ", ".join(f"{stage} {value:.4g}" for stage, value in report.divergence.items())
-    compared = f"{report.held_back} others" if report.held_back else "the same images"
     kept = "it is kept" if report.kept == "after" else "it did not help, and is undone"
     return (
         f"learned from the dense model on {report.images} images, {report.steps} steps at a rate of {report.lr:.2g} "
         f"in {report.seconds:.0f} s, at its outputs and those of {len(report.blocks)} blocks; divergence on "
-        f"{compared}: {stages}; {kept}"
+        f"{compared_on(report)}: {stages}; {kept}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -96,6 +96,7 @@ class StoredReport:
     groups: int
     maps: tuple[StoredMap, ...]
     left: tuple[Left, ...]
+    on_images: tuple[str, ...]
 
 
 def stored_report(report: Mapping[str, Any] | None, directory: object) -> StoredReport:
@@ -136,6 +137,7 @@ def _read(report: Mapping[str, Any]) -> StoredReport:
         groups=len(pruning["groups"]),
         maps=tuple(each for each in maps if len(each.filters) > 1),
         left=(*_left("decomposition", decomposition["skipped"]), *_left("pruning", pruning["skipped"])),
+        on_images=tuple(_on_images(report)),
     )
 
 
@@ -192,6 +194,20 @@ def _left(phase: str, entries: Any) -> list[Left]:
         names.setdefault((_text(entry["code"]), _text(entry["reason"])), []).append(_text(entry["name"]))
     ordered = sorted(names.items(), key=lambda item: -len(item[1]))
     return [Left(phase, code, reason, _ADVICE.get(code, ""), tuple(own)) for (code, reason), own in ordered]
+
+
+def _on_images(report: Mapping[str, Any]) -> Iterator[str]:
+    """Say what images did to the model: how near they brought its outputs to the dense model's, and what was kept."""
+    for key, words, kept in (
+        ("calibration", "Fitted to images", "chosen"),
+        ("distillation", "Learned from the dense model on images", "kept"),
+    ):
+        found = report.get(key)
+        if found is not None:
+            stages = ", ".join(f"{_text(stage)} {_number(value):.4g}" for stage, value in found["divergence"].items())
+            held_back = _count(found["held_back"])
+            where = f"{held_back} others" if held_back else "the same images"
+            yield f"{words}: {_count(found['images'])}; divergence on {where}: {stages}; kept: {_text(found[kept])}."
 
 
 def _text(value: Any) -> str:

@@ -57,6 +57,19 @@ def test_everything_of_the_report_is_there(artefact, compressed):
     assert {"class": "after", "width": f"{after:.2f}", "height": "10"} in page.all("rect")
 
 
+def test_what_images_did_is_told(artefact):
+    stored = {"images": 9, "held_back": 2, "divergence": {"plain": 2.5, "fitted": 0.125}, "chosen": "fitted"}
+    taught = {"images": 1, "held_back": 0, "divergence": {"before": 0.5, "after": 0.75}, "kept": "before"}
+    assert "Fitted to images" not in Reader(render_page(artefact)).text
+    changed(artefact, lambda data: data["report"].update(calibration=stored, distillation=taught))
+    text = Reader(render_page(artefact)).text
+    assert "Fitted to images: 9; divergence on 2 others: plain 2.5, fitted 0.125; kept: fitted." in text
+    assert "on images: 1; divergence on the same images: before 0.5, after 0.75; kept: before." in text
+    changed(artefact, lambda data: data["report"]["calibration"].update(divergence={"plain": "much"}))
+    with pytest.raises(ArtifactError, match="edited or damaged"):
+        render_page(artefact)
+
+
 def test_removed_filters_are_marked(artefact, compressed):
     groups = compressed.report.pruning.groups
     page = Reader(render_page(artefact))
