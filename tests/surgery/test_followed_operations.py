@@ -37,6 +37,32 @@ class Prototypes(nn.Module):
         return torch.cdist(self.stem(x).relu().mean((2, 3)), self.vectors, p=self.norm)
 
 
+class Regions(nn.Module):
+    """A second head reads the regions in which the first finds something: none."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.neck, self.first = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, x):
+        x = self.neck(self.stem(x))
+        found = self.first(x).sigmoid()
+        regions = x[:, :, :2, :2][found[:, 0].amax((1, 2)) > 1]
+        return found, self.second(regions)
+
+
+def test_what_a_head_without_regions_reads_stays_and_the_head_runs_on_others(image):
+    for verify in (True, False):
+        torch.manual_seed(0)
+        net = Regions().eval()
+        report = prune_(net, image, PRUNING, verify=verify)
+        reasons = {entry.name: entry.cause.code for entry in blocking(report.skipped)}
+        assert {reasons[name] for name in ("neck", "second.0")} == {"nothing-to-compute"}
+        assert (net.stem.out_channels, net.neck.out_channels) == (4, 8)
+        assert net.second(torch.rand(3, net.neck.out_channels, 2, 2)).shape == (3, 2, 2, 2)
+
+
 def test_a_fourier_transform_passes_channels_on(image):
     torch.manual_seed(0)
     net = Spectral().eval()
