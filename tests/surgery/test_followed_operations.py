@@ -1,5 +1,7 @@
 """Networks with operations that few models have: pruned, and compared with what the kept channels compute."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -35,6 +37,36 @@ class Prototypes(nn.Module):
 
     def forward(self, x):
         return torch.cdist(self.stem(x).relu().mean((2, 3)), self.vectors, p=self.norm)
+
+
+class Pairs(nn.Module):
+    """Two paths that meet in a bilinear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 12, 3)
+        self.pairs, self.head = nn.Bilinear(8, 12, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        left, right = (layer(x).relu().mean((2, 3)) for layer in (self.left, self.right))
+        return self.head(self.pairs(left, right))
+
+
+def test_a_bilinear_layer_reads_two_lists_of_channels_and_makes_a_third(image):
+    torch.manual_seed(0)
+    net = Pairs().eval()
+    dense = copy.deepcopy(net)
+    report = prune_(net, image, PRUNING)
+    assert not blocking(report.skipped) and report.largest_error < 1e-6
+    pairs = net.pairs
+    assert (pairs.in1_features, pairs.in2_features, pairs.out_features) == (4, 6, 3) == (
+        net.left.out_channels, net.right.out_channels, net.head.in_features)  # fmt: skip
+    assert pairs.weight.shape == (3, 4, 6)
+    # The dense network with zeros in place of all numbers that are gone.
+    for name in ("pairs.weight", "head.weight"):
+        tensor = dense.get_parameter(name)
+        tensor.data.masked_fill_(~torch.isin(tensor, net.get_parameter(name)), 0)
+    torch.testing.assert_close(net(image), dense(image))
 
 
 class Regions(nn.Module):
