@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
@@ -67,6 +68,27 @@ def test_a_bilinear_layer_reads_two_lists_of_channels_and_makes_a_third(image):
         tensor = dense.get_parameter(name)
         tensor.data.masked_fill_(~torch.isin(tensor, net.get_parameter(name)), 0)
     torch.testing.assert_close(net(image), dense(image))
+
+
+class Experts(nn.Module):
+    """A convolution whose kernel is mixed for each image from those of two experts."""
+
+    def __init__(self):
+        super().__init__()
+        layers = pytest.importorskip("timm.layers")
+        self.stem, self.route = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.mixed, self.head = layers.CondConv2d(8, 6, 3, num_experts=2), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.mixed(x, self.route(x.mean((2, 3))).sigmoid()))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_a_computed_kernel_reads_stays_for_a_reason_that_names_it(image, batch):
+    torch.manual_seed(0)
+    report = prune_(Experts().eval(), image.repeat(batch, 1, 1, 1), PRUNING)
+    assert {entry.name: entry.cause.code for entry in report.skipped}["stem"] == "computed-kernel"
 
 
 class Regions(nn.Module):
