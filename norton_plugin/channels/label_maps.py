@@ -30,6 +30,7 @@ class ChannelLabels(NamedTuple):
             its dimensions are positions and heads.
         stays: Label maps of channels that had to stay, and that are not followed on from here: where the tensor is an
             output of the model, so are they.
+        emptied: Label vectors of the channels that the tensor was computed from, where it has no elements.
     """
 
     maps: tuple[Tensor, ...] = ()
@@ -37,6 +38,7 @@ class ChannelLabels(NamedTuple):
     producer_rows: Tensor | None = None
     scores: bool = False
     stays: tuple[Tensor, ...] = ()
+    emptied: tuple[Tensor, ...] = ()
 
 
 def varying(label_map: Tensor) -> list[int]:

@@ -107,6 +107,10 @@ def _refresh_embedding_(embedding: Any, sizes: CurrentSizes) -> None:
     embedding.embedding_dim = embedding.weight.shape[1]
 
 
+def _refresh_bilinear_(layer: Any, sizes: CurrentSizes) -> None:
+    layer.out_features, layer.in1_features, layer.in2_features = layer.weight.shape
+
+
 def _refresh_prelu_(prelu: Any, sizes: CurrentSizes) -> None:
     prelu.num_parameters = prelu.weight.numel()
 
@@ -135,6 +139,7 @@ for _layer in (
         recognised_by=_is_convolution_alike,
     ),
     LayerType(nn.Linear, produces=True, refresh=_refresh_linear_),
+    LayerType(nn.Bilinear, produces=True, refresh=_refresh_bilinear_),
     LayerType(nn.GroupNorm, refresh=_refresh_group_norm_),
     LayerType(nn.modules.batchnorm._NormBase, refresh=_refresh_batch_norm_),
     LayerType(nn.LayerNorm, refresh=_refresh_layer_norm_, recognised_by="normalized_shape"),

@@ -70,7 +70,7 @@ def pin_outputs(trace: Trace, output: Any) -> None:
     """Pin the channels of what a model returned."""
     for tensor in output_tensors(output):
         labels = trace.labels_of(tensor)
-        for label_map in (*labels.maps, *labels.stays):
+        for label_map in (*labels.maps, *labels.stays, *labels.emptied):
             trace.pin(label_map, Reason.MODEL_OUTPUT.because())
     trace.pin_numbered([leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.deadline import Deadline
 from norton_plugin.channels.dispatch import operation_name, run_decomposed
-from norton_plugin.channels.label_maps import ChannelLabels
+from norton_plugin.channels.label_maps import ChannelLabels, core
 from norton_plugin.channels.operations import operation
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.trace import Trace
@@ -72,9 +73,12 @@ class Tracer(TorchDispatchMode):
         outputs = call.out if isinstance(call.out, tuple | list) else [call.out]
         results: Sequence[Any] | None = [ChannelLabels((), constant)] * len(outputs)
         if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
-            self._handle_empty(call, sources)
+            emptied = self._handle_empty(call, sources)
+            results = [ChannelLabels((), constant, emptied=emptied)] * len(outputs)
         elif any(labels.maps for labels in sources) or (not operands and self.trace.function is not None):
             results = self._follow(call, sources) or results
+        else:
+            self._pin_emptied(sources, outputs)
         passed_on = not self.trace.operation.makes_products and any(labels.scores for labels in sources)
         for tensor, labels in zip(outputs, results or [], strict=False):
             # A tensor lifted from plain data may hold what code outside of PyTorch computed: it does not count as
@@ -83,16 +87,31 @@ class Tracer(TorchDispatchMode):
                 self.trace.set_labels(tensor, labels._replace(constant=constant, scores=labels.scores or passed_on))
         self.trace.pin_visible([*operands, *outputs])
 
-    def _handle_empty(self, call: Call, sources: Sequence[ChannelLabels]) -> None:
+    def _handle_empty(self, call: Call, sources: Sequence[ChannelLabels]) -> tuple[Tensor, ...]:
         """Handle empty outputs: they carry no labels, so that a mistake at this operation could not be seen.
 
-        Weights therefore stay; activations are followed for what the operation couples and pins.
+        Weights therefore stay, and so does what they would read; activations are followed for what the operation
+        couples and pins.
+
+        Returns:
+            Label vectors of the channels that the outputs are computed from.
         """
-        for labels in sources:
-            for label_map in labels.maps if labels.constant else ():
-                self.trace.pin(label_map, Reason.NOTHING_TO_COMPUTE.because())
-        if any(labels.maps and not labels.constant for labels in sources):
+        weights = [label_map for labels in sources if labels.constant for label_map in labels.maps]
+        active = [label_map for labels in sources if not labels.constant for label_map in labels.maps]
+        if active:
             self._follow(call, sources)
+        emptied = [vector for labels in sources for vector in labels.emptied]
+        emptied += [torch.unique(core(label_map)) for label_map in active]
+        for labels in [*weights, *emptied] if weights else ():
+            self.trace.pin(labels, Reason.NOTHING_TO_COMPUTE.because())
+        return () if weights else tuple(emptied)
+
+    def _pin_emptied(self, sources: Sequence[ChannelLabels], outputs: Sequence[Any]) -> None:
+        """Pin the channels that empty operands come from, where no other operand says which channels an output has."""
+        if any(isinstance(out, Tensor) and out.is_floating_point() for out in outputs):
+            for labels in sources:
+                for vector in labels.emptied:
+                    self.trace.pin(vector, Reason.NOTHING_TO_COMPUTE.because())
 
     def _follow(self, call: Call, sources: Sequence[ChannelLabels]) -> Sequence[ChannelLabels] | None:
         """Return the labels of the outputs by the operation's rule; without one, the channels of the operands stay."""

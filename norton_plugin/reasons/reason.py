@@ -94,9 +94,9 @@ class Reason(Enum):
     TAKEN_OVER_CHANNELS = Entry("taken-over-channels", "{operation} is taken over its channels",
         advice="nothing to do: without some channels the outcome for the others would differ",
         example="x.softmax(1); class scores of torchvision:ssd300_vgg16; attention of timm:volo_d1_224")
-    COMPUTED_KERNEL = Entry("computed-kernel", "a convolution takes its kernel from these channels",
-        advice="nothing to do: the kernel's size is that of another layer",
-        example="dynamic convolutions whose weight a layer computes")
+    COMPUTED_KERNEL = Entry("computed-kernel", "a kernel computed for each image is made of them or reads them",
+        advice="nothing to do: the kernel's size is that of another layer, or mixed from kernels of experts",
+        example="dynamic convolutions whose weight a layer computes; CondConv2d of timm:tf_efficientnet_cc_b0_4e")
     GROUPED_TRANSPOSED = Entry("grouped-transposed", "a grouped transposed convolution produces these channels",
         advice="nothing to do: its filters are numbered within their groups; groups=1 is pruned",
         example="nn.ConvTranspose2d(16, 16, 2, groups=4)")

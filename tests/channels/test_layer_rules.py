@@ -130,6 +130,22 @@ def test_an_empty_tensor_carries_no_labels_and_its_weights_stay():
 
 
 @pytest.mark.parametrize(
+    ("function", "united", "pins"),
+    [
+        (lambda x, layer: layer(x[:0]), [], pinned("nothing-to-compute", 1, 2, 3, 4, 5, 6, 7)),
+        (lambda x, layer: layer(torch.relu(x[:0]) * 2), [], pinned("nothing-to-compute", 1, 2, 3, 4, 5, 6, 7)),
+        (lambda x, layer: x[:0].sum(0), [], pinned("nothing-to-compute", 6, 7)),
+        (lambda x, layer: layer(x.index_put((torch.zeros(0, dtype=torch.long),), x[:0])), [[4, 6], [5, 7]], {}),
+    ],
+    ids=["read by a layer", "after steps", "not empty any more", "no part of others"],
+)
+def test_what_a_layer_reads_of_an_empty_tensor_stays(function, united, pins):
+    layer = nn.Linear(2, 3, bias=False)
+    found = follow(lambda x: function(x, layer), row(6, 7), module=layer)
+    assert (found.unions, found.pins) == (united, pins)
+
+
+@pytest.mark.parametrize(
     ("function", "rows", "width", "exponent"),
     [
         (lambda x: x * x.shape[1] ** -0.5, [1, 2], [1, 2], -0.5),

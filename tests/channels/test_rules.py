@@ -276,7 +276,40 @@ DISTANCES = {
     "cdist to constants": (torch.cdist, [row(1, 2), plain(3, 2)], [[]], [], pinned("fixed-width-matrix", 1, 2)),
 }
 
-TABLE = ELEMENTWISE | JOIN | SCATTER | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES | FOURIER | DISTANCES
+BILINEAR = {
+    "bilinear": (
+        F.bilinear,
+        [row(1, 2), row(3, 4, 5), grid([[[6] * 3, [7] * 3]])],
+        [[]],
+        [[1, 6], [2, 7]],
+        pinned("fixed-width-matrix", 3, 4, 5),
+    ),
+    "bilinear of filters": (
+        F.bilinear,
+        [plain(1, 2), row(1, 2), grid([[[3, 4]] * 2] * 2)],
+        [[]],
+        [[1, 3], [2, 4]],
+        {},
+    ),
+    "bilinear by a constant": (
+        F.bilinear,
+        [row(1, 2), row(3, 4), plain(3, 2, 2)],
+        [[]],
+        [],
+        pinned("fixed-width-matrix", 1, 2, 3, 4),
+    ),
+    "bilinear makes channels": (
+        F.bilinear,
+        [plain(1, 2), plain(1, 3), grid([[[1] * 3] * 2, [[2] * 3] * 2])],
+        [[[1, 2]]],
+        [],
+        {},
+    ),
+}
+
+TABLE = (
+    ELEMENTWISE | JOIN | SCATTER | MOVE | PART | RESHAPE | REDUCE | SPATIAL | MATRICES | FOURIER | DISTANCES | BILINEAR
+)
 
 
 @pytest.mark.parametrize(("function", "operands", "maps", "unions", "pins"), TABLE.values(), ids=TABLE)

@@ -2,6 +2,7 @@
 
 from norton_plugin.channels.rules import (
     attention,
+    bilinear,
     convolution,
     deformable,
     elementwise,
@@ -18,6 +19,7 @@ from norton_plugin.channels.rules import (
 
 __all__ = [
     "attention",
+    "bilinear",
     "convolution",
     "deformable",
     "elementwise",

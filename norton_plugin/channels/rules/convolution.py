@@ -37,7 +37,11 @@ def convolution(trace: Trace, call: Call) -> ChannelLabels:
     if x.dim() == 3 and x.shape == call.out.shape and x.shape[1] == 1:
         return _along_channels(trace, x)
     inputs, carried = _inputs(trace, call)
-    vectors = (inputs, *weight_vectors(trace, weight, transposed))
+    rows, columns = weight_vectors(trace, weight, transposed)
+    if not columns and weight.shape[0 if transposed else 1] > 1 and not trace.labels_of(weight).constant:
+        for vector in inputs:
+            trace.pin(vector, Reason.COMPUTED_KERNEL.because())
+    vectors = (inputs, rows, columns)
     return filtered(trace, call, vectors, bias=bias, groups=groups, transposed=transposed, carried=carried)
 
 
