@@ -120,7 +120,8 @@ class _ConvolutionAlike(nn.Module):
 
 
 def _is_convolution_alike(module: object) -> bool:
-    weight = getattr(module, "_parameters", {}).get("weight")
+    parameters = getattr(module, "_parameters", None)  # of a script it is a mapping of another kind
+    weight = parameters.get("weight") if isinstance(parameters, dict) else None
     if weight is None or weight.dim() != 4 or getattr(module, "transposed", False):
         return False
     sizes = [getattr(module, name, None) for name in ("out_channels", "in_channels", "groups")]

@@ -32,7 +32,7 @@ class StructureConfig(QuantizationConfigMixin):
     structures: str
 
     def __init__(self, structures: str, **others: Any) -> None:
-        vars(self).update(quant_method=METHOD, structures=structures)
+        self.__dict__.update(quant_method=METHOD, structures=structures)
 
     def parsed(self) -> list[Structure]:
         """Return the structures.

@@ -205,7 +205,8 @@ def test_convolutions_that_compute_in_their_own_way_are_left(kind):
         assert small.first.out_channels == small.middle.in_channels == small.middle.weight.shape[1] == 8
         assert max(group.error for group in report.pruning.groups) < 1e-5  # against the masked dense one
     else:
-        assert reasons["first"] == "no-rule" and small.first.out_channels == 16
+        # mmcv binds these operators past PyTorch: nothing sees them read the map, and the proof rolls the cut back.
+        assert reasons["first"] == "breaks" and small.first.out_channels == 16
         rebuilt = Special(kind).eval()
         rebuilt.first.weight.data.copy_(small.first.weight)
         rebuilt.last.weight.data.copy_(small.last.weight)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.memory import ran_out_of_memory
-from norton_plugin.pipeline import compress, compression, phases
+from norton_plugin.pipeline import calibrating, compress, compression, phases
 from norton_plugin.recipe import Decomposition, Pruning, Recipe, Scope
 from norton_plugin.surgery import decompose_, from_conv, prune_
 from norton_plugin.surgery import prune as prune_module
@@ -60,7 +60,7 @@ class Greedy(Net):
 
 def _home_of(part: str) -> ModuleType:
     """The file of the pipeline that calls a part."""
-    return phases if hasattr(phases, part) else compression
+    return next(file for file in (phases, calibrating, compression) if hasattr(file, part))
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ ERRORS = [
 @pytest.mark.parametrize(
     ("part", "step"),
     [("duplicate", "copy"), ("count_cost", "measure"), ("decompose_", "decompose"), ("prune_", "prune"),
-     ("reestimate_", "calibrate")],
+     ("reestimate_batch_norm_", "calibrate")],
 )  # fmt: skip
 def test_memory_errors_name_the_step(monkeypatch: pytest.MonkeyPatch, part: str, step: str, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:

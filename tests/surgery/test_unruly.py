@@ -88,7 +88,7 @@ def image() -> Tensor:
         (Rounding.apply, INNER, "not-consumed"),
         (of_fixed_width, INNER, "breaks"),
         (lambda x: x.masked_scatter(x > 0, x[x > 0]), INNER, "by-position"),
-        (lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]), INNER, "no-rule"),
+        (lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]), EVERYTHING, None),
         (in_place, INNER, "by-position"),
         (lambda x: x[:, :, (x.mean((0, 1, 3)) > -10).nonzero().flatten()], EVERYTHING, None),
         (torch.func.vmap(torch.sin), EVERYTHING, None),
