@@ -4,6 +4,7 @@
     python tools/coverage.py --source torchvision --all
     python tools/coverage.py timm:resnet18 torchvision:swin_t
     python tools/coverage.py --list timm-known --redo timeout error
+    python tools/coverage.py --source timm --all --submit slurm --jobs 200
 
 Every model is built without a download, decomposed, pruned and verified. Results are appended to a JSONL file as
 they come; a run that was stopped goes on where it was. At the end the page docs/coverage.md is written
@@ -14,37 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from coverage_jobs import Cluster, Worker, rows
 from coverage_page import COMMANDS, LISTS, markdown
-from coverage_row import STATUSES, examine, failure
-
-
-def in_subprocess(source: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the row of one model from a fresh process, under limits of time and memory."""
-
-    def limit() -> None:
-        size = int(arguments.memory * 2**30)
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-    command = [sys.executable, __file__, source, "--worker", "--keep", str(arguments.keep), "--rank", arguments.rank]
-    command += ["--time", str(arguments.time)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=arguments.time, preexec_fn=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"model": source, "status": "timeout", "reason": f"over {arguments.time:g} s", "seconds": arguments.time}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
-    # The system ends a process that asks for too much without a word.
-    return {"model": source, **failure("memory" if done.returncode < 0 else "error", reason)}
+from coverage_row import STATUSES, examine
 
 
 def sources(arguments: argparse.Namespace) -> list[str]:
@@ -71,15 +47,16 @@ def sweep(arguments: argparse.Namespace) -> None:
         known = {row["model"]: row for row in map(json.loads, arguments.results.read_text().splitlines())}
     wanted = sources(arguments)
     redone = {model for model, row in known.items() if row["status"] in arguments.redo}
+    todo = [source for source in wanted if source not in known or source in redone]
+    worker = Worker(Path(__file__), arguments.keep, arguments.rank, arguments.time, arguments.memory)
+    cluster = Cluster(arguments.submit, arguments.logs, arguments.partition) if arguments.submit else None
     with Progress() as progress, arguments.results.open("a") as file:
-        task = progress.add_task("models", total=len(wanted))
-        for source in wanted:
-            progress.update(task, description=source)
-            if source not in known or source in redone:
-                known[source] = in_subprocess(source, arguments)
-                file.write(json.dumps(known[source]) + "\n")
-                file.flush()
-            progress.advance(task)
+        task = progress.add_task("models", total=len(wanted), completed=len(wanted) - len(todo))
+        for row in rows(todo, worker, jobs=arguments.jobs, cluster=cluster):
+            known[row["model"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            progress.update(task, description=row["model"], advance=1)
     kinds = list(dict.fromkeys(model.partition(":")[0] for model in known))
     arguments.table.write_text(markdown(known.values(), [COMMANDS[kind] for kind in kinds if kind in COMMANDS]))
     print(f"{len(wanted)} models; {arguments.table} written")
@@ -101,6 +78,10 @@ def main() -> None:
         "--results", type=Path, default=Path("docs/results/coverage.jsonl"), help="where rows are added"
     )
     parser.add_argument("--table", type=Path, default=Path("docs/coverage.md"), help="the page to write")
+    parser.add_argument("--jobs", type=int, default=1, help="models at once; each takes its own memory")
+    parser.add_argument("--submit", choices=["slurm", "local"], help="as jobs, by submitit (pip install submitit)")
+    parser.add_argument("--partition", help="of Slurm")
+    parser.add_argument("--logs", type=Path, default=Path("coverage_jobs"), help="folder of the jobs' logs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

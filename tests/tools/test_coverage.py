@@ -212,3 +212,19 @@ def test_the_sample_is_compressed_and_proved_right(tool, source):
     assert row["macs_down"] >= 15, row
     assert row["error"] < 1e-4, row
     assert row["narrowest"] >= 60, row
+
+
+def test_several_processes_give_the_same_rows(sweep):
+    names = [f"timm:{name}" for name in ("works", "dies", "fails", "a", "b")]
+    rows, _, examined = sweep(*names, "--jobs", "3")
+    assert {row["model"]: row["status"] for row in rows} == {
+        "timm:works": "full", "timm:dies": "memory", "timm:fails": "error", "timm:a": "full", "timm:b": "full",
+    }  # fmt: skip
+    assert sorted(examined) == ["a", "b", "dies", "fails", "works"]
+
+
+def test_jobs_are_submitted(sweep, tmp_path):
+    pytest.importorskip("submitit", reason="needs pip install submitit")
+    rows, _, examined = sweep("timm:works", "timm:fails", "--submit", "local", "--logs", str(tmp_path / "logs"))
+    assert {row["model"]: row["status"] for row in rows} == {"timm:works": "full", "timm:fails": "error"}
+    assert sorted(examined) == ["fails", "works"]
