@@ -123,7 +123,9 @@ def test_killed_at_random_times(target: Path) -> None:
     save_value(target, 2)
     duration = time.perf_counter() - start
     previous, kills = 2, 0
-    for value in range(3, 103):
+    for value in range(3, 1003):
+        if value > 102 and kills >= 50:  # on a busy machine more savers end before they are killed
+            break
         child = os.fork()
         if child == 0:
             save_value(target, value)

@@ -111,7 +111,7 @@ def test_the_head_of_a_detector_that_finds_nothing_keeps_its_width(image):
 
     groups, reasons = pruned(Threshold(), image)
     assert set(groups) == {"body.0", "body.2"} and all(error < 1e-5 for error in groups.values())
-    assert reasons == {"head": "by-position"}
+    assert reasons == {"head": "model-output"}
 
 
 def test_a_layer_that_runs_on_nothing_stays(image):
@@ -126,7 +126,7 @@ def test_a_layer_that_runs_on_nothing_stays(image):
 
     net = Idle()
     groups, reasons = pruned(net, image)
-    assert set(groups) == {"body.0"} and reasons["body.2"] == "breaks"
+    assert set(groups) == {"body.0"} and reasons["body.2"] == "nothing-to-compute"
     assert reasons["mask.0"] == reasons["mask.2"] == "nothing-to-compute"
     assert blocking(prune_(Idle().eval(), image, HALF).skipped)
 
