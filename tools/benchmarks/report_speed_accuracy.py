@@ -9,9 +9,10 @@ def speed_accuracy(facts: Facts) -> str:
     """Return the section, with its picture."""
     parts = [
         f"{facts['method']} PyTorch {facts['machine']['torch']}, blocks lowered to plain convolutions in measured "
-        "forms, norms folded. Accuracies are those after fine-tuning in the sections above; the models are built again "
-        "without their weights. The detector's decomposed and hybrid models learnt from the dense one as well, the pruned one "
-        "did not; its time is that of the network up to the raw scores and boxes of an image of 320x256."
+        "forms, norms folded. Accuracies are those after fine-tuning in the sections above; the models are built "
+        "again without their weights. The detector's decomposed and hybrid models learnt from the dense one as well, "
+        "the pruned one did not; its time is that of the network up to the raw scores and boxes of an image of "
+        "320x256."
     ]
     for title, rows in facts["panels"].items():
         cells = [
