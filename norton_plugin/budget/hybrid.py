@@ -12,7 +12,7 @@ from torch import nn
 from norton_plugin.budget.joint import Choice, JointMenus
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layer_menus
-from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, out_of_reach, plan_budget, planned_layer
+from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, out_of_reach, plan_of, planned_layer
 from norton_plugin.budget.sensitivity import layer_sensitivities
 from norton_plugin.budget.units import pruning_units
 from norton_plugin.calibration import take_batches
@@ -58,7 +58,8 @@ def plan_candidates(
     """
     name = "macs" if recipe.budget.macs is not None else "params"
     share: float = getattr(recipe.budget, name)
-    targets = [menu.target for menu in layer_menus(model, recipe, cost)]
+    layers = layer_menus(model, recipe, cost)
+    targets = [menu.target for menu in layers]
     sensitivities = layer_sensitivities(model, targets, batches, call=call, seed=recipe.calibration.seed)
     if sensitivities is None:
         raise SurgeryError(
@@ -76,7 +77,7 @@ def plan_candidates(
     if not isinstance(alone, float) and any(choice.cut for choice in alone):
         plans.append(_plan(recipe.budget, menus, alone))
     with suppress(RecipeError):  # out of reach without pruning
-        plans.append(plan_budget(model, recipe, cost, batches=batches, call=call))
+        plans.append(plan_of(model, recipe, cost, layers, sensitivities))
     phases = ("pruning" if plan is not plans[0] and plan.groups else plan.phases for plan in plans)
     return [replace(plan, phases=phase) for plan, phase in zip(plans, phases, strict=True)]
 

@@ -9,7 +9,7 @@ from functools import reduce
 import numpy as np
 from torch import nn
 
-from norton_plugin.budget.distortion import weight_errors
+from norton_plugin.budget.distortion import added_error, weight_errors
 from norton_plugin.budget.fronts import Front, either, front_of, together
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layouts_of
@@ -22,7 +22,6 @@ from norton_plugin.surgery.layouts import Layout
 from norton_plugin.surgery.removed import RemovedChannels
 from norton_plugin.surgery.targets import Target
 
-_MOST = 1 - 1e-9  # share of a weight that counts as lost at most
 # Share of a layer's output that is left out to measure what its errors cost the model.
 _PROBE = 0.1
 _NOTHING = RemovedChannels()
@@ -156,7 +155,7 @@ class JointMenus:
                     outputs, inputs = (_kept(lost, which, target) for which in ("outputs", "inputs"))
                     seen = self._sensitivities[name].seen(outputs, inputs)
                     nmse = weight_errors(smaller, found, seen)
-                    errors = np.concatenate([errors, -np.log1p(-nmse.clip(0, _MOST)) * self._weights[name]])
+                    errors = np.concatenate([errors, added_error(nmse) * self._weights[name]])
             costs = np.array(self._costs(name, lost, layouts, self._budget), float)
             choices = [
                 (Choice(name, layout, None, float(error)),) if target is not None else ()
@@ -208,7 +207,7 @@ class JointMenus:
         if not lost or not measured.settable(name):
             return 1.0
         shift = measured.moments.shift(name, weight)
-        return max(measured.of({name: (weight, shift)}), 1e-9) / -float(np.log1p(-min(lost, _MOST)))
+        return max(measured.of({name: (weight, shift)}), 1e-9) / float(added_error(np.array(lost)))
 
 
 def _kept(lost: RemovedChannels, which: str, target: Target) -> list[int] | None:

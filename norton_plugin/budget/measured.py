@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.calibration.divergence import divergence, outputs_of
+from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.modules.running import traceable
 
@@ -35,9 +35,9 @@ class MeasuredDivergence:
         *,
         call: Callable[[nn.Module, Any], Any],
     ) -> None:
-        self._model, self.moments, self._batches, self._call = model, moments, batches, call
+        self._model, self.moments = model, moments
         with traceable(model):
-            self._expected = outputs_of(model, batches, call)
+            self._unchanged = Comparison(model, batches, call)
 
     def settable(self, name: str) -> bool:
         """Tell whether a layer has moments, and a weight of its own that can be set."""
@@ -49,7 +49,7 @@ class MeasuredDivergence:
     def of(self, changes: Changes) -> float:
         """Return the divergence from the unchanged model."""
         with traceable(self._model), self._changed(changes):
-            return divergence(self._expected, outputs_of(self._model, self._batches, self._call))
+            return self._unchanged.of(self._model)
 
     @contextmanager
     def _changed(self, changes: Changes) -> Iterator[None]:

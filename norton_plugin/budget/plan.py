@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from norton_plugin.budget.distortion import weight_errors
+from norton_plugin.budget.distortion import added_error, weight_errors
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
 from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities
 from norton_plugin.budget.solve import Values, choose_options
@@ -20,7 +20,6 @@ from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Budget, Recipe
 from norton_plugin.surgery.layouts import Layout
 
-_MOST = 1 - 1e-9  # share of a weight that counts as lost at most
 _WORDS = {"macs": "MACs", "params": "parameters"}
 
 
@@ -132,11 +131,33 @@ def plan_budget(
         MissingExtraError: Both budgets are given, and scipy is not installed.
     """
     menus = layer_menus(model, recipe, cost)
-    targets = [menu.target for menu in menus]
     sensitive = None
     if batches:
-        run = call or (lambda own, batch: own(batch))
+        run, targets = call or (lambda own, batch: own(batch)), [menu.target for menu in menus]
         sensitive = layer_sensitivities(model, targets, batches, call=run, seed=recipe.calibration.seed)
+    return plan_of(model, recipe, cost, menus, sensitive)
+
+
+def plan_of(
+    model: nn.Module,
+    recipe: Recipe,
+    cost: ModelCost,
+    menus: Sequence[LayerMenu],
+    sensitive: Sequence[LayerSensitivity] | None,
+) -> BudgetPlan:
+    """Choose from menus what ``plan_budget`` returns.
+
+    Args:
+        model: As of ``plan_budget``.
+        recipe: Likewise.
+        cost: Likewise.
+        menus: Of the layers that may be decomposed.
+        sensitive: What errors of each count; None where those of the weights are taken.
+
+    Raises:
+        RecipeError: The budget cannot be met; the least that can be is said.
+        MissingExtraError: Both budgets are given, and scipy is not installed.
+    """
     errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
     limits = {name: share for name in _WORDS if (share := getattr(recipe.budget, name)) is not None}
     joint = joint_menus(model, menus, errors)
@@ -156,7 +177,7 @@ def plan_budget(
 def _errors(menu: LayerMenu, sensitive: LayerSensitivity | None) -> Values:
     """Return the error of every option of a menu."""
     lost = weight_errors(menu.target, _layouts(menu), None if sensitive is None else sensitive.seen())
-    return np.concatenate([[0.0], -np.log1p(-lost.clip(0, _MOST))])
+    return np.concatenate([[0.0], added_error(lost)])
 
 
 class _Whole:

@@ -11,15 +11,15 @@ layers, for predictions that are almost sure have next to no Fisher information 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration import fisher_weights
+from norton_plugin.calibration.input_moments import collect
 from norton_plugin.calibration.layers import patch_geometry
 from norton_plugin.calibration.mode_moments import ModeSums
 from norton_plugin.surgery.targets import Target
@@ -107,7 +107,8 @@ def layer_sensitivities(
     """
     layers = {target.names[0]: target.module for target in targets}
     fisher = fisher_weights(model, layers, batches, call=call, seed=seed)
-    sums = _mode_sums(model, targets, batches, call=call, seed=seed)
+    sums = {target.names[0]: ModeSums(patch_geometry(target.contract), positions=_POSITIONS) for target in targets}
+    collect(model, sums, batches, call=call, seed=seed)
     found = []
     for target in targets:
         name = target.names[0]
@@ -117,33 +118,3 @@ def layer_sensitivities(
         scale = (fisher[name].to(weight) / 2).sqrt()
         found.append(LayerSensitivity(weight, tuple(sums[name].roots()), scale))
     return found
-
-
-@torch.no_grad()
-def _mode_sums(
-    model: nn.Module,
-    targets: Sequence[Target],
-    batches: Sequence[Any],
-    *,
-    call: Callable[[nn.Module, Any], Any],
-    seed: int,
-) -> Mapping[str, ModeSums]:
-    generator = torch.Generator().manual_seed(seed)
-    sums = {target.names[0]: ModeSums(patch_geometry(target.contract), positions=_POSITIONS) for target in targets}
-
-    def read(own: ModeSums, module: nn.Module, args: Any, output: Any) -> None:
-        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            own.add(args[0], output, generator)
-
-    handles = [target.module.register_forward_hook(partial(read, sums[target.names[0]])) for target in targets]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        for batch in batches:
-            call(model, batch)
-    finally:
-        for module, training in modes:
-            module.training = training
-        for handle in handles:
-            handle.remove()
-    return sums

@@ -2,7 +2,7 @@
 
 from norton_plugin.calibration.batch_norm import batch_size, reestimate_batch_norm_
 from norton_plugin.calibration.calibrate import CalibrationReport, calibrate_, take_batches
-from norton_plugin.calibration.divergence import divergence, outputs_of
+from norton_plugin.calibration.divergence import Comparison, divergence, outputs_of
 from norton_plugin.calibration.fisher import fisher_weights
 from norton_plugin.calibration.fitting import LayerFit
 from norton_plugin.calibration.held_back import split_batches
@@ -10,6 +10,7 @@ from norton_plugin.calibration.output_criterion import OutputCriterion
 
 __all__ = [
     "CalibrationReport",
+    "Comparison",
     "LayerFit",
     "OutputCriterion",
     "batch_size",

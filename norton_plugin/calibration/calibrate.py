@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import all_in_form
 from norton_plugin.calibration.batch_norm import batch_size
-from norton_plugin.calibration.divergence import divergence, outputs_of
+from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.calibration.fitting import ENOUGH, LayerFit
 from norton_plugin.calibration.held_back import split_batches
 from norton_plugin.calibration.layers import layers_to_fit
@@ -117,13 +117,12 @@ def calibrate_(
     given = take_batches(batches, images)
     fitted_on, held_back = split_batches(given)
     call = partial(run_model, forward_fn=forward_fn)
-    compare = partial(_Comparison, dense, held_back or given, call)
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits, removed)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
-            comparison = compare()
+            comparison = Comparison(dense, held_back or given, call)
             found = {"plain": comparison.of(compressed)}
             places = [
                 trace_layers(model, own, partial(run_model, model, example_inputs, forward_fn))
@@ -168,17 +167,6 @@ def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:
             worst.inputs,
             math.ceil(images * ENOUGH * worst.inputs / worst.samples),
         )
-
-
-class _Comparison:
-    """Holds outputs of a model against those of the dense one."""
-
-    def __init__(self, dense: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> None:
-        self._batches, self._call = batches, call
-        self._expected = outputs_of(dense, batches, call)
-
-    def of(self, model: nn.Module) -> float:
-        return divergence(self._expected, outputs_of(model, self._batches, self._call))
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -25,6 +25,27 @@ def outputs_of(model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Modu
         raise does_not_run(error) from error
 
 
+class Comparison:
+    """Holds outputs of a model against those of the dense one.
+
+    Args:
+        dense: It is run once, as it is then.
+        batches: What both are run on.
+        call: Runs a model on a batch.
+
+    Raises:
+        SurgeryError: The model does not run on one.
+    """
+
+    def __init__(self, dense: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> None:
+        self._batches, self._call = batches, call
+        self._expected = outputs_of(dense, batches, call)
+
+    def of(self, model: nn.Module) -> float:
+        """Return the divergence of a model's outputs."""
+        return divergence(self._expected, outputs_of(model, self._batches, self._call))
+
+
 def divergence(dense: Sequence[Sequence[Tensor]], own: Sequence[Sequence[Tensor]]) -> float:
     """Return how far outputs are apart.
 

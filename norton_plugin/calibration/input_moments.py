@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,8 @@ class InputMoments:
         behind = {place.module: place.norm for place in places}
         self.norms = {name: norm for name, layer in layers.items() if (norm := behind.get(layer)) is not None}
         self._centred = {name: takes_bias(layer, behind.get(layer)) for name, layer in layers.items()}
-        self._sums = _collect(model, self.contracts, batches, call=call, positions=positions, seed=seed)
+        self._sums = {name: _sums_of(name, own, positions) for name, own in self.contracts.items()}
+        collect(model, self._sums, batches, call=call, seed=seed)
 
     def reached(self, name: str) -> bool:
         """Tell whether the images reach a layer whose contract is known."""
@@ -148,23 +149,33 @@ def _with_ridge(second: Tensor, share: float) -> Tensor:
     return second + (ridge if ridge > 0 else 1.0) * torch.eye(len(second), dtype=second.dtype)
 
 
-def _collect(
+def _sums_of(name: str, contract: Contract, positions: int) -> MomentSums | ModeSums:
+    geometry = patch_geometry(contract)
+    if contract.weight[0].numel() > _MOST_INPUTS:
+        return ModeSums(geometry, positions=positions)
+    return MomentSums(name, geometry, positions=positions)
+
+
+def collect(
     model: nn.Module,
-    contracts: dict[str, Contract],
+    sums: Mapping[str, MomentSums | ModeSums],
     batches: Sequence[Any],
     *,
     call: Callable[[nn.Module, Any], Any],
-    positions: int,
     seed: int,
-) -> dict[str, MomentSums | ModeSums]:
-    """Return moments of what all layers read, from one pass over the images."""
-    sums: dict[str, MomentSums | ModeSums] = {}
-    for name, contract in contracts.items():
-        geometry = patch_geometry(contract)
-        wide = contract.weight[0].numel() > _MOST_INPUTS
-        sums[name] = (
-            ModeSums(geometry, positions=positions) if wide else MomentSums(name, geometry, positions=positions)
-        )
+) -> None:
+    """Add what layers read to their sums, in one pass over images.
+
+    Args:
+        model: Run in evaluation mode and left as it is.
+        sums: By the names of the layers.
+        batches: Unlabelled images.
+        call: Runs the model on a batch.
+        seed: Of the positions.
+
+    Raises:
+        SurgeryError: The model does not run on the images, or values are not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def read(own: MomentSums | ModeSums, module: nn.Module, args: Any, output: Any) -> None:
@@ -186,4 +197,3 @@ def _collect(
     finally:
         for handle in handles:
             handle.remove()
-    return sums

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, all_in_form
-from norton_plugin.calibration import batch_size, divergence, outputs_of, split_batches
+from norton_plugin.calibration import Comparison, batch_size, split_batches
 from norton_plugin.distillation.objective import Objective
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
@@ -103,17 +103,16 @@ def distill_(
     parameters = _learning(compressed, admits)
     before = [parameter.detach().clone() for parameter in parameters]
     objective = Objective(dense, compressed, call, temperature=temperature, block_weight=block_weight)
-    compared = held_back or learned
     try:
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
-            wanted = outputs_of(dense, compared, call)
-            found = {"before": divergence(wanted, outputs_of(compressed, compared, call))}
+            comparison = Comparison(dense, held_back or learned, call)
+            found = {"before": comparison.of(compressed)}
             for attempt in range(_ATTEMPTS):
                 rate = lr * _LOWER**attempt
                 _restore_(parameters, before)
                 settings: dict[str, Any] = {"passes": passes, "lr": rate, "seed": seed}
                 steps = _train_(parameters, objective, learned, on_step=on_step, **settings)
-                found["after"] = divergence(wanted, outputs_of(compressed, compared, call))
+                found["after"] = comparison.of(compressed)
                 if found["after"] < found["before"]:  # NaN is not less
                     break
     except BaseException:

@@ -244,11 +244,11 @@ def test_what_does_not_help_is_undone(monkeypatch, measured, chosen):
     own = compressed(model)
     before, values, states = copy.deepcopy(own.state_dict()), iter(measured), []
 
-    def read(dense, other):
+    def read(comparison, other):
         states.append(copy.deepcopy(own.state_dict()))
         return next(values)
 
-    monkeypatch.setattr("norton_plugin.calibration.calibrate.divergence", read)
+    monkeypatch.setattr("norton_plugin.calibration.calibrate.Comparison.of", read)
     report = calibrate_(model, own, images(), example_inputs=images(2)[0])
     assert report.chosen == chosen
     expected = states[["plain", "fitted", "fitted, norms corrected"].index(chosen)]
