@@ -5,13 +5,22 @@ The only package that imports the models of timm, torchvision, mmdet and scikit-
 
 from norton_plugin.zoo.checkpoint import load_checkpoint_, read_state_dict
 from norton_plugin.zoo.preprocessing import Preprocessing, input_facts
-from norton_plugin.zoo.sources import ModelSource, exported_part, forward_of, list_models, load_source, rebuild
+from norton_plugin.zoo.sources import (
+    ModelSource,
+    exported_part,
+    forward_of,
+    inference_of,
+    list_models,
+    load_source,
+    rebuild,
+)
 
 __all__ = [
     "ModelSource",
     "Preprocessing",
     "exported_part",
     "forward_of",
+    "inference_of",
     "input_facts",
     "list_models",
     "load_checkpoint_",

@@ -24,7 +24,7 @@ except ImportError as _error:
 
 _INPUT_SIZE = (3, 320, 320)
 
-__all__ = ["build", "names", "rebuild", "trace_of"]
+__all__ = ["build", "exported_part", "inference", "names", "rebuild", "trace_of"]
 
 
 def build(
@@ -113,6 +113,13 @@ def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], st
     from norton_plugin.zoo import detector_parts
 
     return detector_parts.exported_part(model)
+
+
+def inference(model: nn.Module, images: Tensor) -> Any:
+    """See :func:`norton_plugin.zoo.mmdet_prediction.boxes_of`."""
+    from norton_plugin.zoo.mmdet_prediction import boxes_of
+
+    return boxes_of(model, images)
 
 
 def _register(name: str) -> None:

@@ -155,6 +155,19 @@ def exported_part(spec: Mapping[str, Any], model: nn.Module) -> tuple[ForwardFun
     return (lambda net, inputs: part(net, inputs[0])), words
 
 
+def inference_of(spec: Mapping[str, Any]) -> ForwardFunction | None:
+    """Return what inference runs where that is more than what is compressed: of mmdet's detectors, up to the boxes.
+
+    Args:
+        spec: :attr:`ModelSource.spec`.
+
+    Returns:
+        ``(model, example_inputs) -> output``, ``None`` where :func:`forward_of` runs all.
+    """
+    run = getattr(_ecosystem(spec["kind"]), "inference", None)
+    return None if run is None else _OnFirst(run)
+
+
 def rebuild(spec: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build the architecture of :attr:`ModelSource.spec` again, with fresh weights and no download.
 

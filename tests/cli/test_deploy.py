@@ -3,7 +3,9 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.deploy import load, load_prepared, measured, preparation, read_table
+from norton_plugin.deploy import comparison, load, load_prepared, measured, preparation, prepare, read_table
 from norton_plugin.zoo import load_source
 
 
@@ -130,6 +132,37 @@ def test_bad_input(norton, small, tmp_path, arguments, message):
 
 
 @pytest.mark.mm
+def test_a_detector_is_timed_up_to_its_boxes(monkeypatch):
+    pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
+    from detectors import retinanet
+    from mmdet.structures import DetDataSample
+
+    source = load_source("mmdet:tiny", input_size=64, kwargs={"model": retinanet()})
+    prepared = prepare(source.model, source.example_inputs, forms="static", forward_fn=source.forward_fn)
+    returned = []
+
+    def seen(calls, **_):
+        returned.extend(call() for call in calls)
+        return SimpleNamespace(seconds=[2.0, 1.0])
+
+    monkeypatch.setattr(comparison, "compare_latency", seen)
+    compare = partial(
+        comparison.compare_with_dense, source.model, prepared, source.example_inputs, source.spec, rounds=1
+    )
+    found = compare(forward_fn=source.forward_fn)
+    assert (found.timed, found.speedup) == ("the detector up to its boxes", 2.0)
+    assert all(isinstance(samples[0], DetDataSample) for samples in returned)
+    assert returned[0][0].pred_instances.bboxes.shape[1] == 4
+
+    monkeypatch.setattr(type(source.model), "predict", None)
+    returned.clear()
+    found = compare(forward_fn=source.forward_fn)
+    assert found.timed == "the detector up to the tensors of its heads"
+    assert not isinstance(returned[0], list) or not isinstance(returned[0][0], DetDataSample)
+
+
+@pytest.mark.mm
 def test_a_detector_by_its_config_and_checkpoint(norton, tmp_path, no_stopwatch):
     pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
     sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
@@ -165,6 +198,12 @@ def test_a_detector_by_its_config_and_checkpoint(norton, tmp_path, no_stopwatch)
             found = fast.bbox_head(fast.extract_feat(x))
         for a, b in zip(torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    # What is timed is inference up to the boxes, of the deployed artefact too.
+    answer = norton("bench", tmp_path / "fast", "--rounds", 1, "--no-layers", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["boxes"] and not json.loads(answer.out)["left"]
+    answer = norton("bench", tmp_path / "fast", "--rounds", 1, "--no-layers")
+    assert "in PyTorch the detector runs up to its boxes" in " ".join(answer.out.split())
     # Weights of the dense model, and those of another structure.
     assert norton("deploy", config, tmp_path / "dense.pth", "-o", tmp_path / "dense", "--static").code == 0
     torch.save({"meta": {}, "state_dict": model.state_dict()}, tmp_path / "lost.pth")

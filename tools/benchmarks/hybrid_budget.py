@@ -24,6 +24,7 @@ from levels_recipe import run_dense_
 from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.cost import count_cost
 from norton_plugin.pipeline.hybrid import candidate_plans
 from norton_plugin.pipeline.phases import Phases
@@ -84,6 +85,13 @@ def criteria_rows(
             yield label, row | measure(source, recipe, images)
 
 
+def plans_of(source: ModelSource, recipe: Recipe, sample: list[torch.Tensor]) -> list[BudgetPlan]:
+    """Return the plans for a budget that also prunes."""
+    cost = count_cost(source.model, lambda: source.model(_EXAMPLE))
+    phases = Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None)
+    return candidate_plans(phases, recipe)[0]
+
+
 def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images: Images, count: int) -> Iterator[Row]:
     """Carry out every plan for a budget that also prunes."""
     recipe = Recipe(
@@ -93,9 +101,8 @@ def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images:
         calibration=Calibration(fit=True, images=count, seed=seed),
     )
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
-    cost = count_cost(source.model, lambda: source.model(_EXAMPLE))
     start = time.perf_counter()
-    plans, _ = candidate_plans(Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None), recipe)
+    plans = plans_of(source, recipe, sample)
     planning = round(time.perf_counter() - start, 1)
     for plan in plans:
         row = {"part": "plans", "variant": plan.phases, "level": level, "planning_seconds": planning}

@@ -18,6 +18,7 @@ from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
 from report_distillation import distillation
+from report_fitted_finetune import fitted_finetune
 from report_fuzz import fuzz
 from report_hybrid_budget import hybrid_budget
 from report_int8 import int8
@@ -190,6 +191,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
+    ("fitted_finetune.json", "Fine-tuned from what a budget and a few unlabelled images give", fitted_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
     ("bccd_levels.json", "The same detector from another dense training: filter and layer level", bccd_levels),

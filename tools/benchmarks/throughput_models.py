@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.recipe import Decomposition, Scope
-from norton_plugin.zoo import exported_part, load_source
+from norton_plugin.zoo import exported_part, inference_of, load_source
 
 _TRIALS = 8  # of pruning ratios, each of which halves what is unknown
 
@@ -115,21 +115,11 @@ def loaded(entry: Entry) -> Loaded:
     if entry.source.startswith("torchvision") and entry.detector:
         model.rpn.nms_thresh = 1.0  # type: ignore[union-attr]
     if entry.source.startswith("mmdet"):
-        timed = _boxes
+        timed = inference_of(source.spec)
         rpn = (model.test_cfg or {}).get("rpn")  # type: ignore[union-attr, operator]
         if rpn is not None:
             model.rpn_head.test_cfg.nms.iou_threshold = 1.0  # type: ignore[union-attr]
     return Loaded(model, source.example_inputs, source.forward_fn, timed, exported_part(source.spec, model)[0])
-
-
-def _boxes(model: nn.Module, inputs: Any) -> Any:
-    """Run a detector of mmdet to its boxes."""
-    from mmdet.structures import DetDataSample
-
-    (x,) = inputs if isinstance(inputs, tuple) else (inputs,)
-    size = tuple(x.shape[-2:])
-    facts = {"img_shape": size, "ori_shape": size, "pad_shape": size, "batch_input_shape": size, "scale_factor": (1, 1)}
-    return model.predict(x, [DetDataSample(metainfo=facts) for _ in range(len(x))])  # type: ignore[operator]
 
 
 def magnitude_pruned(source: Loaded, macs: int) -> nn.Module:

@@ -1,0 +1,43 @@
+"""The section on fine-tuning from starts that were fitted to a few images."""
+
+from __future__ import annotations
+
+from report_table import Facts, table
+
+_STARTS = {
+    "layer": "decomposition, components shared by a layer",
+    "filter": "decomposition, components of every filter",
+    "hybrid": "decomposition of every filter, and pruning",
+}
+# Of hybrid_resnet20.json: the dense model by the same schedule, and the best of before without a fit at each budget.
+_DENSE, _BEFORE = 88.29, {0.32: 85.95, 0.16: 82.71}
+# How far below the dense model a fine-tuned one may be.
+_ASKED = {0.32: 1.0, 0.16: 3.0}
+
+
+def fitted_finetune(facts: Facts) -> str:
+    """Return accuracy before and after fine-tuning from a budget and a fit."""
+    rows = [
+        [
+            f"{100 * row['budget']:g}",
+            _STARTS[row["start"]],
+            f"{100 * row['macs_share']:.1f}",
+            row["groups_pruned"],
+            f"{row['top1_before_finetuning']:.2f}",
+            f"{row['optimizer']} {row['lr']:g} ({row['momentum']:g})",
+            f"{row['top1_after_finetuning']:.2f}",
+            f"{_DENSE - row['top1_after_finetuning']:.2f}",
+            f"{_DENSE - _BEFORE[row['budget']]:.2f}",
+            f"{_ASKED[row['budget']]:g}",
+            f"{row['processor_seconds']:.0f}",
+        ]
+        for row in sorted(facts["variants"].values(), key=lambda row: (-row["budget"], row["start"]))
+    ]
+    header = ["budget, MACs %", "start", "MACs %", "groups pruned", "fitted, top-1 %", "optimizer, rate (momentum)"]
+    header += ["fine-tuned, top-1 %", "below dense", "below dense, unfitted start", "asked: at most", "processor s"]
+    return (
+        f"{facts['model']}; {facts['data']}. {facts['settings']['epochs']} epochs by the schedule of the section on "
+        "the paper's Figure 2 but for optimizer and rate, one seed. The dense model by that schedule: "
+        f"{_DENSE:.2f} %. The unfitted starts of before are the best of that section at the same MACs.\n\n"
+        + table(header, rows)
+    )
