@@ -53,6 +53,7 @@ def deployment_lines(prepared: PreparedModel, found: Comparison) -> list[str]:
     if found.speedup is not None and found.efficiency is not None:
         lines.append(
             f"time of {found.timed}: {found.dense_milliseconds:.2f} ms dense (norms folded too), "
-            f"{found.milliseconds:.2f} ms now: {found.speedup:.2f}x as fast; efficiency (speed-up / MAC ratio) {found.efficiency:.2f}"
+            f"{found.milliseconds:.2f} ms now: {found.speedup:.2f}x as fast; "
+            f"efficiency (speed-up / MAC ratio) {found.efficiency:.2f}"
         )
     return lines
