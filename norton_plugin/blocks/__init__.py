@@ -1,5 +1,6 @@
 """The layers that own factors (CPDBlock, SpatialSVDBlock, CPDLinear), their equivalent forms and their cost."""
 
+from norton_plugin.blocks.balance import balance_
 from norton_plugin.blocks.conv_block import ConvBlock, all_in_form
 from norton_plugin.blocks.cost import ConvCost, break_even_rank, conv_cost, coupled_cost, cpd_cost, spatial_cost
 from norton_plugin.blocks.cpd_block import CPDBlock
@@ -23,6 +24,7 @@ __all__ = [
     "Form",
     "SpatialSVDBlock",
     "all_in_form",
+    "balance_",
     "break_even_rank",
     "conv_cost",
     "coupled_cost",

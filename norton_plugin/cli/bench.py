@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,7 +122,6 @@ def bench(
         opened = open_model(directory, trust_code=trust_code)
         if opened.manifest is None:
             raise ArtifactError(f"{directory} is no artefact; compress it first: norton compress {directory} -o DIR")
-        inference = inference_of(opened.spec)
         report = measure(
             rebuild(opened.spec, trust_code=trust_code),
             opened.model,
@@ -135,19 +134,17 @@ def bench(
             layers=layers,
             int8=int8_settings(out, data, opened.preprocessing, "onnxruntime", _SAMPLE),
             forward_fn=opened.forward_fn,
-            timed_fn=inference,
+            timed_fn=inference_of(opened.spec),
             export_forward=exported_part(opened.spec, opened.model)[0],
             clock=seconds_of,
             on_step=status.update,
         )
-    _show(out, report, boxes=inference is not None)
-    found = {"source": opened.spec, "clock": clock, "boxes": inference is not None, **report.to_dict()}
+    found = _told(out, report, clock, opened.spec)
     if output is not None:
         write_whole(output, (json.dumps(found, indent=1) + "\n").encode())
     if plot is not None:
         plot_speed(plot, report)
-    for path in filter(None, (output, plot)):
-        out.show(f"written: {path}")
+    out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
     out.result(found)
 
 
@@ -175,9 +172,12 @@ def _runtimes(text: str) -> list[Runtime]:
     return [name for name in RUNTIMES if name in names]
 
 
-def _show(out: Output, report: BenchReport, *, boxes: bool) -> None:
+def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Print the figures, and return them as JSON has them."""
     from norton_plugin.bench import changed_layers_table, times_table
+    from norton_plugin.zoo import inference_of
 
+    boxes = inference_of(spec) is not None
     out.show(
         f"{report.device}; MACs {report.macs_dense / 1e6:,.1f} M to {report.macs / 1e6:,.1f} M "
         f"({report.macs_ratio:.2f} times fewer)"
@@ -198,3 +198,4 @@ def _show(out: Output, report: BenchReport, *, boxes: bool) -> None:
         out.show(changed_layers_table(report))
     for name, reason in report.left:
         out.warn(f"{name} was not timed: {reason}")
+    return {"source": spec, "clock": clock, "boxes": boxes, **report.to_dict()}

@@ -15,6 +15,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.utils.data import Dataset
 
+from norton_plugin.blocks import balance_
 from norton_plugin.errors import RecipeError, SourceError
 from norton_plugin.mm.classification.classifier import TimmClassifier
 from norton_plugin.mm.classification.loading import check_data, make_classifier, make_loader, pick_device
@@ -22,7 +23,6 @@ from norton_plugin.mm.classification.memory_format import channels_last_weights,
 from norton_plugin.mm.classification.metrics import TopKAccuracy
 from norton_plugin.mm.classification.progress import EpochRecord, RecordHook
 from norton_plugin.mm.classification.settings import FinetuneSettings
-from norton_plugin.mm.runner.balance import balance_
 from norton_plugin.mm.runner.levels import OptimizerChoice
 from norton_plugin.mm.runner.optimizer import parameter_groups
 from norton_plugin.mm.runner.quiet import QuietRunner, preserved_process

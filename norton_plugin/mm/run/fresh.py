@@ -12,13 +12,13 @@ from mmengine.dist import broadcast
 from mmengine.runner import Runner
 from torch import nn
 
+from norton_plugin.blocks import balance_
 from norton_plugin.mm.run import after_surgery
 from norton_plugin.mm.run.decision import Decision, decide
 from norton_plugin.mm.run.origin import warn_of_random_weights
 from norton_plugin.mm.run.report import log_outcome, log_surgery
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
 from norton_plugin.mm.run.step_log import StepLog
-from norton_plugin.mm.runner.balance import balance_
 from norton_plugin.mm.runner.migration import migrate_, optimizers_of, unwrap
 from norton_plugin.mm.runner.optimizer import FactorDecay
 from norton_plugin.pipeline import CompressionReport

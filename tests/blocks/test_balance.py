@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("mmengine", reason="needs pip install 'norton-plugin[timm]'")
-from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
-from norton_plugin.mm.runner.balance import balance_
+from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock, balance_
 
 BLOCKS = {
     "filter": lambda: CPDBlock(12, 8, 3, 2),

@@ -12,7 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks.conv_block import ConvBlock
+from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.cpd_linear import CPDLinear
+from norton_plugin.blocks.spatial_svd_block import SpatialSVDBlock
 
 
 class _Factor(NamedTuple):
