@@ -87,7 +87,7 @@ def measure(
         settings = replace(Distillation(), passes=passes, lr=arguments.lr, seed=seed)
         row = common | learn(source, model, sample, settings, images)
         print(row, flush=True)
-        label = f"{name} {budget} {passes} passes seed {seed} on {count}"
+        label = f"{name} {budget} {passes} passes {arguments.count} images seed {seed} on {count}"
         add_row(arguments.output / "distillation.json", label, row, facts)
 
 
