@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, all_in_form, balance_
 from norton_plugin.calibration import Comparison, batch_size, split_batches
-from norton_plugin.distillation.augmentation import Augmentation
 from norton_plugin.distillation.objective import Objective
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
@@ -69,7 +68,6 @@ def distill_(
     lr: float = 1e-4,
     temperature: float = 2.0,
     block_weight: float = 1.0,
-    augment: bool = True,
     seed: int = 0,
     admits: Callable[[str], bool] = lambda name: True,
     on_step: Callable[[int, int], None] | None = None,
@@ -91,8 +89,7 @@ def distill_(
         lr: Highest rate; where it does not help, 0.3 and then 0.09 of it are tried.
         temperature: Of the softmax over logits.
         block_weight: Of the blocks' outputs (``objective.Objective``).
-        augment: Mirror and shift images at random (``augmentation.Augmentation``); those held back stay as they are.
-        seed: Of the order of the batches, and of mirroring and shifting; equal seeds give equal results.
+        seed: Of the order of the batches; equal seeds give equal results.
         admits: Tells of a dotted name whether a module that is no block of factors may be changed.
         on_step: Told how many steps of how many are done.
 
@@ -117,8 +114,7 @@ def distill_(
                 rate = lr * _LOWER**attempt
                 _restore_(parameters, balanced)
                 settings: dict[str, Any] = {"passes": passes, "lr": rate, "seed": seed}
-                vary = Augmentation(seed) if augment else _as_it_is
-                steps = _train_(parameters, objective, learned, vary=vary, on_step=on_step, **settings)
+                steps = _train_(parameters, objective, learned, on_step=on_step, **settings)
                 found["after"] = comparison.of(compressed)
                 if found["after"] < found["before"]:  # NaN is not less
                     break
@@ -149,7 +145,6 @@ def _train_(
     passes: int,
     lr: float,
     seed: int,
-    vary: Callable[[Any], Any],
     on_step: Callable[[int, int], None] | None,
 ) -> int:
     """Train parameters; return the number of steps, which ends early where the loss is not finite."""
@@ -160,7 +155,7 @@ def _train_(
     order = [index for _ in range(passes) for index in torch.randperm(len(batches), generator=generator).tolist()]
     for done, index in enumerate(order):
         with torch.enable_grad():
-            loss = objective(vary(batches[index]))
+            loss = objective(batches[index])
         if not loss.requires_grad:
             raise SurgeryError(
                 "no gradient leads from the model's outputs to its layers, so that it cannot learn from the dense one; "
@@ -179,10 +174,6 @@ def _train_(
         if on_step is not None:
             on_step(done + 1, steps)
     return steps
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _learning(model: nn.Module, admits: Callable[[str], bool]) -> list[nn.Parameter]:

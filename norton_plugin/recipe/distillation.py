@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from norton_plugin.recipe.section import Section, check_bool, check_integer, check_number
+from norton_plugin.recipe.section import Section, check_integer, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +17,13 @@ class Distillation(Section):
             then 0.09 of it are tried.
         temperature: Of the softmax over logits, above 0.
         block_weight: Of the squared error of the blocks' outputs beside that of the model's outputs; 0 leaves it out.
-        augment: Mirror and shift the images at random, so that few of them are not learned by heart. Leave it out where
-            a mirrored input means something else even to the dense model.
-        seed: Of the order of the batches, and of mirroring and shifting.
+        seed: Of the order of the batches.
     """
 
     passes: int = 0
     lr: float = 1e-4
     temperature: float = 2.0
     block_weight: float = 1.0
-    augment: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -34,7 +31,6 @@ class Distillation(Section):
         check_number("distillation.lr", self.lr, low=0, high=1, open_low=True)
         check_number("distillation.temperature", self.temperature, low=0, high=1000, open_low=True)
         check_number("distillation.block_weight", self.block_weight, low=0, high=1e6)
-        check_bool("distillation.augment", self.augment)
         check_integer("distillation.seed", self.seed, low=0, high=2**63 - 1)
 
     @property
