@@ -20,6 +20,7 @@ from norton_plugin.recipe import Recipe
 _DATA = "Data"
 _STEPS = {
     "measure": "counting MACs",
+    "time": "timing the dense model",
     "budget": "finding sizes for the budget",
     "decompose": "decomposing layers",
     "rank": "ranking channels by what reads them",
@@ -41,6 +42,7 @@ def compress(
     components: what.Components = None,
     share: what.Share = None,
     budget: what.Budget = None,
+    latency_table: what.LatencyTable = None,
     prune: what.Prune = False,
     clusters: what.Clusters = None,
     layer: what.LayerSettings = None,
@@ -87,6 +89,8 @@ def compress(
 
     Example: norton compress timm:resnet18 --pretrained --budget macs=0.5 -o resnet18-half
 
+    Example: norton compress timm:resnet18 --pretrained --budget latency=0.5 -o resnet18-twice-as-fast
+
     Example: norton compress timm:resnet18 --budget macs=0.2 --prune --data images --calibrate -o resnet18-fifth
 
     Example: norton compress timm:resnet18 --pretrained --level layer --share 0.3 -o resnet18-shared
@@ -108,7 +112,7 @@ def compress(
     )
     from norton_plugin.pipeline import compress as run
 
-    budgets = what.budget_changes(budget, prune=prune)
+    budgets = what.budget_changes(budget, prune=prune, table=latency_table)
     if budgets and recipe is None:
         level = level or "auto"
         criterion = criterion or ("output" if prune else None)
@@ -177,6 +181,7 @@ def compress(
         status.update(Text(f"writing {output}"))
         plain = {"recipe": result.recipe.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
+        result.save_measured(output)
         write_recipe(output / RECIPE, result.recipe)
     if report.budget is not None:
         out.show(budget_in_words(report.budget))

@@ -11,6 +11,7 @@ import typer
 from norton_plugin.cli.options import parse_number, parse_rank, parse_setting, parse_whole, split_pair
 from norton_plugin.cli.paths import existing_file, read_path
 from norton_plugin.errors import RecipeError
+from norton_plugin.recipe import BUDGETS
 
 _PANEL = "What to do (over the recipe file)"
 _SIZES = ("rank", "components", "share")
@@ -45,8 +46,19 @@ Budget = Annotated[
     _option(
         "--budget",
         "NAME=F",
-        "What the decomposed model may cost, as a share of the dense one: macs=0.5, params=0.5, or both; sizes of all "
-        "layers are found from it (at --level auto, where no level is given).",
+        "What the compressed model may cost, as a share of the dense one: macs=0.5, params=0.5, latency=0.5 "
+        "(milliseconds on this device, one image, the threads that are set), or several, macs=0.6,latency=0.5; sizes "
+        "of all layers are found from it (at --level auto, where no level is given).",
+    ),
+]
+LatencyTable = Annotated[
+    Path | None,
+    _option(
+        "--latency-table",
+        "PATH",
+        "With --budget latency=F: the latency.json of an artefact, or its directory, in place of measuring; it may "
+        "come from another device.",
+        parser=read_path,
     ),
 ]
 Prune = Annotated[
@@ -134,7 +146,7 @@ def decomposition_changes(
     return found
 
 
-def budget_changes(budget: Iterable[str] | None, *, prune: bool = False) -> dict[str, Any]:
+def budget_changes(budget: Iterable[str] | None, *, prune: bool = False, table: Path | None = None) -> dict[str, Any]:
     """Return the settings of ``recipe.Budget`` that were given, by name.
 
     Raises:
@@ -144,13 +156,13 @@ def budget_changes(budget: Iterable[str] | None, *, prune: bool = False) -> dict
     for text in ",".join(budget or ()).split(",") if budget else ():
         name, _, value = text.partition("=")
         if not name or not value:
-            raise RecipeError(f"--budget is {text!r}; expected NAME=F, such as macs=0.5 or params=0.5")
+            raise RecipeError(f"--budget is {text!r}; expected NAME=F, such as macs=0.5 or latency=0.5")
         if name in found:
             raise RecipeError(f"--budget gives {name} twice; leave one of them out")
-        if name not in ("macs", "params"):
-            raise RecipeError(f"--budget is {text!r}; a budget is one of macs and params")
+        if name not in BUDGETS:
+            raise RecipeError(f"--budget is {text!r}; a budget is one of {', '.join(BUDGETS)}")
         found[name] = parse_number(value)
-    return found | _given({"prune": prune or None})
+    return found | _given({"prune": prune or None, "table": None if table is None else str(table)})
 
 
 def pruning_changes(

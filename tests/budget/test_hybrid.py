@@ -144,7 +144,6 @@ def test_fronts_hold_the_best_of_all_combinations():
     [
         ({"budget": Budget(macs=0.5, prune=True)}, "set calibration.fit too"),
         ({"budget": Budget(prune=True), "calibration": FIT}, "there is no budget"),
-        ({"budget": Budget(macs=0.5, params=0.5, prune=True), "calibration": FIT}, "works with one budget"),
         (
             {"budget": Budget(macs=0.5, prune=True), "calibration": FIT, "pruning": Pruning(keep=0.5)},
             "which finds the shares itself",
