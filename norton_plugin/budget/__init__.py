@@ -4,9 +4,14 @@ from norton_plugin.budget.decomposing import plan_budget
 from norton_plugin.budget.hybrid import plan_candidates
 from norton_plugin.budget.latency import TOLERANCE, LatencyBudget
 from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedGroup, PlannedLayer
+from norton_plugin.budget.record import SENSITIVITIES, SensitivityRecord, new_record, read_record
 
 __all__ = [
+    "SENSITIVITIES",
     "TOLERANCE",
+    "SensitivityRecord",
+    "new_record",
+    "read_record",
     "BudgetPlan",
     "LatencyBudget",
     "Milliseconds",

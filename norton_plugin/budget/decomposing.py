@@ -10,11 +10,12 @@ import numpy as np
 from torch import nn
 
 from norton_plugin.budget.distortion import added_error, weight_errors
+from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
 from norton_plugin.budget.plan import BudgetPlan, PlannedLayer, planned_layer
 from norton_plugin.budget.reach import OutOfReachError, not_together
-from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities
+from norton_plugin.budget.record import SensitivityRecord, new_record
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.tied import JointOption, joint_menus
 from norton_plugin.cost import ModelCost
@@ -30,6 +31,7 @@ def plan_budget(
     batches: Sequence[Any] | None = None,
     call: Callable[[nn.Module, Any], Any] | None = None,
     latency: LatencyBudget | None = None,
+    record: SensitivityRecord | None = None,
 ) -> BudgetPlan:
     """Find the level and the size of every layer that lose least within the budget of a recipe.
 
@@ -40,6 +42,7 @@ def plan_budget(
         batches: Unlabelled images; with them errors are those of outputs, by their weight for the model's own.
         call: Runs the model on a batch; ``model(batch)`` by default.
         latency: Tells milliseconds; needed where the budget names some.
+        record: What is known of the model on these images; what is measured is added to it.
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
@@ -47,11 +50,13 @@ def plan_budget(
         MissingExtraError: There are several budgets, and scipy is not installed.
     """
     menus = layer_menus(model, recipe, cost, latency)
-    sensitive = None
+    evidence = None
     if batches:
-        run, targets = call or (lambda own, batch: own(batch)), [menu.target for menu in menus]
-        sensitive = layer_sensitivities(model, targets, batches, call=run, seed=recipe.calibration.seed)
-    chooser = Chooser(model, cost, menus, sensitive, whole=None if latency is None else latency.clock.whole)
+        targets, run = [menu.target for menu in menus], call or (lambda own, batch: own(batch))
+        record = record or new_record(model, batches, recipe)
+        found = Evidence(model, targets, batches, call=run, seed=recipe.calibration.seed, record=record)
+        evidence = found if found.reached else None
+    chooser = Chooser(model, cost, menus, evidence, whole=None if latency is None else latency.clock.whole)
     return chooser.plan(recipe) if latency is None else latency.meet(recipe, chooser.plan)
 
 
@@ -62,7 +67,7 @@ class Chooser:
         model: Tells which layers hold one weight.
         cost: Of the model.
         menus: Of the layers that may be decomposed.
-        sensitive: What errors of each count; None where those of the weights are taken.
+        evidence: Tells what is lost of each layer's outputs; None where errors of the weights are taken.
         whole: Nanoseconds of the dense model; None where no budget names milliseconds.
     """
 
@@ -71,13 +76,13 @@ class Chooser:
         model: nn.Module,
         cost: ModelCost,
         menus: Sequence[LayerMenu],
-        sensitive: Sequence[LayerSensitivity] | None,
+        evidence: Evidence | None,
         *,
         whole: int | None = None,
     ) -> None:
         self._menus = menus
-        self._measure = "weights" if sensitive is None else "outputs"
-        self._errors = [_errors(menu, None if sensitive is None else sensitive[i]) for i, menu in enumerate(menus)]
+        self._measure = "weights" if evidence is None else "outputs"
+        self._errors = [_errors(menu, evidence) for menu in menus]
         self._joint = joint_menus(model, menus, self._errors)
         self._total = {"macs": cost.macs, "params": cost.parameters} | ({} if whole is None else {"latency": whole})
         dense = [menu.options[0] for menu in self._joint]
@@ -125,9 +130,10 @@ class Chooser:
         return (self._fixed[name] + _sum(picked, name)) / self._total[name]
 
 
-def _errors(menu: LayerMenu, sensitive: LayerSensitivity | None) -> Values:
+def _errors(menu: LayerMenu, evidence: Evidence | None) -> Values:
     """Return the error of every option of a menu."""
-    lost = weight_errors(menu.target, _layouts(menu), None if sensitive is None else sensitive.seen())
+    target, layouts = menu.target, _layouts(menu)
+    lost = weight_errors(target, layouts) if evidence is None else evidence.lost(target.names[0], layouts)
     return np.concatenate([[0.0], added_error(lost)])
 
 

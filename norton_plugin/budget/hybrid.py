@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from norton_plugin.budget.cut_costs import CutCosts
 from norton_plugin.budget.decomposing import Chooser
+from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.joint import Choice, JointMenus
 from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layer_menus
 from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, planned_layer
-from norton_plugin.budget.sensitivity import layer_sensitivities
-from norton_plugin.budget.units import pruning_units
+from norton_plugin.budget.record import SensitivityRecord
+from norton_plugin.budget.units import known_units, pruning_units
 from norton_plugin.calibration import take_batches
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.channels.groups import ChannelGroup
@@ -36,11 +38,12 @@ def plan_candidates(
     cost: ModelCost,
     *,
     groups: Sequence[ChannelGroup],
-    moments: InputMoments,
+    moments: Callable[[], InputMoments],
     batches: Sequence[Any],
     call: Callable[[nn.Module, Any], Any],
     ignored: set[nn.Module],
     ranking: GroupCriterion | None,
+    record: SensitivityRecord,
     latency: LatencyBudget | None = None,
 ) -> list[BudgetPlan]:
     """Return plans of decomposition, of pruning and of both, those of them that meet the budget of a recipe.
@@ -50,11 +53,12 @@ def plan_candidates(
         recipe: With a budget.
         cost: Of the model.
         groups: Its channel groups.
-        moments: Of its layers.
+        moments: Returns those of its layers, where something is to be measured.
         batches: Unlabelled images.
         call: Runs the model on a batch.
         ignored: Modules whose outputs must keep their width.
         ranking: In place of the recipe's criterion.
+        record: What is known of the model on these images; what is measured is added to it.
         latency: Tells milliseconds; needed where the budget names some.
 
     Raises:
@@ -63,18 +67,22 @@ def plan_candidates(
     """
     layers = layer_menus(model, recipe, cost, latency)
     targets = [menu.target for menu in layers]
-    sensitivities = layer_sensitivities(model, targets, batches, call=call, seed=recipe.calibration.seed)
-    if sensitivities is None:
+    evidence = Evidence(model, targets, batches, call=call, seed=recipe.calibration.seed, record=record)
+    if not evidence.reached:
         raise SurgeryError(
             "budget.prune needs what errors of all layers cost, and some are reached by no image or no gradient; leave "
             "them out (scope), or leave out budget.prune"
         )
-    measured = MeasuredDivergence(model, moments, take_batches(batches, _IMAGES), call=call)
-    units = pruning_units(groups, recipe.pruning, measured, scope=recipe.scope, ignored=ignored, ranking=ranking)
+    measured = cache(lambda: MeasuredDivergence(model, moments(), take_batches(batches, _IMAGES), call=call))
+    units = known_units(groups, record.cuts)
+    if units is None:
+        settings: dict[str, Any] = {"scope": recipe.scope, "ignored": ignored, "ranking": ranking}
+        units = pruning_units(groups, recipe.pruning, measured(), **settings)
+        record.cuts = {unit.group.root: [(cut.roots, cut.divergence) for cut in unit.cuts] for unit in units}
     clock = None if latency is None else latency.clock
-    costs = CutCosts(model, {target.names[0]: target for target in targets}, units, cost, clock)
-    menus = JointMenus(targets, sensitivities, units, measured, costs=costs)
-    alone = Chooser(model, cost, layers, sensitivities, whole=None if clock is None else clock.whole)
+    costs = CutCosts(model, evidence.targets, units, cost, clock)
+    menus = JointMenus(evidence, units, measured, costs=costs)
+    alone = Chooser(model, cost, layers, evidence, whole=None if clock is None else clock.whole)
 
     def planned(solve: Callable[[Recipe], BudgetPlan]) -> BudgetPlan:
         return solve(recipe) if latency is None else latency.meet(recipe, solve)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -10,23 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 from norton_plugin.budget.cut_costs import NOTHING, CutCosts, cut_target
-from norton_plugin.budget.distortion import added_error, weight_errors
+from norton_plugin.budget.distortion import added_error
+from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.fronts import Front, either, front_of, together
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layouts_of
 from norton_plugin.budget.nested import Branch, Menu, choose_nested, undominated
 from norton_plugin.budget.reach import OutOfReachError, not_together
-from norton_plugin.budget.sensitivity import LayerSensitivity
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.units import Cut, PruningUnit
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.layouts import Layout
 from norton_plugin.surgery.removed import RemovedChannels
-from norton_plugin.surgery.targets import Target
-
-# Share of a layer's output that is left out to measure what its errors cost the model.
-_PROBE = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,26 +60,23 @@ class JointMenus:
     """Options of all layers that may be decomposed, and cuts of all groups that may be pruned.
 
     Args:
-        targets: Layers that may be decomposed.
-        sensitivities: Of their errors.
+        evidence: Tells what errors of layers cost.
         units: Groups that may be pruned.
-        measured: Tells what a change costs.
+        measured: Returns what tells the cost of a change, where the evidence lacks it.
         costs: Of layers.
     """
 
     def __init__(
         self,
-        targets: Sequence[Target],
-        sensitivities: Sequence[LayerSensitivity],
+        evidence: Evidence,
         units: Sequence[PruningUnit],
-        measured: MeasuredDivergence,
+        measured: Callable[[], MeasuredDivergence],
         *,
         costs: CutCosts,
     ) -> None:
-        self._targets = {target.names[0]: target for target in targets}
-        self._sensitivities = dict(zip(self._targets, sensitivities, strict=True))
+        self._evidence, self._targets = evidence, evidence.targets
         self._units, self._costs = units, costs
-        self._weights = {name: self._weight_of(name, measured) for name in self._targets}
+        self._weights = {name: evidence.divergence(name, measured) for name in self._targets}
         self._options: dict[tuple[str, RemovedChannels], _Options] = {}
         self._fronts: dict[tuple[str, RemovedChannels, bool, str], Front] = {}
 
@@ -223,23 +216,13 @@ class JointMenus:
         if target is None or not decompose:
             return _Options([None], np.zeros(1))
         if (name, lost) not in self._options:
-            smaller = cut_target(target, lost)
-            found = layouts_of(smaller)
+            found = layouts_of(cut_target(target, lost))
             errors = np.zeros(1)
             if found:
-                outputs, inputs = (_kept(lost, which, target) for which in ("outputs", "inputs"))
-                nmse = weight_errors(smaller, found, self._sensitivities[name].seen(outputs, inputs))
-                errors = np.concatenate([errors, added_error(nmse) * self._weights[name]])
+                shares = self._evidence.lost(name, found, lost)
+                errors = np.concatenate([errors, added_error(shares) * self._weights[name]])
             self._options[name, lost] = _Options([None, *found], errors)
         return self._options[name, lost]
-
-    def _weight_of(self, name: str, measured: MeasuredDivergence) -> float:
-        """Return the divergence that a unit of a layer's error makes, from one measured error."""
-        weight, lost = self._sensitivities[name].projected(_PROBE)
-        if not lost or not measured.settable(name):
-            return 1.0
-        shift = measured.moments.shift(name, weight)
-        return max(measured.of({name: (weight, shift)}), 1e-9) / float(added_error(np.array(lost)))
 
 
 def _taken_apart(choices: Sequence[Choice]) -> tuple[list[tuple[str, Cut]], dict[str, Layout | None]]:
@@ -250,9 +233,3 @@ def _taken_apart(choices: Sequence[Choice]) -> tuple[list[tuple[str, Cut]], dict
 
 def _lost(cut: Cut | None, name: str) -> RemovedChannels:
     return NOTHING if cut is None else cut.removed.get(name, NOTHING)
-
-
-def _kept(lost: RemovedChannels, which: str, target: Target) -> list[int] | None:
-    if which == "outputs":
-        return lost.kept_outputs(target.shape.filters) if lost.outputs else None
-    return lost.kept_inputs(target.shape.channels) if lost.inputs else None

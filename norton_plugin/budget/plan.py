@@ -92,6 +92,7 @@ class BudgetPlan:
             where only decomposition was asked for.
         latency: Its milliseconds, likewise, as the times of its layers foretell; None without a budget of them.
         milliseconds: These times; None without a budget of them.
+        sensitivities: Whether those of an earlier compression were taken, in words; empty where none were named.
     """
 
     budget: Budget
@@ -105,6 +106,7 @@ class BudgetPlan:
     divergence: dict[str, float] = field(default_factory=dict)
     latency: float | None = None
     milliseconds: Milliseconds | None = None
+    sensitivities: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers."""

@@ -43,6 +43,7 @@ def compress(
     share: what.Share = None,
     budget: what.Budget = None,
     latency_table: what.LatencyTable = None,
+    reuse: what.Reuse = None,
     prune: what.Prune = False,
     clusters: what.Clusters = None,
     layer: what.LayerSettings = None,
@@ -112,7 +113,9 @@ def compress(
     )
     from norton_plugin.pipeline import compress as run
 
-    budgets = what.budget_changes(budget, prune=prune, table=latency_table)
+    budgets = what.budget_changes(
+        budget, prune=prune, table=latency_table, reuse=reuse or _measured_before(budget, output)
+    )
     if budgets and recipe is None:
         level = level or "auto"
         criterion = criterion or ("output" if prune else None)
@@ -185,6 +188,8 @@ def compress(
         write_recipe(output / RECIPE, result.recipe)
     if report.budget is not None:
         out.show(budget_in_words(report.budget))
+        if report.budget.sensitivities:
+            out.show(report.budget.sensitivities)
     if report.calibration is not None:
         out.show(calibration_table(report.calibration))
     if report.distillation is not None:
@@ -196,6 +201,13 @@ def compress(
             out.show(remark)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
+
+
+def _measured_before(budget: list[str] | None, output: Path) -> Path | None:
+    """Return the artefact that is to be replaced, where it holds what a budget can use."""
+    from norton_plugin.budget import SENSITIVITIES
+
+    return output if budget and (output / SENSITIVITIES).is_file() else None
 
 
 class _Told:

@@ -61,6 +61,16 @@ LatencyTable = Annotated[
         parser=read_path,
     ),
 ]
+Reuse = Annotated[
+    Path | None,
+    _option(
+        "--reuse",
+        "DIR",
+        "With --budget and --data: an artefact of the same model and images whose measured sensitivities are taken in "
+        "place of measuring; the one in --output, where it has some.",
+        parser=read_path,
+    ),
+]
 Prune = Annotated[
     bool,
     _option(
@@ -146,7 +156,9 @@ def decomposition_changes(
     return found
 
 
-def budget_changes(budget: Iterable[str] | None, *, prune: bool = False, table: Path | None = None) -> dict[str, Any]:
+def budget_changes(
+    budget: Iterable[str] | None, *, prune: bool = False, table: Path | None = None, reuse: Path | None = None
+) -> dict[str, Any]:
     """Return the settings of ``recipe.Budget`` that were given, by name.
 
     Raises:
@@ -162,7 +174,8 @@ def budget_changes(budget: Iterable[str] | None, *, prune: bool = False, table: 
         if name not in BUDGETS:
             raise RecipeError(f"--budget is {text!r}; a budget is one of {', '.join(BUDGETS)}")
         found[name] = parse_number(value)
-    return found | _given({"prune": prune or None, "table": None if table is None else str(table)})
+    paths = {name: None if path is None else str(path) for name, path in (("table", table), ("reuse", reuse))}
+    return found | _given({"prune": prune or None, **paths})
 
 
 def pruning_changes(

@@ -18,7 +18,7 @@ from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
-from norton_plugin.pipeline.budgets import latency_budget, within_budget
+from norton_plugin.pipeline.budgets import what_is_known, within_budget
 from norton_plugin.pipeline.checks import (
     check_calibration,
     check_model,
@@ -93,15 +93,14 @@ def compress(
             calibration = take_batches(calibration, recipe.calibration.images)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
         planned: BudgetPlan | None
-        latency = latency_budget(phases, recipe, ignored=ignored)
+        known = what_is_known(phases, recipe, ignored=ignored)
         if recipe.budget.prune:
-            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored, latency=latency)
+            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored, known=known)
         else:
-            recipe, planned = within_budget(phases, compressed, recipe, latency)
+            recipe, planned = within_budget(phases, compressed, recipe, known)
             done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
         require_changes(done.decomposition, done.pruning)
-        if latency is not None and planned is not None:
-            planned = latency.confirmed(planned, compressed)
+        planned = known.finished(planned, compressed)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
     structure = diff(dense, geometry(compressed))
@@ -110,4 +109,5 @@ def compress(
     facts |= {"calibration": done.fitted, "calibration_images": done.images}
     facts |= {"budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
-    return CompressionResult(compressed, report, recipe, None if latency is None else latency.table)
+    times = None if known.latency is None else known.latency.table
+    return CompressionResult(compressed, report, recipe, times, known.record)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.artifact import save
+from norton_plugin.budget import SENSITIVITIES, SensitivityRecord
 from norton_plugin.latency import TABLE, LatencyTable
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.recipe import Recipe
@@ -25,12 +26,14 @@ class CompressionResult:
         report: What was done, and what was left with its reason.
         recipe: What was asked for.
         latency: Milliseconds of layers, where a budget named some.
+        sensitivities: What errors of layers cost, where a budget was met on images.
     """
 
     model: nn.Module
     report: CompressionReport
     recipe: Recipe
     latency: LatencyTable | None = None
+    sensitivities: SensitivityRecord | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.report))
@@ -85,7 +88,8 @@ class CompressionResult:
         Raises:
             ArtifactError: It cannot be written.
         """
-        if self.latency is None:
-            (directory / TABLE).unlink(missing_ok=True)
-        else:
-            self.latency.write(directory / TABLE)
+        for found, name in ((self.latency, TABLE), (self.sensitivities, SENSITIVITIES)):
+            if found is None:
+                (directory / name).unlink(missing_ok=True)
+            else:
+                found.write(directory / name)

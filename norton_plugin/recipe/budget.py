@@ -25,6 +25,8 @@ class Budget(Section):
             in (0, 1]; both models as they are delivered (``deploy.prepare``).
         table: The ``latency.json`` of an artefact, or its directory: milliseconds of layers that were measured before,
             maybe on another device. Nothing is measured then.
+        reuse: The ``sensitivities.json`` of an artefact, or its directory: what errors of layers cost, measured before.
+            It is taken where model, images and options are the same.
         prune: Also find which channels go: plans of decomposition, of pruning and of both are carried out, and the one
             whose outputs are nearest to the dense model's on held-back images is kept. It needs ``calibration.fit``.
     """
@@ -33,6 +35,7 @@ class Budget(Section):
     params: float | None = None
     latency: float | None = None
     table: str | None = None
+    reuse: str | None = None
     prune: bool = False
 
     def __post_init__(self) -> None:
@@ -40,8 +43,10 @@ class Budget(Section):
             value = getattr(self, name)
             if value is not None:
                 check_number(f"budget.{name}", value, low=0, high=1, open_low=True)
-        if self.table is not None and (not isinstance(self.table, str) or not self.table):
-            raise RecipeError(f"budget.table is {self.table!r}; expected the path of a latency.json, or none (null)")
+        for name in ("table", "reuse"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path):
+                raise RecipeError(f"budget.{name} is {path!r}; expected the path of a file or artefact, or none (null)")
         if self.table is not None and self.latency is None:
             raise RecipeError(
                 "budget.table tells milliseconds, but budget.latency is not set; name it, or leave it out"

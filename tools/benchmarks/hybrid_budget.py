@@ -25,6 +25,7 @@ from unlabelled import facts_of, open_images, parser_of
 
 from norton_plugin import compress
 from norton_plugin.cost import count_cost
+from norton_plugin.pipeline.budgets import what_is_known
 from norton_plugin.pipeline.hybrid import candidate_plans
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.recipe import Budget, Calibration, Criterion, Decomposition, Pruning, Recipe
@@ -95,7 +96,8 @@ def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images:
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
     cost = count_cost(source.model, lambda: source.model(_EXAMPLE))
     start = time.perf_counter()
-    plans, _ = candidate_plans(Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None), recipe)
+    phases = Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None)
+    plans, _ = candidate_plans(phases, recipe, known=what_is_known(phases, recipe, ignored=()))
     planning = round(time.perf_counter() - start, 1)
     for plan in plans:
         row = {"part": "plans", "variant": plan.phases, "level": level, "planning_seconds": planning}
