@@ -18,6 +18,7 @@ from norton_plugin.budget.reach import OutOfReachError, not_together
 from norton_plugin.budget.record import SensitivityRecord, new_record
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.tied import JointOption, joint_menus
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.cost import ModelCost
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.layouts import Layout
@@ -54,7 +55,9 @@ def plan_budget(
     if batches:
         targets, run = [menu.target for menu in menus], call or (lambda own, batch: own(batch))
         record = record or new_record(model, batches, recipe)
-        found = Evidence(model, targets, batches, call=run, seed=recipe.calibration.seed, record=record)
+        memory = MomentMemory(recipe.calibration.memory_bytes)
+        known: dict[str, Any] = {"record": record, "memory": memory, "seed": recipe.calibration.seed}
+        found = Evidence(model, targets, batches, call=run, **known)
         evidence = found if found.reached else None
     chooser = Chooser(model, cost, menus, evidence, whole=None if latency is None else latency.clock.whole)
     return chooser.plan(recipe) if latency is None else latency.meet(recipe, chooser.plan)

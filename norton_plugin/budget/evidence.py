@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from norton_plugin.budget.cut_costs import NOTHING, cut_target
 from norton_plugin.budget.distortion import added_error, weight_errors
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.record import SensitivityRecord
-from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities
+from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities, sensitivity_bytes
 from norton_plugin.budget.solve import Values
+from norton_plugin.calibration.memory import MomentMemory, in_passes
 from norton_plugin.surgery.layouts import Layout
 from norton_plugin.surgery.removed import RemovedChannels
 from norton_plugin.surgery.targets import Target
@@ -34,6 +34,8 @@ class Evidence:
         call: Runs the model on a batch.
         seed: As of ``layer_sensitivities``.
         record: What is known.
+        memory: Bounds what is held of the moments: where they do not fit together, layers are measured in several
+            passes over the images.
     """
 
     def __init__(
@@ -45,28 +47,38 @@ class Evidence:
         call: Callable[[nn.Module, Any], Any],
         seed: int,
         record: SensitivityRecord,
+        memory: MomentMemory | None = None,
     ) -> None:
         self.record = record
         self._model, self._batches, self._call, self._seed = model, batches, call, seed
         self.targets = {target.names[0]: target for target in targets}
+        self._memory = memory or MomentMemory()
+        needs = {name: sensitivity_bytes(target) for name, target in self.targets.items()}
+        self._passes = in_passes(needs, self._memory)
+        self._held: dict[str, LayerSensitivity] = {}
 
     @property
     def reached(self) -> bool:
         """Whether images and gradients reach all layers; there is nothing to be told otherwise."""
         if self.record.reached and any(name not in self.record.lost for name in self.targets):
-            self.record.reached = self._sensitivities is not None
+            self.record.reached = all(self._measured(names[0]) for names in self._passes)
         return self.record.reached
 
-    @cached_property
-    def _sensitivities(self) -> dict[str, LayerSensitivity] | None:
-        settings: dict[str, Any] = {"call": self._call, "seed": self._seed}
-        found = layer_sensitivities(self._model, list(self.targets.values()), self._batches, **settings)
-        return None if found is None else dict(zip(self.targets, found, strict=True))
+    def _measured(self, name: str) -> bool:
+        """Measure a layer and those of its pass, in place of those of another pass; tell whether they are reached."""
+        if name not in self._held:
+            self._held = {}  # before others take its place
+            names = next(names for names in self._passes if name in names)
+            settings: dict[str, Any] = {"call": self._call, "seed": self._seed, "memory": self._memory}
+            own = [self.targets[each] for each in names]
+            found = layer_sensitivities(self._model, own, self._batches, **settings)
+            self._held = {} if found is None else dict(zip(names, found, strict=True))
+        return name in self._held
 
     def _of(self, name: str) -> LayerSensitivity:
-        if self._sensitivities is None:
+        if not self._measured(name):
             raise LookupError(f"images or gradients do not reach {name}")
-        return self._sensitivities[name]
+        return self._held[name]
 
     def lost(self, name: str, layouts: Sequence[Layout], removed: RemovedChannels = NOTHING) -> Values:
         """Return the share of a layer's output that is lost in each layout, as foretold.

@@ -22,6 +22,7 @@ from norton_plugin.budget.record import SensitivityRecord
 from norton_plugin.budget.units import known_units, pruning_units
 from norton_plugin.calibration import take_batches
 from norton_plugin.calibration.input_moments import InputMoments
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.cost import ModelCost
 from norton_plugin.errors import RecipeError, SurgeryError
@@ -67,7 +68,9 @@ def plan_candidates(
     """
     layers = layer_menus(model, recipe, cost, latency)
     targets = [menu.target for menu in layers]
-    evidence = Evidence(model, targets, batches, call=call, seed=recipe.calibration.seed, record=record)
+    memory = MomentMemory(recipe.calibration.memory_bytes).halved()  # the other half is for what tells divergences
+    known: dict[str, Any] = {"record": record, "memory": memory, "seed": recipe.calibration.seed}
+    evidence = Evidence(model, targets, batches, call=call, **known)
     if not evidence.reached:
         raise SurgeryError(
             "budget.prune needs what errors of all layers cost, and some are reached by no image or no gradient; leave "

@@ -72,6 +72,7 @@ def compress(
     calibrate: what.Calibrate = False,
     distill: what.Distill = None,
     images: what.Images = None,
+    memory: what.Memory = None,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
@@ -137,7 +138,7 @@ def compress(
         "pruning": what.pruning_changes(
             keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion, seed=seed
         ),
-        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
+        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed, memory=memory),
         "distillation": what.distillation_changes(distill=distill, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)

@@ -110,6 +110,10 @@ Distill = Annotated[
     ),
 ]
 Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data.", min=1)]
+Memory = Annotated[
+    str | None,
+    _option("--memory", "SIZE", "Most memory for moments of layers, such as 4GiB; images and the model come on top."),
+]
 Include = Annotated[list[str] | None, _option("--include", "PATTERN", "Only layers named so; repeatable.")]
 Exclude = Annotated[list[str] | None, _option("--exclude", "PATTERN", "Never layers named so; repeatable.")]
 NoVerify = Annotated[bool, _option("--no-verify", None, "Do not compare pruned groups with masked ones.")]
@@ -195,9 +199,11 @@ def pruning_changes(
     return _given({**shares, "round_to": round_to, "criterion": criterion, "seed": seed})
 
 
-def calibration_changes(*, calibrate: bool, images: int | None, seed: int | None) -> dict[str, Any]:
+def calibration_changes(
+    *, calibrate: bool, images: int | None, seed: int | None, memory: str | None = None
+) -> dict[str, Any]:
     """Return the settings of ``recipe.Calibration`` that were given, by name."""
-    return _given({"fit": calibrate or None, "images": images, "seed": seed})
+    return _given({"fit": calibrate or None, "images": images, "seed": seed, "memory": memory})
 
 
 def distillation_changes(*, distill: int | None, seed: int | None) -> dict[str, Any]:

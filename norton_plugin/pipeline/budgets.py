@@ -122,6 +122,10 @@ class RecordedRanking:
         """The criterion itself, with what it collected."""
         return self._make()
 
+    def release(self) -> None:
+        """Let go of what the criterion collected."""
+        self.__dict__.pop("criterion", None)
+
     def __call__(self, group: ChannelGroup) -> Tensor:
         """Return one score per root channel, (size,).
 

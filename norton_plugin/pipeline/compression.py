@@ -21,6 +21,7 @@ from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.pipeline.budgets import what_is_known, within_budget
 from norton_plugin.pipeline.checks import (
     check_calibration,
+    check_memory,
     check_model,
     check_patterns,
     check_recipe,
@@ -83,6 +84,7 @@ def compress(
     check_calibration(recipe, calibration, criterion)
     check_model(model, example_inputs)
     check_patterns(model, recipe)
+    check_memory(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
         compressed = duplicate(model)

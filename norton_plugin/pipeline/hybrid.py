@@ -13,6 +13,7 @@ from torch import nn
 from norton_plugin.budget import BudgetPlan, plan_candidates
 from norton_plugin.calibration import OutputCriterion
 from norton_plugin.calibration.input_moments import InputMoments
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
@@ -92,7 +93,9 @@ def candidate_plans(
     call = partial(run_model, forward_fn=phases.forward_fn)
     if known.batches is None or known.record is None:
         raise SurgeryError("budget.prune measures on images, and there are none")
+    memory = MomentMemory(recipe.calibration.memory_bytes).halved()
     settings: dict[str, Any] = {"positions": recipe.calibration.positions, "seed": recipe.calibration.seed}
+    settings["memory"] = memory
     moments: Callable[[], InputMoments] = partial(
         InputMoments, model, known.batches, example_inputs=inputs, call=call, **settings
     )
@@ -100,7 +103,8 @@ def candidate_plans(
 
         def rank() -> OutputCriterion:
             phases.step("rank")
-            criterion = ranked_by_outputs(model, inputs, known.batches or (), recipe, phases.forward_fn)
+            images = known.batches or ()
+            criterion = ranked_by_outputs(model, inputs, images, recipe, phases.forward_fn, memory=memory.limit)
             phases.step("budget")
             return criterion
 
@@ -112,6 +116,8 @@ def candidate_plans(
     facts: dict[str, Any] = {"groups": graph.groups(), "moments": moments, "batches": known.batches, "call": call}
     facts |= {"ignored": frozen, "ranking": phases.ranking, "record": known.record, "latency": known.latency}
     plans = plan_candidates(model, recipe, phases.cost, **facts)
+    if isinstance(phases.ranking, RecordedRanking):
+        phases.ranking.release()
     return plans, phases
 
 
