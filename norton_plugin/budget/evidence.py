@@ -12,6 +12,7 @@ from torch import nn
 from norton_plugin.budget.cut_costs import NOTHING, cut_target
 from norton_plugin.budget.distortion import added_error, weight_errors
 from norton_plugin.budget.measured import MeasuredDivergence
+from norton_plugin.budget.menu import layouts_of
 from norton_plugin.budget.record import SensitivityRecord
 from norton_plugin.budget.sensitivity import LayerSensitivity, layer_sensitivities, sensitivity_bytes
 from norton_plugin.budget.solve import Values
@@ -61,8 +62,15 @@ class Evidence:
     def reached(self) -> bool:
         """Whether images and gradients reach all layers; there is nothing to be told otherwise."""
         if self.record.reached and any(name not in self.record.lost for name in self.targets):
-            self.record.reached = all(self._measured(names[0]) for names in self._passes)
+            self.record.reached = all(self._told(names) for names in self._passes)
         return self.record.reached
+
+    def _told(self, names: Sequence[str]) -> bool:
+        """Write down what the layers of a pass lose while they are held; tell whether they are reached."""
+        reached = self._measured(names[0])
+        for name in names if reached else ():
+            self.lost(name, layouts_of(self.targets[name]))
+        return reached
 
     def _measured(self, name: str) -> bool:
         """Measure a layer and those of its pass, in place of those of another pass; tell whether they are reached."""

@@ -119,7 +119,7 @@ def test_sensitivities_are_measured_in_several_passes(monkeypatch):
     free, bound = (
         plan_budget(model, recipe(memory, budget=Budget(macs=0.5)), cost, batches=images) for memory in (None, "1.5MiB")
     )
-    assert passes == [5, 2, 2, 1] or passes == [5, 3, 2]
+    assert passes == [5, 3, 2]
     assert bound.macs == pytest.approx(free.macs, rel=0.02) and bound.error == pytest.approx(free.error, rel=0.1)
     with pytest.raises(RecipeError, match="calibration.memory is 100 KiB, but the moments of"):
         plan_budget(model, recipe("100KiB", budget=Budget(macs=0.5)), cost, batches=images)
