@@ -1,6 +1,22 @@
 """From what a model may cost to a level and a size for each of its layers, and a share of each group of channels."""
 
+from norton_plugin.budget.decomposing import plan_budget
 from norton_plugin.budget.hybrid import plan_candidates
-from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, PlannedLayer, plan_budget
+from norton_plugin.budget.latency import TOLERANCE, LatencyBudget
+from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedGroup, PlannedLayer
+from norton_plugin.budget.record import SENSITIVITIES, SensitivityRecord, new_record, read_record
 
-__all__ = ["BudgetPlan", "PlannedGroup", "PlannedLayer", "plan_budget", "plan_candidates"]
+__all__ = [
+    "SENSITIVITIES",
+    "TOLERANCE",
+    "SensitivityRecord",
+    "new_record",
+    "read_record",
+    "BudgetPlan",
+    "LatencyBudget",
+    "Milliseconds",
+    "PlannedGroup",
+    "PlannedLayer",
+    "plan_budget",
+    "plan_candidates",
+]

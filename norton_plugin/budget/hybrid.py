@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import nn
 
+from norton_plugin.budget.cut_costs import CutCosts
+from norton_plugin.budget.decomposing import Chooser
+from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.joint import Choice, JointMenus
+from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layer_menus
-from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, out_of_reach, plan_of, planned_layer
-from norton_plugin.budget.sensitivity import layer_sensitivities
-from norton_plugin.budget.units import pruning_units
+from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, planned_layer
+from norton_plugin.budget.record import SensitivityRecord
+from norton_plugin.budget.units import known_units, pruning_units
 from norton_plugin.calibration import take_batches
 from norton_plugin.calibration.input_moments import InputMoments
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.cost import ModelCost
 from norton_plugin.errors import RecipeError, SurgeryError
@@ -33,53 +39,64 @@ def plan_candidates(
     cost: ModelCost,
     *,
     groups: Sequence[ChannelGroup],
-    moments: InputMoments,
+    moments: Callable[[], InputMoments],
     batches: Sequence[Any],
     call: Callable[[nn.Module, Any], Any],
     ignored: set[nn.Module],
     ranking: GroupCriterion | None,
+    record: SensitivityRecord,
+    latency: LatencyBudget | None = None,
 ) -> list[BudgetPlan]:
     """Return plans of decomposition, of pruning and of both, those of them that meet the budget of a recipe.
 
     Args:
         model: The dense model; changed while something is measured, and restored.
-        recipe: With one budget.
+        recipe: With a budget.
         cost: Of the model.
         groups: Its channel groups.
-        moments: Of its layers.
+        moments: Returns those of its layers, where something is to be measured.
         batches: Unlabelled images.
         call: Runs the model on a batch.
         ignored: Modules whose outputs must keep their width.
         ranking: In place of the recipe's criterion.
+        record: What is known of the model on these images; what is measured is added to it.
+        latency: Tells milliseconds; needed where the budget names some.
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
         SurgeryError: No layer can be decomposed, or some of them are reached by no image or no gradient.
     """
-    name = "macs" if recipe.budget.macs is not None else "params"
-    share: float = getattr(recipe.budget, name)
-    layers = layer_menus(model, recipe, cost)
+    layers = layer_menus(model, recipe, cost, latency)
     targets = [menu.target for menu in layers]
-    sensitivities = layer_sensitivities(model, targets, batches, call=call, seed=recipe.calibration.seed)
-    if sensitivities is None:
+    memory = MomentMemory(recipe.calibration.memory_bytes).halved()  # the other half is for what tells divergences
+    known: dict[str, Any] = {"record": record, "memory": memory, "seed": recipe.calibration.seed}
+    evidence = Evidence(model, targets, batches, call=call, **known)
+    if not evidence.reached:
         raise SurgeryError(
             "budget.prune needs what errors of all layers cost, and some are reached by no image or no gradient; leave "
             "them out (scope), or leave out budget.prune"
         )
-    measured = MeasuredDivergence(model, moments, take_batches(batches, _IMAGES), call=call)
-    units = pruning_units(groups, recipe.pruning, measured, scope=recipe.scope, ignored=ignored, ranking=ranking)
-    menus = JointMenus(model, targets, sensitivities, units, measured, cost=cost, budget=name)
-    found = menus.solve(share, decompose=True)
-    if isinstance(found, float):
-        raise out_of_reach(name, share, found, recipe)
-    plans = [_plan(recipe.budget, menus, found)]
-    alone = menus.solve(share, decompose=False)
-    if not isinstance(alone, float) and any(choice.cut for choice in alone):
-        plans.append(_plan(recipe.budget, menus, alone))
+    measured = cache(lambda: MeasuredDivergence(model, moments(), take_batches(batches, _IMAGES), call=call))
+    units = known_units(groups, record.cuts)
+    if units is None:
+        settings: dict[str, Any] = {"scope": recipe.scope, "ignored": ignored, "ranking": ranking}
+        units = pruning_units(groups, recipe.pruning, measured(), **settings)
+        record.cuts = {unit.group.root: [(cut.roots, cut.divergence) for cut in unit.cuts] for unit in units}
+    clock = None if latency is None else latency.clock
+    costs = CutCosts(model, evidence.targets, units, cost, clock)
+    menus = JointMenus(evidence, units, measured, costs=costs)
+    alone = Chooser(model, cost, layers, evidence, whole=None if clock is None else clock.whole)
+
+    def planned(solve: Callable[[Recipe], BudgetPlan]) -> BudgetPlan:
+        return solve(recipe) if latency is None else latency.meet(recipe, solve)
+
+    plans = [planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=True)))]
+    with suppress(RecipeError):  # out of reach by pruning alone
+        pruned = planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=False)))
+        plans += [replace(pruned, phases="pruning")] if pruned.groups else []
     with suppress(RecipeError):  # out of reach without pruning
-        plans.append(plan_of(model, recipe, cost, layers, sensitivities))
-    phases = ("pruning" if plan is not plans[0] and plan.groups else plan.phases for plan in plans)
-    return [replace(plan, phases=phase) for plan, phase in zip(plans, phases, strict=True)]
+        plans.append(planned(alone.plan))
+    return plans
 
 
 def _plan(budget: Budget, menus: JointMenus, choices: Sequence[Choice]) -> BudgetPlan:
@@ -100,6 +117,7 @@ def _plan(budget: Budget, menus: JointMenus, choices: Sequence[Choice]) -> Budge
         if choice.cut is not None
     ]
     error = sum(choice.error for choice in choices)
-    shares = menus.share("macs", choices), menus.share("params", choices)
+    shares = {name: menus.share(name, choices) for name in menus.budgets}
     phases = "hybrid" if groups else "decomposition"
-    return BudgetPlan(budget, *shares, "divergence", error, tuple(layers), tuple(groups), phases)
+    facts = "divergence", error, tuple(layers), tuple(groups), phases
+    return BudgetPlan(budget, shares["macs"], shares["params"], *facts, latency=shares.get("latency"))

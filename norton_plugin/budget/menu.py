@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.cost import ModelCost
 from norton_plugin.errors import SurgeryError
 from norton_plugin.recipe import Recipe
@@ -26,11 +27,13 @@ class Option:
         layout: Level, clusters and rank; None leaves it dense.
         macs: Of all its calls in one pass.
         parameters: Numbers in its weight or its factors.
+        nanoseconds: Of all its calls in one pass; 0 where no budget names milliseconds.
     """
 
     layout: Layout | None
     macs: int
     parameters: int
+    nanoseconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,19 @@ class LayerMenu:
     options: tuple[Option, ...]
 
 
-def layer_menus(model: nn.Module, recipe: Recipe, cost: ModelCost) -> list[LayerMenu]:
+def layer_menus(
+    model: nn.Module, recipe: Recipe, cost: ModelCost, latency: LatencyBudget | None = None
+) -> list[LayerMenu]:
     """Return a menu for every layer that may be decomposed, in the model's order.
 
     Args:
         model: Not changed.
         recipe: Its scope, its levels, and patterns that leave layers dense.
         cost: Of the model.
+        latency: Tells milliseconds, which are measured here; None without a budget of them.
 
     Raises:
-        RecipeError: A pattern matches nothing.
+        RecipeError: A pattern matches nothing, or a table that was given lacks a layer.
         SurgeryError: There is no such layer.
     """
     asked = replace(recipe.decomposition, share=1.0, allow_more_macs=False)
@@ -66,6 +72,8 @@ def layer_menus(model: nn.Module, recipe: Recipe, cost: ModelCost) -> list[Layer
         layouts = layouts_of(target)
         if macs and layouts:
             menus.append(LayerMenu(target, _options(target, macs, layouts)))
+    if latency is not None:
+        menus = _timed(menus, latency)
     if not menus:
         level = recipe.decomposition.level
         raise SurgeryError(f"no layer can become smaller at level {level!r}: {summary(skipped) or 'there is none'}")
@@ -81,6 +89,18 @@ def _options(target: Target, macs: int, layouts: Sequence[Layout]) -> tuple[Opti
         for layout in layouts
     ]
     return dense, *smaller
+
+
+def _timed(menus: Sequence[LayerMenu], latency: LatencyBudget) -> list[LayerMenu]:
+    """Return menus whose options also tell their time."""
+    layouts = {m.target.names[0]: [o.layout for o in m.options if o.layout is not None] for m in menus}
+    latency.settle(layouts)
+    timed = []
+    for menu in menus:
+        found = latency.clock.nanoseconds(menu.target.names[0], [option.layout for option in menu.options])
+        options = tuple(replace(own, nanoseconds=ns) for own, ns in zip(menu.options, found, strict=True))
+        timed.append(replace(menu, options=options))
+    return timed
 
 
 def layouts_of(target: Target) -> list[Layout]:

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 from norton_plugin.calibration import fisher_weights
 from norton_plugin.calibration.input_moments import collect
 from norton_plugin.calibration.layers import patch_geometry
+from norton_plugin.calibration.memory import MomentMemory, mode_bytes
 from norton_plugin.calibration.mode_moments import ModeSums
 from norton_plugin.surgery.targets import Target
 
 # Output positions read of every image.
 _POSITIONS = 16
+# Copies of a layer's sums that are held, with those that a root is computed by, and of its weight.
+_COPIES, _WEIGHTS = 6, 6
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ class LayerSensitivity:
         return torch.einsum("gnm,gmcij->gncij", grouped, self.weight).flatten(0, 1), float(shares[cut - 1])
 
 
+def sensitivity_bytes(target: Target) -> int:
+    """Return the bytes that measuring a layer takes: its sums, their roots, and its weight in double precision."""
+    weight = target.contract.weight
+    return _COPIES * mode_bytes(weight, patch_geometry(target.contract)) + _WEIGHTS * 8 * weight.numel()
+
+
 def layer_sensitivities(
     model: nn.Module,
     targets: Sequence[Target],
@@ -92,6 +101,7 @@ def layer_sensitivities(
     *,
     call: Callable[[nn.Module, Any], Any],
     seed: int,
+    memory: MomentMemory | None = None,
 ) -> list[LayerSensitivity] | None:
     """Return what errors of layers count.
 
@@ -101,13 +111,17 @@ def layer_sensitivities(
         batches: Unlabelled images.
         call: Runs the model on a batch.
         seed: Of the positions, and of what is drawn for the Fisher weights.
+        memory: Bounds the patches; moments of all these layers are held.
 
     Returns:
         One per layer, or None where a layer is not reached by the images or by gradients.
     """
     layers = {target.names[0]: target.module for target in targets}
     fisher = fisher_weights(model, layers, batches, call=call, seed=seed)
-    sums = {target.names[0]: ModeSums(patch_geometry(target.contract), positions=_POSITIONS) for target in targets}
+    sums = {
+        target.names[0]: ModeSums(patch_geometry(target.contract), positions=_POSITIONS, memory=memory)
+        for target in targets
+    }
     collect(model, sums, batches, call=call, seed=seed)
     found = []
     for target in targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,8 @@ Values = NDArray[np.float64]
 # Costs are rounded up to bins: with so many of them for each menu, all roundings lose at most half a percent.
 _BINS_PER_MENU = 200
 _FEWEST_BINS = 4000
-_GAP = (
-    1e-3  # of the lowest error, between it and the one found, where there are two budgets: seconds in place of minutes
-)
+# Of the lowest error, between it and the one found, where there are several budgets: seconds in place of minutes.
+GAP = 1e-3
 
 
 def choose_options(costs: Sequence[Values], errors: Sequence[Values], limits: Values) -> list[int] | None:
@@ -24,13 +24,13 @@ def choose_options(costs: Sequence[Values], errors: Sequence[Values], limits: Va
     Args:
         costs: Per menu (options, budgets), whole numbers, not negative.
         errors: Per menu (options,).
-        limits: (budgets,), one or two.
+        limits: (budgets,).
 
     Returns:
         Places in the menus, or None where nothing stays within.
 
     Raises:
-        MissingExtraError: There are two budgets, and scipy is not installed.
+        MissingExtraError: There are several budgets, and scipy is not installed.
     """
     if len(limits) == 1:
         return _by_bins([cost[:, 0] for cost in costs], errors, float(limits[0]))
@@ -69,25 +69,55 @@ def _by_bins(costs: Sequence[Values], errors: Sequence[Values], limit: float) ->
 
 def _by_branching(costs: Sequence[Values], errors: Sequence[Values], limits: Values) -> list[int] | None:
     """Solve for several budgets as a mixed integer programme."""
+    if not (limits > 0).all():
+        return None
+    starts = np.cumsum([0, *(len(error) for error in errors)])
+    places = [list(range(start, end)) for start, end in pairwise(starts.tolist())]
+    rows = [(own, [1.0] * len(own), 1.0) for own in places]
+    found = mixed_integer_programme(np.concatenate(errors), np.concatenate(costs) / limits, rows, gap=GAP)
+    return None if found is None else [int(found[own].argmax()) for own in places]
+
+
+def mixed_integer_programme(
+    errors: Values,
+    costs: Values,
+    rows: Sequence[tuple[Sequence[int], Sequence[float], float]],
+    *,
+    gap: float,
+    seconds: float | None = None,
+) -> Values | None:
+    """Return variables of 0 and 1 with the lowest sum of errors.
+
+    Args:
+        errors: (variables,).
+        costs: (variables, budgets), as shares of each budget.
+        rows: Of each equation, its variables, their factors, and what they add up to.
+        gap: Between the errors found and the lowest ones, as a share of these.
+        seconds: After which the best that was found is taken; None for no limit.
+
+    Returns:
+        (variables,), or None where nothing stays within the budgets.
+
+    Raises:
+        MissingExtraError: scipy is not installed.
+    """
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
     except ImportError as error:
         raise MissingExtraError(
-            "two budgets at once need scipy, which is not installed; run: pip install 'norton-plugin[cluster]'"
+            "several budgets at once need scipy, which is not installed; run: pip install 'norton-plugin[cluster]'"
         ) from error
-    all_costs, all_errors = np.concatenate(costs), np.concatenate(errors)
-    sizes = [len(error) for error in errors]
-    one_each = np.zeros((len(sizes), len(all_errors)))
-    for menu, (start, size) in enumerate(zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True)):
-        one_each[menu, start : start + size] = 1
-    within = LinearConstraint((all_costs / limits).T, ub=1)
+    lengths = [len(variables) for variables, _, _ in rows]
+    where = np.repeat(np.arange(len(rows)), lengths), np.concatenate([variables for variables, _, _ in rows])
+    factors = np.concatenate([factors for _, factors, _ in rows])
+    equations = csr_array((factors, where), shape=(len(rows), len(errors)))
+    sums = np.array([total for _, _, total in rows])
     answer = milp(
-        all_errors,
-        integrality=np.ones(len(all_errors)),
+        errors,
+        integrality=np.ones(len(errors)),
         bounds=Bounds(0, 1),
-        constraints=[within, LinearConstraint(one_each, 1, 1)],
-        options={"mip_rel_gap": _GAP},
+        constraints=[LinearConstraint(csr_array(costs.T), ub=1), LinearConstraint(equations, sums, sums)],
+        options={"mip_rel_gap": gap, **({} if seconds is None else {"time_limit": seconds})},
     )
-    if answer.x is None:
-        return None
-    return [int(part.argmax()) for part in np.split(answer.x, np.cumsum(sizes)[:-1])]
+    return None if answer.x is None else np.asarray(answer.x, dtype=np.float64)

@@ -21,12 +21,14 @@ class JointOption:
         macs: Of all of them.
         parameters: Of all of them; a weight that they share is counted once.
         error: Sum over them.
+        nanoseconds: Of all of them.
     """
 
     places: tuple[int, ...]
     macs: int
     parameters: int
     error: float
+    nanoseconds: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,5 +82,6 @@ def _join(members: Sequence[int], menus: Sequence[LayerMenu], errors: Sequence[V
         picked = [menu.options[place] for menu, place in zip(own, chosen, strict=True)]
         parameters = weight if layout is None else sum(o.parameters for o in picked) + (weight if others else 0)
         error = sum(float(errors[member][place]) for member, place in zip(members, chosen, strict=True))
-        options.append(JointOption(chosen, sum(o.macs for o in picked), parameters, error))
+        nanoseconds = sum(o.nanoseconds for o in picked)
+        options.append(JointOption(chosen, sum(o.macs for o in picked), parameters, error, nanoseconds))
     return JointMenu(tuple(members), tuple(options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -80,6 +80,26 @@ def pruning_units(
             taken |= _touched(group)
             cuts = [_cut(group, removed, measured) for _, removed in sorted(roots[group.root].items())]
             units.append(PruningUnit(group, tuple(cuts)))
+    return units
+
+
+def known_units(
+    groups: Sequence[ChannelGroup], cuts: Mapping[str, Sequence[tuple[tuple[int, ...], float]]] | None
+) -> list[PruningUnit] | None:
+    """Return the groups that a budget may prune with cuts that were measured before; None where none were.
+
+    Args:
+        groups: Of the dense model.
+        cuts: By the root of the group, the root channels that go and the divergence; None where nothing is known.
+    """
+    by_root = {group.root: group for group in groups}
+    if cuts is None or not cuts.keys() <= by_root.keys():
+        return None
+    units = []
+    for root, known in cuts.items():
+        group = by_root[root]
+        found = [Cut(roots, removed_by([(group, roots)], {}), divergence) for roots, divergence in known]
+        units.append(PruningUnit(group, tuple(found)))
     return units
 
 

@@ -19,6 +19,7 @@ from norton_plugin.calibration.fitting import ENOUGH, LayerFit
 from norton_plugin.calibration.held_back import split_batches
 from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
+from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
@@ -82,6 +83,7 @@ def calibrate_(
     norms: bool = True,
     admits: Callable[[str], bool] = lambda name: True,
     removed: Mapping[str, RemovedChannels] | None = None,
+    memory: int | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
     """Fit factors, and layers that stayed dense, to what they see in the compressed model; in place.
@@ -104,6 +106,7 @@ def calibrate_(
         admits: Tells of a dotted name whether a layer that stayed dense may be changed.
         removed: What pruning took from which layer (``PruningReport.removed``): what reads the channels that stayed
             takes over what the others carried.
+        memory: Most bytes that the moments of a layer, and what is computed of them, may take; None for no limit.
         on_layer: Told how many layers of how many are done.
 
     Returns:
@@ -112,6 +115,7 @@ def calibrate_(
     Raises:
         SurgeryError: No image, a model that does not run on them, or values that are not finite (the layer is named);
             the compressed model is as it was then.
+        RecipeError: The memory does not suffice; the least that would do is said.
     """
     start = time.perf_counter()
     given = take_batches(batches, images)
@@ -119,6 +123,8 @@ def calibrate_(
     call = partial(run_model, forward_fn=forward_fn)
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits, removed)
+    bound = MomentMemory(memory)
+    bound.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
@@ -128,7 +134,8 @@ def calibrate_(
                 trace_layers(model, own, partial(run_model, model, example_inputs, forward_fn))
                 for model, own in ((dense, [x.dense for x in layers]), (compressed, [x.own for x in layers]))
             ]
-            sequential = SequentialPass(dense, compressed, fitted_on, call=call, positions=positions, seed=seed)
+            drawn: dict[str, Any] = {"positions": positions, "seed": seed, "memory": bound}
+            sequential = SequentialPass(dense, compressed, fitted_on, call=call, **drawn)
             fits, unfitted = sequential.run_(layers, *places, on_layer=on_layer)
             found["fitted"] = comparison.of(compressed)
             states = {"plain": before, "fitted": _state(compressed)}

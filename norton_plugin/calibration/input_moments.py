@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from norton_plugin.calibration.fitting import ENOUGH, RIDGE, takes_bias
 from norton_plugin.calibration.layers import contract_of, patch_geometry
 from norton_plugin.calibration.lockstep import does_not_run, trace_layers
+from norton_plugin.calibration.memory import MomentMemory, full_bytes, mode_bytes, sums_to_hold
 from norton_plugin.calibration.mode_moments import ModeSums
 from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.errors import SurgeryError
@@ -28,7 +29,7 @@ class InputMoments:
     """What the convolutions and Linear layers of a model read.
 
     Memory: at most 11 MB for the moments of a layer of up to 1152 inputs, 8 (C^2 + C Kh Kw) bytes for each channel
-    group of a wider one.
+    group of a wider one; with a limit, those that take most are held as those of wider ones until all fit.
 
     Args:
         model: It is run and left as it is.
@@ -37,6 +38,7 @@ class InputMoments:
         call: Runs the model on a batch.
         positions: Output positions read of every image.
         seed: Of the positions.
+        memory: The limit.
 
     Attributes:
         contracts: What each layer computes, by its first dotted name.
@@ -44,6 +46,7 @@ class InputMoments:
 
     Raises:
         SurgeryError: The model does not run on the images, or values are not finite.
+        RecipeError: The limit does not suffice; the least that would do is said.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class InputMoments:
         call: Callable[[nn.Module, Any], Any],
         positions: int = 32,
         seed: int = 0,
+        memory: MomentMemory | None = None,
     ) -> None:
         self.contracts: dict[str, Contract] = {}
         for name, module in model.named_modules():
@@ -68,7 +72,7 @@ class InputMoments:
         behind = {place.module: place.norm for place in places}
         self.norms = {name: norm for name, layer in layers.items() if (norm := behind.get(layer)) is not None}
         self._centred = {name: takes_bias(layer, behind.get(layer)) for name, layer in layers.items()}
-        self._sums = {name: _sums_of(name, own, positions) for name, own in self.contracts.items()}
+        self._sums = _sums_of(self.contracts, positions, memory or MomentMemory())
         collect(model, self._sums, batches, call=call, seed=seed)
 
     def reached(self, name: str) -> bool:
@@ -149,11 +153,23 @@ def _with_ridge(second: Tensor, share: float) -> Tensor:
     return second + (ridge if ridge > 0 else 1.0) * torch.eye(len(second), dtype=second.dtype)
 
 
-def _sums_of(name: str, contract: Contract, positions: int) -> MomentSums | ModeSums:
-    geometry = patch_geometry(contract)
-    if contract.weight[0].numel() > _MOST_INPUTS:
-        return ModeSums(geometry, positions=positions)
-    return MomentSums(name, geometry, positions=positions)
+def _sums_of(
+    contracts: Mapping[str, Contract], positions: int, memory: MomentMemory
+) -> dict[str, MomentSums | ModeSums]:
+    """Return empty sums of all layers that fit into the memory together."""
+    geometries = {name: patch_geometry(contract) for name, contract in contracts.items()}
+    full, modes = {}, {}
+    for name, contract in contracts.items():
+        groups = geometries[name].groups
+        full[name] = full_bytes(contract.weight, geometries[name], targets=groups)
+        modes[name] = mode_bytes(contract.weight, geometries[name])
+    narrow = {name for name, contract in contracts.items() if contract.weight[0].numel() <= _MOST_INPUTS}
+    whole = sums_to_hold(full, modes, narrow, memory)
+    kinds: dict[str, Any] = {"positions": positions, "memory": memory}
+    return {
+        name: MomentSums(name, own, **kinds) if name in whole else ModeSums(own, **kinds)
+        for name, own in geometries.items()
+    }
 
 
 def collect(

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.patches import PatchGeometry
 
 
 class ModeSums:
     """Sums over patches of one layer for each axis of its weight.
 
-    Memory: 8 G (C^2 + Kh^2 + Kw^2 + D) bytes, and the patches of one batch.
+    Memory: 8 G (C^2 + Kh^2 + Kw^2 + D) bytes, and at most ``memory.part`` for the patches of a part of a batch.
 
     Args:
         geometry: How it reads its input.
         positions: Output positions read of every image.
+        memory: Bounds the patches.
     """
 
-    def __init__(self, geometry: PatchGeometry, *, positions: int) -> None:
+    def __init__(self, geometry: PatchGeometry, *, positions: int, memory: MomentMemory | None = None) -> None:
+        self._memory = memory or MomentMemory()
         self.geometry = geometry
         self.positions = positions
         self.samples = 0
@@ -34,7 +37,16 @@ class ModeSums:
         count = self.geometry.positions(output)
         chosen = torch.randperm(count, generator=generator)[: self.positions].sort().values.to(x.device)
         size = (1, 1) if self.geometry.channels_last else (int(output.shape[-2]), int(output.shape[-1]))
-        rows = self.geometry.patches(x.float(), size, chosen)
+        width = x.shape[-1] if self.geometry.channels_last else x.shape[-3]
+        numbers = len(chosen) * width * self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
+        if not self.geometry.channels_last and x.dim() == 3:
+            x = x[None]
+        step = self._memory.images_at_once(x, patches=numbers, targets=0)
+        for start in range(0, len(x), step):
+            self._add_rows(self.geometry.patches(x[start : start + step].float(), size, chosen))
+
+    def _add_rows(self, rows: Tensor) -> None:
+        """Add patches (M, G, D)."""
         patches = rows.unflatten(2, (-1, *self.geometry.kernel_size))  # (M, G, C, Kh, Kw)
         self._mean = self._mean + patches.double().sum(0)
         for axis in range(3):

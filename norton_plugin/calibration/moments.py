@@ -7,12 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.patches import PatchGeometry
 from norton_plugin.cpd.metric import OutputMetric
 from norton_plugin.errors import SurgeryError
-
-# Numbers of patches that are held at once; images are taken in parts below it.
-_CHUNK = 1 << 24
 
 
 class LayerMoments(NamedTuple):
@@ -41,15 +39,19 @@ class MomentSums:
     """Sums over patches and targets of one layer, in double precision.
 
     Memory: 8 (G D^2 + N D) bytes for the sums, D = C Kh Kw (170 MB for 512 channels and a 3x3 kernel), and at most
-    about 200 MB for the patches of a part of a batch.
+    ``memory.part``, 200 MiB without a limit, for the patches of a part of a batch.
 
     Args:
         name: Of the layer, for messages.
         geometry: How it reads its input.
         positions: Output positions read of every image, chosen at random, all images of a batch alike.
+        memory: Bounds the patches.
     """
 
-    def __init__(self, name: str, geometry: PatchGeometry, *, positions: int) -> None:
+    def __init__(
+        self, name: str, geometry: PatchGeometry, *, positions: int, memory: MomentMemory | None = None
+    ) -> None:
+        self._memory = memory or MomentMemory()
         self.name = name
         self.geometry = geometry
         self.positions = positions
@@ -80,11 +82,12 @@ class MomentSums:
             x, target = x[None], target[None]
         if self.geometry.channels_last and x.dim() == 2:
             x, target = x[:, None], target[:, None]
-        chosen = self.choose(target, generator)
+        chosen, count = self.choose(target, generator), max(1, self.geometry.positions(target))
         size = (1, 1) if self.geometry.channels_last else (int(target.shape[-2]), int(target.shape[-1]))
         kernel = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
         width = x.shape[-1] if self.geometry.channels_last else x.shape[1]
-        step = max(1, _CHUNK // max(1, len(chosen) * width * kernel))
+        numbers = {"patches": len(chosen) * width * kernel, "targets": len(chosen) * target[0].numel() // count}
+        step = self._memory.images_at_once(x, **numbers, name=self.name)
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             patches = self.geometry.patches(x[part], size, chosen)

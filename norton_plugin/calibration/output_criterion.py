@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from norton_plugin.calibration.calibrate import take_batches
 from norton_plugin.calibration.fisher import fisher_weights
 from norton_plugin.calibration.input_moments import InputMoments
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model
@@ -30,6 +31,7 @@ class OutputCriterion:
         forward_fn: ``(model, inputs) -> output`` in place of the plain call.
         positions: Output positions read of every image.
         seed: Of the positions, and of what is drawn for the Fisher weights.
+        memory: Most bytes that moments may take; None for no limit.
 
     Attributes:
         moments: What was collected.
@@ -47,9 +49,11 @@ class OutputCriterion:
         forward_fn: ForwardFunction | None = None,
         positions: int = 32,
         seed: int = 0,
+        memory: int | None = None,
     ) -> None:
         call = partial(run_model, forward_fn=forward_fn)
-        settings = {"example_inputs": example_inputs, "positions": positions, "seed": seed}
+        settings: dict[str, Any] = {"example_inputs": example_inputs, "positions": positions, "seed": seed}
+        settings["memory"] = MomentMemory(memory)
         self.moments = InputMoments(model, batches, call=call, **settings)
         layers = {name: model.get_submodule(name) for name in self.moments.contracts}
         self._fisher = fisher_weights(model, layers, take_batches(batches, _FISHER_IMAGES), call=call, seed=seed)

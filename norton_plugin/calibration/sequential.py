@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
+from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.errors import SurgeryError
@@ -101,11 +102,21 @@ class SequentialPass:
         call: Runs a model on a batch.
         positions: Output positions read of every image.
         seed: Of the positions.
+        memory: Bounds the patches of a layer.
     """
 
     def __init__(
-        self, dense: nn.Module, compressed: nn.Module, batches: Sequence[Any], *, call: Call, positions: int, seed: int
+        self,
+        dense: nn.Module,
+        compressed: nn.Module,
+        batches: Sequence[Any],
+        *,
+        call: Call,
+        positions: int,
+        seed: int,
+        memory: MomentMemory | None = None,
     ) -> None:
+        self._memory = memory
         self.dense, self.compressed = dense, compressed
         self.batches, self.call = batches, call
         self.positions = positions
@@ -164,7 +175,7 @@ class SequentialPass:
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
             return "no calibration image reaches it"
-        sums = MomentSums(layer.name, layer.geometry, positions=self.positions)
+        sums = MomentSums(layer.name, layer.geometry, positions=self.positions, memory=self._memory)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
@@ -185,6 +196,7 @@ class SequentialPass:
                 sums.add(b.inputs[0], layer.target(a.output) + pairing.correction(a, b), self.generator)
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         moments = sums.result(centred=takes_bias(layer.own, norm))
+        del sums  # fitting takes several times as much
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
         if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"

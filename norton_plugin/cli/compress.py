@@ -20,6 +20,7 @@ from norton_plugin.recipe import Recipe
 _DATA = "Data"
 _STEPS = {
     "measure": "counting MACs",
+    "time": "timing the dense model",
     "budget": "finding sizes for the budget",
     "decompose": "decomposing layers",
     "rank": "ranking channels by what reads them",
@@ -41,6 +42,8 @@ def compress(
     components: what.Components = None,
     share: what.Share = None,
     budget: what.Budget = None,
+    latency_table: what.LatencyTable = None,
+    reuse: what.Reuse = None,
     prune: what.Prune = False,
     clusters: what.Clusters = None,
     layer: what.LayerSettings = None,
@@ -69,6 +72,7 @@ def compress(
     calibrate: what.Calibrate = False,
     distill: what.Distill = None,
     images: what.Images = None,
+    memory: what.Memory = None,
     workers: options.Workers = 0,
     pretrained: options.Pretrained = False,
     checkpoint: options.Checkpoint = None,
@@ -86,6 +90,8 @@ def compress(
     Example: norton compress timm:resnet18 --pretrained --rank 3 --keep 0.7 -o resnet18-small
 
     Example: norton compress timm:resnet18 --pretrained --budget macs=0.5 -o resnet18-half
+
+    Example: norton compress timm:resnet18 --pretrained --budget latency=0.5 -o resnet18-twice-as-fast
 
     Example: norton compress timm:resnet18 --budget macs=0.2 --prune --data images --calibrate -o resnet18-fifth
 
@@ -108,7 +114,9 @@ def compress(
     )
     from norton_plugin.pipeline import compress as run
 
-    budgets = what.budget_changes(budget, prune=prune)
+    budgets = what.budget_changes(
+        budget, prune=prune, table=latency_table, reuse=reuse or _measured_before(budget, output)
+    )
     if budgets and recipe is None:
         level = level or "auto"
         criterion = criterion or ("output" if prune else None)
@@ -130,7 +138,7 @@ def compress(
         "pruning": what.pruning_changes(
             keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion, seed=seed
         ),
-        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed),
+        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed, memory=memory),
         "distillation": what.distillation_changes(distill=distill, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)
@@ -177,9 +185,12 @@ def compress(
         status.update(Text(f"writing {output}"))
         plain = {"recipe": result.recipe.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
+        result.save_measured(output)
         write_recipe(output / RECIPE, result.recipe)
     if report.budget is not None:
         out.show(budget_in_words(report.budget))
+        if report.budget.sensitivities:
+            out.show(report.budget.sensitivities)
     if report.calibration is not None:
         out.show(calibration_table(report.calibration))
     if report.distillation is not None:
@@ -191,6 +202,13 @@ def compress(
             out.show(remark)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
+
+
+def _measured_before(budget: list[str] | None, output: Path) -> Path | None:
+    """Return the artefact that is to be replaced, where it holds what a budget can use."""
+    from norton_plugin.budget import SENSITIVITIES
+
+    return output if budget and (output / SENSITIVITIES).is_file() else None
 
 
 class _Told:

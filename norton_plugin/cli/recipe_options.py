@@ -11,6 +11,7 @@ import typer
 from norton_plugin.cli.options import parse_number, parse_rank, parse_setting, parse_whole, split_pair
 from norton_plugin.cli.paths import existing_file, read_path
 from norton_plugin.errors import RecipeError
+from norton_plugin.recipe import BUDGETS
 
 _PANEL = "What to do (over the recipe file)"
 _SIZES = ("rank", "components", "share")
@@ -45,8 +46,29 @@ Budget = Annotated[
     _option(
         "--budget",
         "NAME=F",
-        "What the decomposed model may cost, as a share of the dense one: macs=0.5, params=0.5, or both; sizes of all "
-        "layers are found from it (at --level auto, where no level is given).",
+        "What the compressed model may cost, as a share of the dense one: macs=0.5, params=0.5, latency=0.5 "
+        "(milliseconds on this device, one image, the threads that are set), or several, macs=0.6,latency=0.5; sizes "
+        "of all layers are found from it (at --level auto, where no level is given).",
+    ),
+]
+LatencyTable = Annotated[
+    Path | None,
+    _option(
+        "--latency-table",
+        "PATH",
+        "With --budget latency=F: the latency.json of an artefact, or its directory, in place of measuring; it may "
+        "come from another device.",
+        parser=read_path,
+    ),
+]
+Reuse = Annotated[
+    Path | None,
+    _option(
+        "--reuse",
+        "DIR",
+        "With --budget and --data: an artefact of the same model and images whose measured sensitivities are taken in "
+        "place of measuring; the one in --output, where it has some.",
+        parser=read_path,
     ),
 ]
 Prune = Annotated[
@@ -88,6 +110,10 @@ Distill = Annotated[
     ),
 ]
 Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data.", min=1)]
+Memory = Annotated[
+    str | None,
+    _option("--memory", "SIZE", "Most memory for moments of layers, such as 4GiB; images and the model come on top."),
+]
 Include = Annotated[list[str] | None, _option("--include", "PATTERN", "Only layers named so; repeatable.")]
 Exclude = Annotated[list[str] | None, _option("--exclude", "PATTERN", "Never layers named so; repeatable.")]
 NoVerify = Annotated[bool, _option("--no-verify", None, "Do not compare pruned groups with masked ones.")]
@@ -134,7 +160,9 @@ def decomposition_changes(
     return found
 
 
-def budget_changes(budget: Iterable[str] | None, *, prune: bool = False) -> dict[str, Any]:
+def budget_changes(
+    budget: Iterable[str] | None, *, prune: bool = False, table: Path | None = None, reuse: Path | None = None
+) -> dict[str, Any]:
     """Return the settings of ``recipe.Budget`` that were given, by name.
 
     Raises:
@@ -144,13 +172,14 @@ def budget_changes(budget: Iterable[str] | None, *, prune: bool = False) -> dict
     for text in ",".join(budget or ()).split(",") if budget else ():
         name, _, value = text.partition("=")
         if not name or not value:
-            raise RecipeError(f"--budget is {text!r}; expected NAME=F, such as macs=0.5 or params=0.5")
+            raise RecipeError(f"--budget is {text!r}; expected NAME=F, such as macs=0.5 or latency=0.5")
         if name in found:
             raise RecipeError(f"--budget gives {name} twice; leave one of them out")
-        if name not in ("macs", "params"):
-            raise RecipeError(f"--budget is {text!r}; a budget is one of macs and params")
+        if name not in BUDGETS:
+            raise RecipeError(f"--budget is {text!r}; a budget is one of {', '.join(BUDGETS)}")
         found[name] = parse_number(value)
-    return found | _given({"prune": prune or None})
+    paths = {name: None if path is None else str(path) for name, path in (("table", table), ("reuse", reuse))}
+    return found | _given({"prune": prune or None, **paths})
 
 
 def pruning_changes(
@@ -170,9 +199,11 @@ def pruning_changes(
     return _given({**shares, "round_to": round_to, "criterion": criterion, "seed": seed})
 
 
-def calibration_changes(*, calibrate: bool, images: int | None, seed: int | None) -> dict[str, Any]:
+def calibration_changes(
+    *, calibrate: bool, images: int | None, seed: int | None, memory: str | None = None
+) -> dict[str, Any]:
     """Return the settings of ``recipe.Calibration`` that were given, by name."""
-    return _given({"fit": calibrate or None, "images": images, "seed": seed})
+    return _given({"fit": calibrate or None, "images": images, "seed": seed, "memory": memory})
 
 
 def distillation_changes(*, distill: int | None, seed: int | None) -> dict[str, Any]:

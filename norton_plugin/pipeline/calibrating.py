@@ -49,6 +49,7 @@ def fit_(
         images=settings.images,
         positions=settings.positions,
         seed=settings.seed,
+        memory=settings.memory_bytes,
         norms=settings.batch_norm,
         admits=recipe.scope.admits,
         removed=removed,
@@ -62,8 +63,10 @@ def ranked_by_outputs(
     calibration: Iterable[Any],
     recipe: Recipe,
     forward_fn: ForwardFunction | None,
+    *,
+    memory: int | None = None,
 ) -> OutputCriterion:
-    """Return the criterion "output" of the dense model."""
+    """Return the criterion "output" of the dense model; ``memory`` bounds its moments, in bytes."""
     return OutputCriterion(
         model,
         take_batches(calibration, min(RANKING_IMAGES, recipe.calibration.images)),
@@ -71,6 +74,7 @@ def ranked_by_outputs(
         forward_fn=forward_fn,
         positions=recipe.calibration.positions,
         seed=recipe.calibration.seed,
+        memory=memory,
     )
 
 

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from norton_plugin.calibration.layers import contract_of, patch_geometry
+from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.running import output_tensors
+from norton_plugin.reasons import Cause
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.names import check_keeps, check_ranks, check_scope
 from norton_plugin.surgery.report import DecompositionReport, PruningReport, summary
@@ -62,6 +65,24 @@ def check_calibration(recipe: Recipe, calibration: Any, criterion: Any = None) -
             "calibration.fit is set, which needs unlabelled images: give calibration=batches (on the command line "
             "--calibration-data DIR), or set it to false"
         )
+
+
+def check_memory(model: nn.Module, recipe: Recipe) -> None:
+    """Check that the moments of every layer that is to be fitted stay within the recipe's memory.
+
+    Raises:
+        RecipeError: Those of a layer do not; the least that would do is said.
+    """
+    # Pruning makes layers smaller: how far is not known yet.
+    if recipe.calibration.memory is None or not recipe.calibration.fit or recipe.budget.prune or recipe.pruning.active:
+        return
+    needs = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and recipe.scope.admits(name):
+            contract = contract_of(module)
+            if not isinstance(contract, Cause):
+                needs[name] = fitting_bytes(contract.weight.flatten(1), patch_geometry(contract))
+    MomentMemory(recipe.calibration.memory_bytes).require(needs)
 
 
 def check_patterns(model: nn.Module, recipe: Recipe) -> None:

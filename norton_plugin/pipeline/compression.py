@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.budget import BudgetPlan, plan_budget
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import take_batches
-from norton_plugin.cost import ModelCost, count_cost
+from norton_plugin.cost import count_cost
 from norton_plugin.hf import carry_
 from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.running import ForwardFunction, calibrated_by, counted_by, run_model
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
+from norton_plugin.pipeline.budgets import what_is_known, within_budget
 from norton_plugin.pipeline.checks import (
     check_calibration,
+    check_memory,
     check_model,
     check_patterns,
     check_recipe,
@@ -34,9 +36,6 @@ from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.geometry import geometry, lasting
 from norton_plugin.surgery.structure import diff
-
-# Most images that errors are weighed on for a budget: more change little.
-_BUDGET_IMAGES = 512
 
 
 def compress(
@@ -85,6 +84,7 @@ def compress(
     check_calibration(recipe, calibration, criterion)
     check_model(model, example_inputs)
     check_patterns(model, recipe)
+    check_memory(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
         compressed = duplicate(model)
@@ -95,12 +95,14 @@ def compress(
             calibration = take_batches(calibration, recipe.calibration.images)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
         planned: BudgetPlan | None
+        known = what_is_known(phases, recipe, ignored=ignored)
         if recipe.budget.prune:
-            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored)
+            compressed, recipe, planned, done = lowest_divergence(phases, recipe, ignored=ignored, known=known)
         else:
-            recipe, planned = _within_budget(compressed, recipe, before, calibration, forward_fn, step)
+            recipe, planned = within_budget(phases, compressed, recipe, known)
             done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
         require_changes(done.decomposition, done.pruning)
+        planned = known.finished(planned, compressed)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
     structure = diff(dense, geometry(compressed))
@@ -109,22 +111,5 @@ def compress(
     facts |= {"calibration": done.fitted, "calibration_images": done.images}
     facts |= {"budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
-    return CompressionResult(compressed, report, recipe)
-
-
-def _within_budget(
-    model: nn.Module,
-    recipe: Recipe,
-    cost: ModelCost,
-    calibration: Iterable[Any] | None,
-    forward_fn: ForwardFunction | None,
-    step: Callable[[str], None],
-) -> tuple[Recipe, BudgetPlan | None]:
-    """Return the recipe with sizes in place of its budget, and how they were found; as it is where it has none."""
-    if not recipe.budget.given:
-        return recipe, None
-    step("budget")
-    batches = None if calibration is None else take_batches(calibration, _BUDGET_IMAGES)
-    call = partial(run_model, forward_fn=calibrated_by(forward_fn))
-    plan = plan_budget(model, recipe, cost, batches=batches, call=call)
-    return plan.recipe(recipe), plan
+    times = None if known.latency is None else known.latency.table
+    return CompressionResult(compressed, report, recipe, times, known.record)

@@ -88,6 +88,7 @@ class Phases:
             self.step("prune")
             settings |= {"ignored": ignored, "forward_fn": self.forward_fn, "time_limit": recipe.time_limit}
             pruning = prune_(compressed, self.example_inputs, recipe.pruning, criterion=ranking, **settings)
+            del ranking  # with the moments that it holds
         fitted: CalibrationReport | None = None
         if not (decomposition.layers or pruning.groups):
             return Outcome(decomposition, pruning, fitted, 0, None)
@@ -105,4 +106,6 @@ class Phases:
         if self.calibration is None or not needs_images_to_rank(recipe, self.ranking):
             return self.ranking
         self.step("rank")
-        return ranked_by_outputs(self.model, self.example_inputs, self.calibration, recipe, self.forward_fn)
+        inputs = self.example_inputs, self.calibration
+        memory = recipe.calibration.memory_bytes
+        return ranked_by_outputs(self.model, *inputs, recipe, self.forward_fn, memory=memory)

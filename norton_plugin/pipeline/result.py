@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from norton_plugin.artifact import save
+from norton_plugin.budget import SENSITIVITIES, SensitivityRecord
+from norton_plugin.latency import TABLE, LatencyTable
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.recipe import Recipe
 from norton_plugin.zoo import ModelSource, input_facts
@@ -23,11 +25,15 @@ class CompressionResult:
         model: The compressed model.
         report: What was done, and what was left with its reason.
         recipe: What was asked for.
+        latency: Milliseconds of layers, where a budget named some.
+        sensitivities: What errors of layers cost, where a budget was met on images.
     """
 
     model: nn.Module
     report: CompressionReport
     recipe: Recipe
+    latency: LatencyTable | None = None
+    sensitivities: SensitivityRecord | None = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.report))
@@ -64,7 +70,7 @@ class CompressionResult:
             facts |= input_facts(source.preprocessing, len(source.example_inputs))
         else:
             spec = source
-        return save(
+        folder = save(
             directory,
             self.model,
             self.report.structure,
@@ -73,3 +79,17 @@ class CompressionResult:
             source=spec,
             extra=facts,
         )
+        self.save_measured(folder)
+        return folder
+
+    def save_measured(self, directory: Path) -> None:
+        """Write what was measured on the way beside an artefact, to be given again; what was there before goes.
+
+        Raises:
+            ArtifactError: It cannot be written.
+        """
+        for found, name in ((self.latency, TABLE), (self.sensitivities, SENSITIVITIES)):
+            if found is None:
+                (directory / name).unlink(missing_ok=True)
+            else:
+                found.write(directory / name)

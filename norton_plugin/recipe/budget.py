@@ -10,35 +10,59 @@ from norton_plugin.recipe.decomposition import Decomposition
 from norton_plugin.recipe.pruning import Pruning
 from norton_plugin.recipe.section import Section, check_bool, check_number
 
+BUDGETS = ("macs", "params", "latency")
 _SIZES = ("rank", "components", "share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget(Section):
-    """Most that the decomposed model may cost, as shares of the dense one; with both, both hold.
+    """Most that the compressed model may cost, as shares of the dense one; where there are several, all of them hold.
 
     Attributes:
         macs: MACs of one pass, in (0, 1].
         params: Numbers in the parameters, in (0, 1].
+        latency: Milliseconds of one pass on this device, with the batch of the example and the threads that are set,
+            in (0, 1]; both models as they are delivered (``deploy.prepare``).
+        table: The ``latency.json`` of an artefact, or its directory: milliseconds of layers that were measured before,
+            maybe on another device. Nothing is measured then.
+        reuse: The ``sensitivities.json`` of an artefact, or its directory: what errors of layers cost, measured before.
+            It is taken where model, images and options are the same.
         prune: Also find which channels go: plans of decomposition, of pruning and of both are carried out, and the one
             whose outputs are nearest to the dense model's on held-back images is kept. It needs ``calibration.fit``.
     """
 
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
+    table: str | None = None
+    reuse: str | None = None
     prune: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("macs", "params"):
+        for name in BUDGETS:
             value = getattr(self, name)
             if value is not None:
                 check_number(f"budget.{name}", value, low=0, high=1, open_low=True)
+        for name in ("table", "reuse"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path):
+                raise RecipeError(f"budget.{name} is {path!r}; expected the path of a file or artefact, or none (null)")
+        if self.table is not None and self.latency is None:
+            raise RecipeError(
+                "budget.table tells milliseconds, but budget.latency is not set; name it, or leave it out"
+            )
         check_bool("budget.prune", self.prune)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The shares that are named, by name."""
+        shares = {name: getattr(self, name) for name in BUDGETS}
+        return {name: share for name, share in shares.items() if share is not None}
 
     @property
     def given(self) -> bool:
         """Whether a budget is named at all."""
-        return self.macs is not None or self.params is not None
+        return bool(self.limits)
 
     def check_with(self, decomposition: Decomposition) -> None:
         """Refuse sizes beside a budget, which finds them, and a budget that asks for nothing.
@@ -50,7 +74,7 @@ class Budget(Section):
         """
         if not self.given:
             return
-        if all(value in (None, 1) for value in (self.macs, self.params)):
+        if all(share == 1 for share in self.limits.values()):
             raise RecipeError("the budget is all of the dense model, which changes nothing; name a share below 1")
         for name, level in _settings(decomposition, ("level",)).items():
             if level == "cluster":
@@ -78,9 +102,9 @@ class Budget(Section):
         if not self.prune:
             return
         if not self.given:
-            raise RecipeError("budget.prune is set, but there is no budget; name budget.macs or budget.params")
-        if self.macs is not None and self.params is not None:
-            raise RecipeError("budget.prune works with one budget; leave out budget.macs or budget.params")
+            raise RecipeError(
+                "budget.prune is set, but there is no budget; name budget.macs, budget.params or budget.latency"
+            )
         if pruning.active:
             raise RecipeError(
                 "pruning.keep is below 1, but budget.prune is set, which finds the shares itself; leave one of them "

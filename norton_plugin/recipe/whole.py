@@ -9,6 +9,7 @@ from typing import ClassVar
 from norton_plugin.errors import RecipeError
 from norton_plugin.patterns import matches_any, require_matches
 from norton_plugin.recipe.budget import Budget
+from norton_plugin.recipe.byte_size import bytes_of
 from norton_plugin.recipe.decomposition import Decomposition
 from norton_plugin.recipe.distillation import Distillation
 from norton_plugin.recipe.pruning import Pruning
@@ -56,6 +57,8 @@ class Calibration(Section):
             (docs/method.md, section 3); it needs calibration data.
         positions: Output positions that ``fit`` reads of every image.
         seed: Of these positions.
+        memory: Most that the moments of layers may take, such as ``"4GiB"``, or a number of bytes; None for no limit.
+            The images, and what the model needs to run on them, come on top.
     """
 
     batch_norm: bool = True
@@ -63,6 +66,7 @@ class Calibration(Section):
     fit: bool = False
     positions: int = 32
     seed: int = 0
+    memory: str | int | None = None
 
     def __post_init__(self) -> None:
         check_bool("calibration.batch_norm", self.batch_norm)
@@ -70,6 +74,13 @@ class Calibration(Section):
         check_bool("calibration.fit", self.fit)
         check_integer("calibration.positions", self.positions, low=1, high=10**6)
         check_integer("calibration.seed", self.seed, low=0, high=2**63 - 1)
+        if self.memory is not None:
+            bytes_of("calibration.memory", self.memory)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit in bytes; None for none."""
+        return None if self.memory is None else bytes_of("calibration.memory", self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,7 +144,6 @@ def test_fronts_hold_the_best_of_all_combinations():
     [
         ({"budget": Budget(macs=0.5, prune=True)}, "set calibration.fit too"),
         ({"budget": Budget(prune=True), "calibration": FIT}, "there is no budget"),
-        ({"budget": Budget(macs=0.5, params=0.5, prune=True), "calibration": FIT}, "works with one budget"),
         (
             {"budget": Budget(macs=0.5, prune=True), "calibration": FIT, "pruning": Pruning(keep=0.5)},
             "which finds the shares itself",
@@ -178,3 +177,15 @@ def test_plans_whose_groups_could_not_be_pruned_do_not_count(monkeypatch):
     assert report.budget.phases == "decomposition" and set(report.budget.divergence) == {"decomposition"}
     with pytest.raises(SurgeryError, match="no plan stays within the budget"):
         compress(model, example, recipe(level="filter", macs=0.1), calibration=images(96))
+
+
+def test_several_budgets_hold_together_when_pruning_too():
+    pytest.importorskip("scipy")
+    model, example = network(), images(2)[0]
+    one = compress(model, example, recipe(level="filter", macs=0.3), calibration=images(96)).report
+    limit = 0.6 * one.parameters_after / one.parameters_before
+    both = compress(model, example, recipe(level="filter", macs=0.3, params=limit), calibration=images(96)).report
+    assert both.macs_after / both.macs_before <= 0.3 * 1.001
+    assert both.parameters_after / both.parameters_before <= limit * 1.001
+    with pytest.raises(RecipeError, match="budget.params is 0.0001, but the least"):
+        compress(model, example, recipe(level="filter", macs=0.3, params=1e-4), calibration=images(96))

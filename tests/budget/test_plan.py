@@ -96,7 +96,8 @@ def test_the_recipe_of_the_result_gives_the_same_model_again(residual, image):
     again = compress(residual, image, Recipe.from_dict(json.loads(json.dumps(first.recipe.to_dict()))))
     assert again.report.structure == first.report.structure
     assert torch.equal(again.model(image), first.model(image))
-    assert first.report.to_dict()["budget"]["budget"] == {"macs": 0.5, "params": None, "prune": False}
+    found = first.report.to_dict()["budget"]["budget"]
+    assert {name: value for name, value in found.items() if value} == {"macs": 0.5}
 
 
 def test_the_same_budget_gives_the_same_plan(resnet18):

@@ -26,6 +26,7 @@ from unlabelled import facts_of, open_images, parser_of
 from norton_plugin import compress
 from norton_plugin.budget import BudgetPlan
 from norton_plugin.cost import count_cost
+from norton_plugin.pipeline.budgets import what_is_known
 from norton_plugin.pipeline.hybrid import candidate_plans
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.recipe import Budget, Calibration, Criterion, Decomposition, Pruning, Recipe
@@ -89,7 +90,7 @@ def plans_of(source: ModelSource, recipe: Recipe, sample: list[torch.Tensor]) ->
     """Return the plans for a budget that also prunes."""
     cost = count_cost(source.model, lambda: source.model(_EXAMPLE))
     phases = Phases(source.model, _EXAMPLE, cost, sample, None, None, lambda step: None)
-    return candidate_plans(phases, recipe)[0]
+    return candidate_plans(phases, recipe, known=what_is_known(phases, recipe, ignored=()))[0]
 
 
 def plan_rows(source: ModelSource, level: str, budget: float, seed: int, images: Images, count: int) -> Iterator[Row]:
