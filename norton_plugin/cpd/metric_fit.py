@@ -42,7 +42,7 @@ def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolera
     """
     single = isinstance(factors, CPDFactors)
     start = (_as_coupled(factors) if isinstance(factors, CPDFactors) else factors).to(dtype=torch.float64)
-    if start.vertical.shape[2] * start.horizontal.shape[2] == 1 and start.clusters == len(metric.second):
+    if all(factor.shape[2] == 1 for factor in start.kernel) and start.clusters == len(metric.second):
         found = _closed_form(start, metric)
     else:
         problem = _Problem(start, metric)
