@@ -167,7 +167,7 @@ class CPDBlock(ConvBlock):
         return self.slot // self.cluster_size
 
     @property
-    def kernel(self) -> tuple[Tensor, ...]:
+    def kernel(self) -> tuple[nn.Parameter, ...]:
         """Factors of the kernel's axes, (vertical, horizontal) for two; none for a 1x1 kernel that is shared."""
         found = (getattr(self, name) for name in self.axes)
         return tuple(factor for factor in found if factor is not None)

@@ -99,11 +99,17 @@ def form_for(block: ConvBlock, x: Tensor | None = None, *, lowered: bool = True)
     if torch.jit.is_tracing():
         return "separable", "a tracer, such as a counter of MACs, sees what the factors need"
     axes = len(block.kernel_size)
-    size, batch, channels_last = _TYPICAL_SIZES[axes], 1, False
+    shape, channels_last = shape_for(block, _TYPICAL_SIZES[axes]), False
     if x is not None and not torch.compiler.is_compiling():
-        size, batch, channels_last = tuple(x.shape[-axes:]), x.shape[: -axes - 1].numel(), is_channels_last(x)
+        shape, channels_last = shape_of_input(block, x), is_channels_last(x)
     device = next(block.parameters()).device.type
-    return static_form(shape_for(block, size, batch), device=device, channels_last=channels_last, lowered=lowered)
+    return static_form(shape, device=device, channels_last=channels_last, lowered=lowered)
+
+
+def shape_of_input(block: ConvBlock, x: Tensor) -> BlockShape:
+    """Return the sizes that decide how fast each form of a block is on an input, (B, C, H, W)."""
+    axes = len(block.kernel_size)
+    return shape_for(block, tuple(x.shape[-axes:]), x.shape[: -axes - 1].numel())
 
 
 def shape_for(block: ConvBlock, input_size: tuple[int, ...], batch: int = 1) -> BlockShape:

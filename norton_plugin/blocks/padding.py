@@ -68,8 +68,9 @@ def sides(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """Pixels to add (left, right, top, bottom) to a map of ``size`` (H, W); the last axis first, as ``F.pad`` has
-    it.""" amounts: list[int] = [] for axis in reversed(range(len(size))):
+    """Pixels to add (left, right, top, bottom) to a map of ``size`` (H, W): the last axis first, as for ``F.pad``."""
+    amounts: list[int] = []
+    for axis in reversed(range(len(size))):
         if isinstance(padding, tuple):
             amounts += [padding[axis]] * 2
             continue

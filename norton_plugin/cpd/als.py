@@ -131,17 +131,18 @@ def decompose_layers(
     return [results[index] for index in range(len(weights))]
 
 
-def check_weight(weight: Tensor, rank: int) -> None:
+def check_weight(weight: Tensor, rank: int, *, dimensions: Sequence[int] = WEIGHT_DIMENSIONS) -> None:
     """Refuse what cannot be decomposed.
 
     Args:
         weight: Should be floating, finite, non-empty, of shape (N, C, Kh, Kw), or with one or three axes behind C.
         rank: Should be from 1 to Kh*Kw.
+        dimensions: How many it may have.
 
     Raises:
         DecompositionError: One of these does not hold.
     """
-    if weight.dim() not in WEIGHT_DIMENSIONS or weight.numel() == 0 or not weight.is_floating_point():
+    if weight.dim() not in dimensions or weight.numel() == 0 or not weight.is_floating_point():
         raise DecompositionError(
             f"Expected a non-empty floating weight (N, C, Kh, Kw), got {weight.dtype} of shape "
             f"{tuple(weight.shape)}; pass the weight of a Conv2d (or of a Conv1d or Conv3d)."
@@ -150,7 +151,8 @@ def check_weight(weight: Tensor, rank: int) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
         raise DecompositionError(
             f"Rank {rank} was asked for filters of shape {tuple(weight.shape[1:])}; it must be an integer "
-            f"from 1 to {'Kh*Kw' if weight.dim() == 4 else 'the size of the kernel'} = {limit}, where the factorisation is already exact."
+            f"from 1 to {'Kh*Kw' if weight.dim() == 4 else 'the size of the kernel'} = {limit}, where the "
+            "factorisation is already exact."
         )
     finite = weight.detach().isfinite().flatten(1).all(1)
     if not finite.all():

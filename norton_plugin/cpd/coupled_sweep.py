@@ -1,8 +1,8 @@
 """One ALS sweep over all modes for a batch of clusters: filters, channels, kernel rows and kernel columns.
 
 Kernels may have more axes or one. The tensor is contracted twice per sweep: with all other factors for the mix, and
-with the mix alone; from this product come the others (a dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating LS algorithms for high
-order CANDECOMP/PARAFAC tensor factorizations", IEEE Trans. Signal Processing 61(19), 2013).
+with the mix alone; from this product come the others (a dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating
+LS algorithms for high order CANDECOMP/PARAFAC tensor factorizations", IEEE Trans. Signal Processing 61(19), 2013).
 
 Columns have norm one, all but those of the factor solved for. So a ridge adds the same to the squared error in every
 step: ``ridge * sum of the squared norms of the components``, the Lagrangian of error-preserving correction (Phan,
