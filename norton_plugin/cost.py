@@ -21,7 +21,7 @@ from norton_plugin.blocks import all_in_form
 from norton_plugin.errors import NortonError, SurgeryError
 
 Call = Callable[[], Any]
-MapSize = tuple[int, int]
+MapSize = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class ModelCost:
         layer_macs: MACs per module by its first dotted name, those of modules inside it left out; calls add up,
             modules without any are absent. Their sum is ``macs``, unless ``call`` computes something outside the
             model's own call.
-        map_sizes: (input (H, W), output (H, W)) of every module that maps 4-D to 4-D, of its largest call.
+        map_sizes: (input (H, W), output (H, W)) of every module that maps 4-D to 4-D, of its largest call; of 3-D and
+            1-D convolutions with as many axes as their kernels have.
     """
 
     macs: int
@@ -82,10 +83,17 @@ class _LayerCounter:
         self._running[-1][1] += used
         self.macs[name] += (used - inside) // 2
         first = inputs[0] if inputs else None
-        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == 4:
+        dimensions = 2 + _axes(module)
+        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.dim() == output.dim() == dimensions:
             size = (tuple(first.shape[2:]), tuple(output.shape[2:]))
             if name not in self.map_sizes or size[0] > self.map_sizes[name][0]:
-                self.map_sizes[name] = size  # type: ignore[assignment]
+                self.map_sizes[name] = size
+
+
+def _axes(module: nn.Module) -> int:
+    """Return how many axes the maps of a module have: those of its kernel, two where it has none."""
+    kernel = getattr(module, "kernel_size", None)
+    return len(kernel) if isinstance(kernel, tuple) else 2
 
 
 @contextmanager

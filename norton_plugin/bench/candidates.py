@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
-from norton_plugin.deploy.memory_format import FORMATS, lay_out_
+from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
 from norton_plugin.export.int8 import int8_path
@@ -164,12 +164,8 @@ def _in_pytorch(
 ) -> Call:
     """PyTorch's threads are those of the process."""
     model.eval()
-    placed = tree_map(lambda leaf: _placed(leaf, memory), inputs)
+    placed = tree_map(lambda leaf: laid_out(leaf, memory) if isinstance(leaf, Tensor) else leaf, inputs)
     return lambda: run_model(model, placed, forward_fn)
-
-
-def _placed(leaf: Any, memory: torch.memory_format) -> Any:
-    return leaf.to(memory_format=memory) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
 
 
 def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:

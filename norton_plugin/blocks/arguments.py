@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from numbers import Integral
@@ -38,30 +39,34 @@ def whole_number(value: Any, name: str, *, low: int = 1, high: int = MAX_NUMBERS
     return int(value)
 
 
-def pair(value: Any, name: str, *, low: int = 1) -> tuple[int, int]:
-    """Check pixels that are given once, or for the vertical and the horizontal axis.
+def per_axis(value: Any, name: str, *, axes: int = 2, low: int = 1) -> tuple[int, ...]:
+    """Check pixels that are given once, or for every axis of the kernel.
 
     Args:
         value: As the caller gave it.
         name: Of the argument, for the message.
+        axes: How many the kernel has.
         low: Smallest number of pixels that makes sense.
 
     Returns:
-        (vertical, horizontal).
+        One number for each axis: (vertical, horizontal) for two.
 
     Raises:
-        SurgeryError: Neither one nor two whole numbers, or out of range.
+        SurgeryError: Neither one whole number nor one for each axis, or out of range.
     """
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    given = list(value[:3]) if several else [value, value]
+    given = list(value[: axes + 1]) if several else [value] * axes
     try:
-        vertical, horizontal = (whole_number(side, name, low=low, high=MAX_PIXELS) for side in given)
-    except (SurgeryError, ValueError) as error:
+        found = tuple(whole_number(side, name, low=low, high=MAX_PIXELS) for side in given)
+        if len(found) != axes:
+            raise SurgeryError(f"{name} has {len(found)} numbers, the kernel {axes} axes")
+    except SurgeryError as error:
         kind = "positive" if low else "non-negative"
+        count = "one" if axes == 1 else f"one or {('two', 'three')[axes - 2]}"
         raise SurgeryError(
-            f"{name} {reprlib.repr(value)} is not one or two {kind} whole numbers of pixels, at most {MAX_PIXELS}"
+            f"{name} {reprlib.repr(value)} is not {count} {kind} whole numbers of pixels, at most {MAX_PIXELS}"
         ) from error
-    return vertical, horizontal
+    return found
 
 
 def choice(value: Any, name: str, choices: Sequence[str]) -> str:
@@ -111,25 +116,25 @@ def check_clusters(clusters: Any, size: Any, *, filters: int, groups: int) -> tu
     return count, least if size is None else whole_number(size, "cluster_size", low=least, high=filters)
 
 
-def check_size(*, filters: int, channels: int, kernel_size: tuple[int, int], rank: int, clusters: int) -> None:
+def check_size(*, filters: int, channels: int, kernel_size: tuple[int, ...], rank: int, clusters: int) -> None:
     """Refuse a block that would take gigabytes, as factors or as the dense weight.
 
     Args:
         filters: N.
         channels: C, channels that one filter sees.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes.
         rank: R.
         clusters: K.
 
     Raises:
         SurgeryError: More than ``MAX_NUMBERS`` numbers.
     """
-    height, width = kernel_size
     mixed = 0 if clusters == filters else filters
-    numbers = max(rank * (clusters * (channels + height + width) + mixed), filters * channels * height * width)
+    factors = rank * (clusters * (channels + sum(kernel_size)) + mixed)
+    numbers = max(factors, filters * channels * math.prod(kernel_size))
     if numbers > MAX_NUMBERS:
         raise SurgeryError(
-            f"a block of {filters} filters of shape {(channels, height, width)} and rank {rank} takes {numbers} "
+            f"a block of {filters} filters of shape {(channels, *kernel_size)} and rank {rank} takes {numbers} "
             f"numbers; at most {MAX_NUMBERS} are allowed"
         )
 

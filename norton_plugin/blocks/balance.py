@@ -77,6 +77,6 @@ def _factors(block: ConvBlock | CPDLinear) -> list[_Factor]:
     if not isinstance(block, CPDBlock):
         return []
     own = torch.arange(len(block.head), device=block.head.device)
-    kernels = (block.head, block.vertical, block.horizontal)
-    found = [_Factor(kernel, kernel, own) for kernel in kernels if kernel is not None]
+    kernels = (block.head, *block.kernel)
+    found = [_Factor(kernel, kernel, own) for kernel in kernels]
     return found if block.mix is None else [*found, _Factor(block.mix, block.mix.unsqueeze(2), block.cluster)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks.arguments import check_channels, check_flag, check_placement, choice, pair, whole_number
+from norton_plugin.blocks.arguments import check_channels, check_flag, check_placement, choice, per_axis, whole_number
 from norton_plugin.blocks.clusters import BlockLevel
 from norton_plugin.blocks.derived import assigned_
 from norton_plugin.blocks.form_choice import form_for
@@ -39,11 +39,11 @@ def all_in_form(model: nn.Module, form: Form) -> Iterator[None]:
 
 
 class ConvBlock(NotScripted, ABC):
-    """A 2-D convolution whose weight is computed from factors; what these are, its subclasses say.
+    """A convolution whose weight is computed from factors; what these are, its subclasses say.
 
-    The whole contract of ``nn.Conv2d`` is kept: geometry, padding mode, groups, bias, device, dtype. ``weight`` gives
-    the rebuilt dense weight for code that reads it. The same factors run in several equivalent forms, which change no
-    state dict.
+    It is 2-D but for subclasses that name other ``axes``. The whole contract of ``nn.Conv2d`` is kept: geometry,
+    padding mode, groups, bias, device, dtype. ``weight`` gives the rebuilt dense weight for code that reads it. The
+    same factors run in several equivalent forms, which change no state dict.
 
     Args:
         in_channels: Channels of the input.
@@ -67,10 +67,12 @@ class ConvBlock(NotScripted, ABC):
 
     # Read by code that expects a convolution; a block is never transposed.
     transposed = False
-    output_padding = (0, 0)
+    output_padding: tuple[int, ...] = (0, 0)
     # mmengine's BaseModule.init_weights asks children for this; the factors must survive it.
     is_init = True
     forms: tuple[Form, ...] = FORMS
+    # Of the kernel, as they follow each other in the weight.
+    axes: tuple[str, ...] = ("vertical", "horizontal")
 
     rank: int
     clusters: int
@@ -96,13 +98,14 @@ class ConvBlock(NotScripted, ABC):
         super().__init__()
         self.in_channels = whole_number(in_channels, "in_channels")
         self.out_channels = whole_number(out_channels, "out_channels")
-        self.kernel_size = pair(kernel_size, "kernel_size")
-        self.stride = pair(stride, "stride")
-        self.dilation = pair(dilation, "dilation")
+        axes = len(self.axes)
+        self.kernel_size = per_axis(kernel_size, "kernel_size", axes=axes)
+        self.stride = per_axis(stride, "stride", axes=axes)
+        self.dilation = per_axis(dilation, "dilation", axes=axes)
         self.groups = whole_number(groups, "groups")
-        self.padding = normalise_padding(padding, padding_mode)
+        self.padding = normalise_padding(padding, padding_mode, axes=axes)
         self.padding_mode = padding_mode
-        if self.padding == "same" and self.stride != (1, 1):
+        if self.padding == "same" and max(self.stride) > 1:
             raise SurgeryError(f"padding 'same' needs stride 1, got {self.stride}; use 'dynamic_same' or pixels")
         self.form = form
         self.training_form = training_form
@@ -153,19 +156,20 @@ class ConvBlock(NotScripted, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, in_channels, H, W) to (B, out_channels, Ho, Wo)."""
-        left, right, top, bottom = sides(
+        axes = len(self.axes)
+        amounts = sides(
             self.padding,
-            size=(x.shape[-2], x.shape[-1]),
+            size=tuple(x.shape[axis] for axis in range(-axes, 0)),
             kernel_size=self.kernel_size,
             stride=self.stride,
             dilation=self.dilation,
         )
-        inner = (0, 0)
+        inner = (0,) * axes
         fixed = self.padding != "dynamic_same"  # whatever the size of the map
-        if fixed and self.padding_mode == "zeros" and left == right and top == bottom:
-            inner = (top, left)
+        if fixed and self.padding_mode == "zeros" and amounts[::2] == amounts[1::2]:
+            inner = amounts[::-2]
         else:
-            x = pad(x, (left, right, top, bottom), self.padding_mode)
+            x = pad(x, amounts, self.padding_mode)
         geometry = ConvGeometry(self.stride, inner, self.dilation, self.groups)
         form = self.training_form if self.training else self.form
         if form == AUTO:
@@ -176,7 +180,8 @@ class ConvBlock(NotScripted, ABC):
         """Return the arguments that rebuild the block, as ``nn.Conv2d`` shows them."""
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"]
         parts += [f"{name}={value}" for name, value in self.size_arguments().items()]
-        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        ones, none = (1,) * len(self.axes), (0,) * len(self.axes)
+        defaults = {"stride": ones, "padding": none, "dilation": ones, "groups": 1, "padding_mode": "zeros"}
         parts += [f"{name}={getattr(self, name)}" for name, value in defaults.items() if getattr(self, name) != value]
         if self.bias is None:
             parts.append("bias=False")

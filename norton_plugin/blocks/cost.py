@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+Size = tuple[int, ...]
+
 
 class ConvCost(NamedTuple):
     """Cost of one layer.
@@ -18,61 +20,56 @@ class ConvCost(NamedTuple):
     parameters: int
 
 
-def conv_cost(
-    filters: int,
-    channels: int,
-    kernel_size: tuple[int, int],
-    *,
-    output_size: tuple[int, int] = (1, 1),
-) -> ConvCost:
+def conv_cost(filters: int, channels: int, kernel_size: Size, *, output_size: Size = ()) -> ConvCost:
     """Return the cost of a dense convolution: ``N C Kh Kw Ho Wo`` MACs, ``N C Kh Kw`` parameters.
 
     Args:
         filters: N.
         channels: C, the channels that one filter sees (``in_channels / groups``).
-        kernel_size: (Kh, Kw).
-        output_size: (Ho, Wo).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
+        output_size: (Ho, Wo); one pixel by default.
     """
     weights = filters * channels * math.prod(kernel_size)
     return ConvCost(weights * math.prod(output_size), weights)
 
 
 def cpd_cost(
-    filters: int,
-    channels: int,
-    kernel_size: tuple[int, int],
-    rank: int,
-    *,
-    input_size: tuple[int, int] = (1, 1),
-    output_size: tuple[int, int] = (1, 1),
+    filters: int, channels: int, kernel_size: Size, rank: int, *, input_size: Size = (), output_size: Size = ()
 ) -> ConvCost:
-    """Return the cost of the three-convolution form: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` MACs.
+    """Return the cost of the form of one convolution per axis: ``R N (C Hi Wi + Kh Ho Wi + Kw Ho Wo)`` MACs.
 
-    The pointwise step runs before the stride, so it sees the whole input map.
+    The pointwise step runs before the stride, so it sees the whole input map; each other step strides along its axis.
 
     Args:
         filters: N.
         channels: C, the channels that one filter sees.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
         rank: R.
-        input_size: (Hi, Wi).
-        output_size: (Ho, Wo).
+        input_size: (Hi, Wi); one pixel by default.
+        output_size: (Ho, Wo); one pixel by default.
 
     Returns:
         MACs, and ``R N (C + Kh + Kw)`` parameters.
     """
-    (kh, kw), (hi, wi), (ho, wo) = kernel_size, input_size, output_size
-    macs = rank * filters * (channels * hi * wi + kh * ho * wi + kw * ho * wo)
-    return ConvCost(macs, rank * filters * (channels + kh + kw))
+    macs = rank * filters * (channels * math.prod(input_size) + _line_macs(kernel_size, input_size, output_size))
+    return ConvCost(macs, rank * filters * (channels + sum(kernel_size)))
+
+
+def _line_macs(kernel_size: Size, input_size: Size, output_size: Size) -> int:
+    """Return the MACs of one component in the steps along the axes, one after the other: ``Kh Ho Wi + Kw Ho Wo``."""
+    return sum(
+        length * math.prod(output_size[: axis + 1]) * math.prod(input_size[axis + 1 :])
+        for axis, length in enumerate(kernel_size)
+    )
 
 
 def break_even_rank(
     channels: int,
-    kernel_size: tuple[int, int],
+    kernel_size: Size,
     *,
-    stride: tuple[int, int] = (1, 1),
-    input_size: tuple[int, int] | None = None,
-    output_size: tuple[int, int] | None = None,
+    stride: Size = (),
+    input_size: Size | None = None,
+    output_size: Size | None = None,
 ) -> int:
     """Return the largest rank at which the decomposed layer needs fewer MACs than the dense one.
 
@@ -80,16 +77,16 @@ def break_even_rank(
 
     Args:
         channels: C, the channels that one filter sees.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
         stride: Used to estimate the ratio of input to output map where the sizes are unknown.
         input_size: (Hi, Wi), or None for ``stride``.
-        output_size: (Ho, Wo), or None for (1, 1).
+        output_size: (Ho, Wo), or None for one pixel.
 
     Returns:
         The rank, 0 where no rank saves anything.
     """
     if input_size is None or output_size is None:
-        input_size, output_size = stride, (1, 1)
+        input_size, output_size = stride, ()
     dense = conv_cost(1, channels, kernel_size, output_size=output_size).macs
     per_rank = cpd_cost(1, channels, kernel_size, 1, input_size=input_size, output_size=output_size).macs
     return max(0, math.ceil(dense / per_rank) - 1)
@@ -98,14 +95,14 @@ def break_even_rank(
 def coupled_cost(
     filters: int,
     channels: int,
-    kernel_size: tuple[int, int],
+    kernel_size: Size,
     components: int,
     *,
     clusters: int = 1,
-    input_size: tuple[int, int] = (1, 1),
-    output_size: tuple[int, int] = (1, 1),
+    input_size: Size = (),
+    output_size: Size = (),
 ) -> ConvCost:
-    """Return the cost of filters that share components: pointwise, two depthwise steps, and the mix.
+    """Return the cost of filters that share components: pointwise, a depthwise step for each axis, and the mix.
 
     ``M (C Hi Wi + Kh Ho Wi + Kw Ho Wo) + N M / K Ho Wo`` MACs: the mix runs after the stride. A 1x1 kernel has no
     depthwise steps, and all of it runs after the stride. Where clusters are of unequal size the smaller ones count
@@ -114,33 +111,33 @@ def coupled_cost(
     Args:
         filters: N.
         channels: C, the channels that one filter sees.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
         components: M, of all clusters.
         clusters: K.
-        input_size: (Hi, Wi).
-        output_size: (Ho, Wo).
+        input_size: (Hi, Wi); one pixel by default.
+        output_size: (Ho, Wo); one pixel by default.
 
     Returns:
         MACs, and ``M (C + Kh + Kw) + N M / K`` parameters.
     """
-    (kh, kw), (hi, wi), (ho, wo) = kernel_size, input_size, output_size
+    pixels = math.prod(output_size)
     rank, places = components // clusters, clusters * -(-filters // clusters)
-    mixed = places * rank * ho * wo
-    if kernel_size == (1, 1):
-        return ConvCost(components * channels * ho * wo + mixed, components * channels + filters * rank)
-    macs = components * (channels * hi * wi + kh * ho * wi + kw * ho * wo) + mixed
-    return ConvCost(macs, components * (channels + kh + kw) + filters * rank)
+    mixed = places * rank * pixels
+    if max(kernel_size) == 1:
+        return ConvCost(components * channels * pixels + mixed, components * channels + filters * rank)
+    macs = components * (channels * math.prod(input_size) + _line_macs(kernel_size, input_size, output_size)) + mixed
+    return ConvCost(macs, components * (channels + sum(kernel_size)) + filters * rank)
 
 
 def spatial_cost(
     filters: int,
     channels: int,
-    kernel_size: tuple[int, int],
+    kernel_size: Size,
     components: int,
     *,
     groups: int = 1,
-    input_size: tuple[int, int] = (1, 1),
-    output_size: tuple[int, int] = (1, 1),
+    input_size: Size = (1, 1),
+    output_size: Size = (1, 1),
 ) -> ConvCost:
     """Return the cost of a spatial SVD: ``M C Kh Ho Wi + N M / G Kw Ho Wo`` MACs.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +22,8 @@ from norton_plugin.errors import SurgeryError
 
 class CPDBlock(ConvBlock):
     """A 2-D convolution whose filters are sums of outer products (NORTON, section III-B).
+
+    ``CPDBlock1d`` and ``CPDBlock3d`` are the same for kernels of one and of three axes.
 
     Without ``clusters`` every filter has R components of its own, as in the paper. With them, the filters of a cluster
     share R components, which each filter mixes in its own way; one cluster is the layer-wise CP decomposition
@@ -113,8 +117,8 @@ class CPDBlock(ConvBlock):
     ) -> None:
         n, k, r = self.out_channels, self.clusters, self.rank
         shapes: dict[str, tuple[int, ...] | None] = {"head": (k, r, self.in_channels // self.groups)}
-        pointwise = shared and self.kernel_size == (1, 1)
-        for name, length in zip(("vertical", "horizontal"), self.kernel_size, strict=True):
+        pointwise = shared and max(self.kernel_size) == 1
+        for name, length in zip(self.axes, self.kernel_size, strict=True):
             shapes[name] = None if pointwise else (k, r, length)
         shapes |= {"mix": (n, r) if shared else None, "bias": (n,) if bias else None}
         for name, shape in shapes.items():
@@ -125,9 +129,8 @@ class CPDBlock(ConvBlock):
 
     def reset_parameters(self) -> None:
         """Draw factors whose product has the variance of ``nn.Conv2d``'s default initialisation."""
-        kh, kw = self.kernel_size
-        fan_in = self.head.shape[2] * kh * kw
-        names = ("head", "vertical", "horizontal", "mix")
+        fan_in = self.head.shape[2] * math.prod(self.kernel_size)
+        names = ("head", *self.axes, "mix")
         factors = [factor for factor in (getattr(self, name) for name in names) if factor is not None]
         # A product of f independent factors, summed over R: variance R * s^(2 f) = 1 / (3 fan_in).
         scale = (3.0 * fan_in * self.rank) ** (-0.5 / len(factors))
@@ -164,27 +167,32 @@ class CPDBlock(ConvBlock):
         return self.slot // self.cluster_size
 
     @property
+    def kernel(self) -> tuple[nn.Parameter, ...]:
+        """Factors of the kernel's axes, (vertical, horizontal) for two; none for a 1x1 kernel that is shared."""
+        found = (getattr(self, name) for name in self.axes)
+        return tuple(factor for factor in found if factor is not None)
+
+    @property
     def factors(self) -> CPDFactors | CoupledFactors:
         """The factors, attached to the graph; those of a 1x1 kernel that are None are ones."""
-        ones = self.head.new_ones(self.clusters, self.rank, 1)
-        vertical = ones if self.vertical is None else self.vertical
-        horizontal = ones if self.horizontal is None else self.horizontal
+        kernel = self.kernel or (self.head.new_ones(self.clusters, self.rank, 1),) * len(self.axes)
         if self.mix is None:
-            return CPDFactors(self.head, vertical, horizontal)
-        return CoupledFactors(self.head, vertical, horizontal, self.mix, self.cluster)
+            return CPDFactors(self.head, *kernel)
+        return CoupledFactors(self.head, *kernel, self.mix, self.cluster)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight (N, C, Kh, Kw) rebuilt from the factors; assign to the factors, not to it."""
         if self.mix is None:
-            return torch.einsum("nrc,nrh,nrw->nchw", self.head, self.vertical, self.horizontal)
+            letters = "dhw"[-len(self.axes) :]
+            each = ",".join(f"nr{letter}" for letter in letters)
+            return torch.einsum(f"nrc,{each}->nc{letters}", self.head, *self.kernel)
         return self.block_factors().weight()
 
     def block_factors(self) -> BlockFactors:
         """Return parameters and places as the forms take them."""
-        return BlockFactors(
-            self.head, self.vertical, self.horizontal, self.bias, self.mix, self.slot, self.cluster_size
-        )
+        own = (self.bias, self.mix, self.slot, self.cluster_size)
+        return BlockFactors(self.head, self.kernel, len(self.axes), *own)
 
     def set_factors(self, factors: CPDFactors | CoupledFactors, bias: Tensor | None = None) -> None:
         """Copy factors (and the bias, if given) into the parameters, cast to their dtype and device.
@@ -198,9 +206,12 @@ class CPDBlock(ConvBlock):
         """
         values: dict[str, Tensor | None] = dict(factors._asdict())
         cluster = values.pop("cluster", None)
-        if self.vertical is None and values["vertical"].shape[-1] == 1:  # type: ignore[union-attr]
-            spatial = values.pop("vertical") * values.pop("horizontal")  # type: ignore[operator]
-            values["head"] = values["head"] * spatial  # type: ignore[operator]
+        if len(factors.kernel) != len(self.axes):
+            raise SurgeryError(f"these are factors of {len(factors.kernel)} axes, the block's kernel has {self.axes}")
+        if not self.kernel and all(factor.shape[-1] == 1 for factor in factors.kernel):
+            for name in self.axes:
+                del values[name]
+            values["head"] = factors.head * functools.reduce(torch.mul, factors.kernel)
         if bias is not None:
             values["bias"] = bias
         for name in ("mix", *values):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from norton_plugin.blocks.convolutions import CHANNELS_LAST
 from norton_plugin.blocks.forms import Form
 from norton_plugin.blocks.padding import sides
 from norton_plugin.blocks.stages import BlockShape, Kind, stages
@@ -16,7 +17,7 @@ from norton_plugin.blocks.stages import BlockShape, Kind, stages
 if TYPE_CHECKING:
     from norton_plugin.blocks.conv_block import ConvBlock
 
-_TYPICAL_SIZE = (28, 28)  # of a map, where it is not known
+_TYPICAL_SIZES = {1: (784,), 2: (28, 28), 3: (8, 28, 28)}  # of maps, where they are not known
 
 
 class KindCost(NamedTuple):
@@ -97,26 +98,33 @@ def form_for(block: ConvBlock, x: Tensor | None = None, *, lowered: bool = True)
     """
     if torch.jit.is_tracing():
         return "separable", "a tracer, such as a counter of MACs, sees what the factors need"
-    size, batch, channels_last = _TYPICAL_SIZE, 1, False
+    axes = len(block.kernel_size)
+    shape, channels_last = shape_for(block, _TYPICAL_SIZES[axes]), False
     if x is not None and not torch.compiler.is_compiling():
-        size, batch, channels_last = (x.shape[-2], x.shape[-1]), x.shape[:-3].numel(), is_channels_last(x)
+        shape, channels_last = shape_of_input(block, x), is_channels_last(x)
     device = next(block.parameters()).device.type
-    return static_form(shape_for(block, size, batch), device=device, channels_last=channels_last, lowered=lowered)
+    return static_form(shape, device=device, channels_last=channels_last, lowered=lowered)
 
 
-def shape_for(block: ConvBlock, input_size: tuple[int, int], batch: int = 1) -> BlockShape:
+def shape_of_input(block: ConvBlock, x: Tensor) -> BlockShape:
+    """Return the sizes that decide how fast each form of a block is on an input, (B, C, H, W)."""
+    axes = len(block.kernel_size)
+    return shape_for(block, tuple(x.shape[-axes:]), x.shape[: -axes - 1].numel())
+
+
+def shape_for(block: ConvBlock, input_size: tuple[int, ...], batch: int = 1) -> BlockShape:
     """Return the sizes that decide how fast each form of a block is.
 
     Args:
         block: Its factors are not read.
-        input_size: (Hi, Wi), before padding.
+        input_size: (Hi, Wi), or of as many axes as the kernel has; before padding.
         batch: Images per call.
     """
     geometry = {"kernel_size": block.kernel_size, "stride": block.stride, "dilation": block.dilation}
-    left, right, top, bottom = sides(block.padding, size=input_size, **geometry)
-    padded = (input_size[0] + top + bottom, input_size[1] + left + right)
-    lengths = zip(padded, block.kernel_size, block.dilation, block.stride, strict=True)
-    height, width = (max(1, (side - d * (k - 1) - 1) // s + 1) for side, k, d, s in lengths)
+    amounts = sides(block.padding, size=input_size, **geometry)
+    added = [first + last for first, last in zip(amounts[::2], amounts[1::2], strict=True)][::-1]
+    lengths = zip(input_size, added, block.kernel_size, block.dilation, block.stride, strict=True)
+    output_size = tuple(max(1, (side + more - d * (k - 1) - 1) // s + 1) for side, more, k, d, s in lengths)
     return BlockShape(
         block.in_channels,
         block.out_channels,
@@ -126,7 +134,7 @@ def shape_for(block: ConvBlock, input_size: tuple[int, int], batch: int = 1) -> 
         block.rank,
         getattr(block, "cluster_size", 1),
         input_size,
-        (height, width),
+        output_size,
         batch,
         spatial=block.level == "spatial",
     )
@@ -177,5 +185,6 @@ def _sum(shape: BlockShape, form: Form, costs: FormCosts) -> float:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Tell whether a map (B, C, H, W) lies in memory with its channels last, and could lie otherwise."""
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """Tell whether a map (B, C, H, W) or (B, C, D, H, W) lies in memory with its channels last, and could otherwise."""
+    memory_format = CHANNELS_LAST.get(x.dim() - 2)
+    return memory_format is not None and x.is_contiguous(memory_format=memory_format) and not x.is_contiguous()

@@ -2,8 +2,9 @@
 
 All compute the convolution with the weight ``W[n] = sum_r mix[n, r] head[k, r] o vertical[k, r] o horizontal[k, r]``,
 k the cluster of filter n; where every filter has components of its own there is no mix, and k is n. They differ in
-speed and memory alone. The input is padded already, except for ``padding``, the symmetric zero padding that the
-convolutions add themselves.
+speed and memory alone. Kernels of one and of three axes have one
+factor fewer, and one more (``depth``, before the others). The input is padded already, except for ``padding``, the
+symmetric zero padding that the convolutions add themselves.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from norton_plugin.blocks.convolutions import FUNCTIONS
+from norton_plugin.cpd.factors import outer_products
 
 Form = Literal["separable", "grouped", "depthwise", "dense"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -23,12 +26,20 @@ ChosenForm = Form | Literal["auto"]
 
 
 class ConvGeometry(NamedTuple):
-    """How the kernel moves over the map: (vertical, horizontal) pairs, in pixels."""
+    """How the kernel moves over the map: pixels for each of its axes, (vertical, horizontal) for two."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
+
+    def along(self, axis: int, groups: int) -> ConvGeometry:
+        """Return how a kernel moves that has a length along one axis alone."""
+        stride, padding, dilation = (
+            tuple(own if place == axis else rest for place, own in enumerate(values))
+            for values, rest in ((self.stride, 1), (self.padding, 0), (self.dilation, 1))
+        )
+        return ConvGeometry(stride, padding, dilation, groups)
 
 
 class BlockFactors(NamedTuple):
@@ -36,8 +47,9 @@ class BlockFactors(NamedTuple):
 
     Attributes:
         head: (K, R, C), C the channels that one filter sees.
-        vertical: (K, R, Kh), None for a 1x1 kernel with a mix.
-        horizontal: (K, R, Kw), None like it.
+        kernel: For each axis of the kernel (K, R, Kx), (vertical, horizontal) for two; empty for a 1x1 kernel with a
+            mix.
+        axes: How many the kernel has.
         bias: (N,) or None.
         mix: (N, R), how filters are made of the components of their cluster; None where K = N and R are added up.
         slot: (N,) int64, where filters sit among K * S places (``blocks.clusters``); None where they are in order.
@@ -45,8 +57,8 @@ class BlockFactors(NamedTuple):
     """
 
     head: Tensor
-    vertical: Tensor | None
-    horizontal: Tensor | None
+    kernel: tuple[Tensor, ...]
+    axes: int
     bias: Tensor | None
     mix: Tensor | None = None
     slot: Tensor | None = None
@@ -54,9 +66,27 @@ class BlockFactors(NamedTuple):
 
     def spatial_kernels(self) -> Tensor | None:
         """Return the rank-one spatial kernel of every component, (K, R, Kh, Kw); None for a 1x1 kernel."""
-        if self.vertical is None or self.horizontal is None:
-            return None
-        return self.vertical.unsqueeze(-1) * self.horizontal.unsqueeze(-2)
+        return outer_products(self.kernel) if self.kernel else None
+
+    def pointwise(self) -> Tensor:
+        """Return the weight of the pointwise convolution to the components, (K * R, C, 1, 1)."""
+        k, r, c = self.head.shape
+        return self.head.reshape(k * r, c, *(1,) * self.axes)
+
+    def along(self, axis: int) -> Tensor:
+        """Return the weight of the depthwise convolution along one axis, (K * R, 1, Kh, 1) for the first of two."""
+        k, r, length = self.kernel[axis].shape
+        return self.kernel[axis].reshape(k * r, 1, *(length if place == axis else 1 for place in range(self.axes)))
+
+    def summing(self) -> Tensor:
+        """Return the weight of the last of these, in K groups, that also adds up R components: (K, R, 1, Kw)."""
+        k, r, length = self.kernel[-1].shape
+        return self.kernel[-1].reshape(k, r, *(1,) * (self.axes - 1), length)
+
+    def mixing(self) -> Tensor:
+        """Return the weight of the 1x1 convolution from components to the places of filters, (K * S, R, 1, 1)."""
+        mix = self.placed(cast("Tensor", self.mix))
+        return mix.view(*mix.shape, *(1,) * self.axes)
 
     def placed(self, rows: Tensor) -> Tensor:
         """Put rows of filters, (N, ...), to their places, (K * S, ...); empty places are zero."""
@@ -74,16 +104,16 @@ class BlockFactors(NamedTuple):
         kernels = self.spatial_kernels()
         if kernels is None or self.mix is None:
             return kernels
-        k, r, _ = self.head.shape
-        return (self.placed(self.mix).view(k, -1, r, 1, 1) * kernels[:, None]).flatten(0, 1)
+        return (self.mixing().unflatten(0, (len(self.head), -1)) * kernels[:, None]).flatten(0, 1)
 
     def weight(self) -> Tensor:
         """Rebuild the dense weight, (N, C, Kh, Kw)."""
         kernels = self.spatial_kernels()
         if self.mix is None and kernels is not None:
-            return torch.einsum("nrc,nrhw->nchw", self.head, kernels)
+            axes = "dhw"[-self.axes :]
+            return torch.einsum(f"nrc,nr{axes}->nc{axes}", self.head, kernels)
         k, r, c = self.head.shape
-        basis = self.head.view(k, r, c, 1, 1)
+        basis = self.head.view(k, r, c, *(1,) * self.axes)
         if kernels is not None:
             basis = basis * kernels[:, :, None]
         mix = self.placed(cast("Tensor", self.mix)).view(k, -1, r)
@@ -93,34 +123,35 @@ class BlockFactors(NamedTuple):
 
 def _pointwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
     """Map (B, C_in, H, W) to (B, K * R, H, W), the channel of component r of cluster k at k * R + r."""
-    k, r, c = factors.head.shape
-    weight = factors.head.reshape(k * r, c, 1, 1)
-    if factors.vertical is None:  # nothing else moves over the map
-        return F.conv2d(x, weight, None, geometry.stride, geometry.padding, groups=geometry.groups)
-    return F.conv2d(x, weight, groups=geometry.groups)
+    convolve = FUNCTIONS[factors.axes]
+    if not factors.kernel:  # nothing else moves over the map
+        return convolve(x, factors.pointwise(), None, geometry.stride, geometry.padding, groups=geometry.groups)
+    return convolve(x, factors.pointwise(), groups=geometry.groups)
 
 
 def _mixed(x: Tensor, factors: BlockFactors) -> Tensor:
     """Map components (B, K * R, Ho, Wo) to filters (B, N, Ho, Wo), and add the bias."""
-    weight = factors.placed(cast("Tensor", factors.mix))[:, :, None, None]
-    x = F.conv2d(x, weight, factors.placed_bias(), groups=factors.head.shape[0])
-    return x if factors.slot is None else x.index_select(-3, factors.slot)  # an input without a batch axis is legal
+    x = FUNCTIONS[factors.axes](x, factors.mixing(), factors.placed_bias(), groups=factors.head.shape[0])
+    return _ordered(x, factors)
+
+
+def _ordered(x: Tensor, factors: BlockFactors) -> Tensor:
+    """Bring filters from their places into their order."""
+    # Counted from the end: an input without a batch axis is legal.
+    return x if factors.slot is None else x.index_select(-1 - factors.axes, factors.slot)
 
 
 def separable(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
-    """Pointwise, vertical depthwise, horizontal with the sum over R, or horizontal depthwise and the mix."""
+    """Pointwise, depthwise along each axis, the last with the sum over R, or depthwise too and the mix."""
     x = _pointwise(x, factors, geometry)
-    if factors.vertical is None or factors.horizontal is None:
+    if not factors.kernel:
         return _mixed(x, factors)
-    k, r, kh = factors.vertical.shape
-    (sh, sw), (ph, pw), (dh, dw), _ = geometry
-    vertical = factors.vertical.reshape(k * r, 1, kh, 1)
-    x = F.conv2d(x, vertical, stride=(sh, 1), padding=(ph, 0), dilation=(dh, 1), groups=k * r)
+    convolve, components, last = FUNCTIONS[factors.axes], x.shape[-1 - factors.axes], factors.axes - 1
+    for axis in range(last):
+        x = convolve(x, factors.along(axis), None, *geometry.along(axis, components))
     if factors.mix is None:
-        horizontal = factors.horizontal.unsqueeze(-2)
-        return F.conv2d(x, horizontal, factors.bias, (1, sw), (0, pw), (1, dw), k)
-    horizontal = factors.horizontal.reshape(k * r, 1, 1, -1)
-    return _mixed(F.conv2d(x, horizontal, None, (1, sw), (0, pw), (1, dw), k * r), factors)
+        return convolve(x, factors.summing(), factors.bias, *geometry.along(last, len(factors.head)))
+    return _mixed(convolve(x, factors.along(last), None, *geometry.along(last, components)), factors)
 
 
 def grouped(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
@@ -129,9 +160,8 @@ def grouped(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
     x = _pointwise(x, factors, geometry)
     if kernels is None:
         return _mixed(x, factors)
-    stride, padding, dilation, _ = geometry
-    x = F.conv2d(x, kernels, factors.placed_bias(), stride, padding, dilation, factors.head.shape[0])
-    return x if factors.slot is None else x.index_select(-3, factors.slot)
+    moved = geometry._replace(groups=factors.head.shape[0])
+    return _ordered(FUNCTIONS[factors.axes](x, kernels, factors.placed_bias(), *moved), factors)
 
 
 def depthwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
@@ -140,24 +170,18 @@ def depthwise(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tenso
     x = _pointwise(x, factors, geometry)
     if kernels is None:
         return _mixed(x, factors)
-    k, r, kh, kw = kernels.shape
-    x = F.conv2d(
-        x,
-        kernels.reshape(k * r, 1, kh, kw),
-        stride=geometry.stride,
-        padding=geometry.padding,
-        dilation=geometry.dilation,
-        groups=k * r,
-    )
+    k, r, *size = kernels.shape
+    x = FUNCTIONS[factors.axes](x, kernels.reshape(k * r, 1, *size), None, *geometry._replace(groups=k * r))
     if factors.mix is not None:
         return _mixed(x, factors)
-    x = x.unflatten(-3, (k, r)).sum(-3)  # counted from the end: an input without a batch axis is legal
-    return x if factors.bias is None else x + factors.bias.view(-1, 1, 1)
+    channel = -1 - factors.axes
+    x = x.unflatten(channel, (k, r)).sum(channel)
+    return x if factors.bias is None else x + factors.bias.view(-1, *(1,) * factors.axes)
 
 
 def dense(x: Tensor, factors: BlockFactors, geometry: ConvGeometry) -> Tensor:
     """Run one convolution with the rebuilt weight: dear in MACs, cheap in activation memory (for training)."""
-    return F.conv2d(x, factors.weight(), factors.bias, *geometry)
+    return FUNCTIONS[factors.axes](x, factors.weight(), factors.bias, *geometry)
 
 
 FORM_FUNCTIONS: dict[Form, Callable[[Tensor, BlockFactors, ConvGeometry], Tensor]] = {

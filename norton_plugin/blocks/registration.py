@@ -7,6 +7,7 @@ from torch import Tensor
 
 from norton_plugin.blocks.conv_block import ConvBlock
 from norton_plugin.blocks.cpd_block import CPDBlock
+from norton_plugin.blocks.cpd_block_nd import CPD_BLOCKS
 from norton_plugin.blocks.cpd_linear import CPDLinear
 from norton_plugin.blocks.dense import convolve
 from norton_plugin.blocks.selection import compact_, compact_linear_
@@ -45,7 +46,7 @@ def _dense_forward(block: ConvBlock, weight: Tensor, x: Tensor) -> Tensor:
 def _cuts(block: CPDBlock) -> Cuts:
     """Return what goes with a filter: its mix and its place, or its own components."""
     if block.mix is None:
-        return {0: [("head", 0), ("vertical", 0), ("horizontal", 0)], 1: [("head", 2)]}
+        return {0: [(name, 0) for name in ("head", *block.axes)], 1: [("head", 2)]}
     rows = [("mix", 0)] if block.slot is None else [("mix", 0), ("slot", 0)]
     return {0: rows, 1: [("head", 2)]}
 
@@ -66,18 +67,16 @@ def _refresh_spatial_(block: SpatialSVDBlock, sizes: CurrentSizes) -> None:
     compact_spatial_(block)
 
 
-CPD_LAYER = register_layer(
-    LayerType(
-        CPDBlock,
-        produces=True,
-        dense=DenseEquivalent(
-            weight=_dense_weight,
-            forward=_dense_forward,
-            cuts=_cuts,
-            tensors=("vertical", "horizontal"),
-        ),
-        refresh=_refresh_,
+CPD_LAYERS = tuple(
+    register_layer(
+        LayerType(
+            kind,
+            produces=True,
+            dense=DenseEquivalent(weight=_dense_weight, forward=_dense_forward, cuts=_cuts, tensors=kind.axes),
+            refresh=_refresh_,
+        )
     )
+    for kind in CPD_BLOCKS.values()
 )
 
 CPD_LINEAR_LAYER = register_layer(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from norton_plugin.blocks.cpd_block import CPDBlock
     from norton_plugin.blocks.cpd_linear import CPDLinear
 
-_COMPONENTS = ("head", "vertical", "horizontal")
 _SHARED = (("head", 0), ("mix", 1))  # dimensions of a CPDLinear that number its components
 
 
@@ -32,7 +31,7 @@ def select_(block: CPDBlock, keep: Tensor | Sequence[int], axis: str) -> None:
         select_parameter_(block, "head", index, 2)
         block.in_channels = index.numel() * block.groups
     else:
-        for name in ("mix", "bias") if block.mix is not None else (*_COMPONENTS, "bias"):
+        for name in ("mix", "bias") if block.mix is not None else ("head", *block.axes, "bias"):
             select_parameter_(block, name, index, 0)
         if block.slot is not None:
             block.slot = block.slot.index_select(0, index)
@@ -75,7 +74,7 @@ def compact_(block: CPDBlock, *, groups: int) -> None:
         kept = clusters_to_keep(cluster, block.clusters, groups)
         index = torch.tensor(kept, device=cluster.device)
         if len(kept) < block.clusters:
-            for name in _COMPONENTS:
+            for name in ("head", *block.axes):
                 select_parameter_(block, name, index, 0)
         block.clusters = len(kept)
         block.slot, block.cluster_size = slots_of(torch.searchsorted(index, cluster), block.clusters)
@@ -105,7 +104,7 @@ def _keep_components_(block: CPDBlock, index: Tensor) -> None:
             f"{counts.tolist()} components would stay in the {block.clusters} clusters; every one has to keep as many"
         )
     places = (index % block.rank).view(block.clusters, -1)
-    for name in _COMPONENTS:
+    for name in ("head", *block.axes):
         gather_parameter_(block, name, places)
     if block.mix is not None:
         gather_parameter_(block, "mix", places[block.cluster])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from norton_plugin.blocks.forms import FORMS, Form
 
 Kind = Literal["full", "narrow", "line", "sum", "depthwise"]
-Size = tuple[int, int]
-_NARROW_KINDS: tuple[Kind, ...] = ("sum", "line", "narrow")  # by the dimensions of the kernel
+Size = tuple[int, ...]
+_NARROW_KINDS: tuple[Kind, ...] = ("sum", "line", "narrow")  # by the axes along which the kernel has a length
 _NARROW = 8  # channels of a group below which a convolution in groups fills no vector register
 
 
@@ -19,7 +20,7 @@ class BlockShape(NamedTuple):
     Attributes:
         channels: Channels of the input.
         filters: N.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
         groups: Channel groups.
         clusters: K where filters share components; None where they share nothing.
         rank: R.
@@ -53,7 +54,7 @@ class Stage(NamedTuple):
 
     Attributes:
         kind: ``"full"`` has many channels in and out per group, or no groups; ``"depthwise"`` one; the others few, and
-            a kernel of two dimensions (``"narrow"``), one (``"line"``) or none (``"sum"``).
+            a kernel of two axes or more (``"narrow"``), one (``"line"``) or none (``"sum"``).
         macs: Of the whole batch.
         numbers: Read and written, the weight left out; by the ``"narrow"`` kind once for every tap of the kernel.
         groups: Of channels, times the images of the batch.
@@ -72,15 +73,19 @@ def stages(shape: BlockShape, form: Form) -> Iterator[Stage]:
         shape: Of the block and of its input.
         form: Which one.
     """
-    (hi, wi), (ho, wo), (kh, kw) = shape.input_size, shape.output_size, shape.kernel_size
-    before, between, after = hi * wi, ho * wi, ho * wo
+    kernel_size, axes = shape.kernel_size, range(len(shape.kernel_size))
+    # Pixels of the map after 0, 1, ... of the axes were convolved.
+    sizes = [math.prod(shape.output_size[:done] + shape.input_size[done:]) for done in (*axes, len(axes))]
+    before, after = sizes[0], sizes[-1]
+    ones = (1,) * len(axes)
+    lines = [tuple(kernel_size[axis] if place == axis else 1 for place in axes) for axis in axes]
 
-    def stage(channels: int, filters: int, groups: int, kernel: Size, sizes: Size) -> Stage:
+    def stage(channels: int, filters: int, groups: int, kernel: Size, sizes: tuple[int, int]) -> Stage:
         per_group, own = channels // groups, filters // groups
         kind: Kind = "full"
         if groups > 1 and min(per_group, own) < _NARROW:
-            kind = "depthwise" if per_group == own == 1 else _NARROW_KINDS[(kernel[0] > 1) + (kernel[1] > 1)]
-        taps, numbers = kernel[0] * kernel[1], channels * sizes[0] + filters * sizes[1]
+            kind = "depthwise" if per_group == own == 1 else _NARROW_KINDS[min(2, sum(length > 1 for length in kernel))]
+        taps, numbers = math.prod(kernel), channels * sizes[0] + filters * sizes[1]
         macs = filters * per_group * taps * sizes[1]
         numbers *= taps if kind == "narrow" else 1
         return Stage(kind, shape.batch * macs, shape.batch * numbers, shape.batch * groups)
@@ -88,20 +93,22 @@ def stages(shape: BlockShape, form: Form) -> Iterator[Stage]:
     c, n, g = shape.channels, shape.filters, shape.groups
     k = shape.filters if shape.clusters is None else shape.clusters
     m, places = k * shape.rank, k * shape.cluster_size
-    mix = stage(m, places, k, (1, 1), (after, after))
+    mix = stage(m, places, k, ones, (after, after))
     if form == "dense":
-        yield stage(c, n, g, (kh, kw), (before, after))
+        yield stage(c, n, g, kernel_size, (before, after))
     elif shape.spatial:
-        yield from (stage(c, m, g, (kh, 1), (before, between)), stage(m, n, g, (1, kw), (between, after)))
-    elif shape.clusters is not None and (kh, kw) == (1, 1):
-        yield from (stage(c, m, g, (1, 1), (before, after)), mix)
+        yield from (stage(c, m, g, lines[0], (before, sizes[1])), stage(m, n, g, lines[1], (sizes[1], after)))
+    elif shape.clusters is not None and kernel_size == ones:
+        yield from (stage(c, m, g, ones, (before, after)), mix)
     elif form == "grouped":
-        yield from (stage(c, m, g, (1, 1), (before, before)), stage(m, places, k, (kh, kw), (before, after)))
+        yield from (stage(c, m, g, ones, (before, before)), stage(m, places, k, kernel_size, (before, after)))
     elif form == "depthwise":
-        yield from (stage(c, m, g, (1, 1), (before, before)), stage(m, m, m, (kh, kw), (before, after)), mix)
+        yield from (stage(c, m, g, ones, (before, before)), stage(m, m, m, kernel_size, (before, after)), mix)
     else:
-        yield from (stage(c, m, g, (1, 1), (before, before)), stage(m, m, m, (kh, 1), (before, between)))
+        yield stage(c, m, g, ones, (before, before))
+        for axis in axes[:-1]:
+            yield stage(m, m, m, lines[axis], (sizes[axis], sizes[axis + 1]))
         if shape.clusters is None:
-            yield stage(m, n, k, (1, kw), (between, after))
+            yield stage(m, n, k, lines[-1], (sizes[-2], after))
         else:
-            yield from (stage(m, m, m, (1, kw), (between, after)), mix)
+            yield from (stage(m, m, m, lines[-1], (sizes[-2], after)), mix)

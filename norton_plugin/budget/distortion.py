@@ -71,9 +71,12 @@ def _lost(weight: Tensor, level: str, *, exact: bool) -> Tensor:
 
 def _in_kernel_basis(weight: Tensor) -> Tensor:
     """Return the matrices (G, Kh Kw, N, C) of a weight in the singular basis of its kernel rows and columns."""
-    rows, columns = (weight.movedim(axis, 1).flatten(2) for axis in (3, 4))
-    row_basis, column_basis = (torch.linalg.eigh(matrix @ matrix.mT)[1] for matrix in (rows, columns))
-    return torch.einsum("gncij,gip,gjq->gpqnc", weight, row_basis, column_basis).flatten(1, 2)
+    places = range(3, weight.dim())
+    unfolded = [weight.movedim(place, 1).flatten(2) for place in places]
+    bases = [torch.linalg.eigh(matrix @ matrix.mT)[1] for matrix in unfolded]
+    axes, new = "hij"[-len(bases) :], "opq"[-len(bases) :]
+    turned = ",".join(f"g{axis}{other}" for axis, other in zip(axes, new, strict=True))
+    return torch.einsum(f"gnc{axes},{turned}->g{new}nc", weight, *bases).flatten(1, len(bases))
 
 
 def _squares(matrices: Tensor) -> Tensor:

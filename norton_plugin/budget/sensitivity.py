@@ -22,7 +22,7 @@ from norton_plugin.calibration import fisher_weights
 from norton_plugin.calibration.input_moments import collect
 from norton_plugin.calibration.layers import patch_geometry
 from norton_plugin.calibration.memory import MomentMemory, mode_bytes
-from norton_plugin.calibration.mode_moments import ModeSums
+from norton_plugin.calibration.mode_moments import ModeSums, in_bases
 from norton_plugin.surgery.targets import Target
 
 # Output positions read of every image.
@@ -52,17 +52,17 @@ class LayerSensitivity:
             outputs: Filters that stay; None for all.
             inputs: Inputs that stay, of a layer of one group; they take over what the others carried.
         """
-        weight, (channel, row, column) = self.weight, self.roots
+        weight, (channel, *kernel) = self.weight, self.roots
         if inputs is not None:
             second = channel[0] @ channel[0]
             own = second[inputs][:, inputs]
             ridge = 1e-3 * float(second.diagonal().mean()) + 1e-300
             gain = torch.linalg.solve(own + ridge * torch.eye(len(own), dtype=own.dtype), second[inputs])
-            weight = torch.einsum("gncij,kc->gnkij", weight, gain)
+            weight = torch.einsum("gnc...,kc->gnk...", weight, gain)
             values, basis = torch.linalg.eigh(own)
             channel = ((basis * values.clamp_min(0).sqrt()) @ basis.mT)[None]
-        seen = torch.einsum("gncij,gcd,gip,gjq->gndpq", weight, channel, row, column).flatten(0, 1)
-        seen = seen * self.scale[:, None, None, None]
+        seen = in_bases(weight, (channel, *kernel)).flatten(0, 1)
+        seen = seen * self.scale.view(-1, *(1,) * (seen.dim() - 1))
         return seen if outputs is None else seen[list(outputs)]
 
     def projected(self, lost: float) -> tuple[Tensor, float]:
@@ -85,7 +85,7 @@ class LayerSensitivity:
         scale = self.scale.clamp_min(float(self.scale.max()) * 1e-6)
         projection = (basis[:, cut:] @ basis[:, cut:].mT) * (scale[None, :] / scale[:, None])
         grouped = torch.stack([projection[g * own : (g + 1) * own, g * own : (g + 1) * own] for g in range(groups)])
-        return torch.einsum("gnm,gmcij->gncij", grouped, self.weight).flatten(0, 1), float(shares[cut - 1])
+        return torch.einsum("gnm,gm...->gn...", grouped, self.weight).flatten(0, 1), float(shares[cut - 1])
 
 
 def sensitivity_bytes(target: Target) -> int:

@@ -133,7 +133,7 @@ def _simple(group: ChannelGroup, groups: Sequence[ChannelGroup], measured: Measu
 
 def _touched(group: ChannelGroup) -> set[str]:
     """Return the layers whose cost depends on how many channels a group keeps."""
-    return {m.name for m in group.members if isinstance(m.module, nn.Conv2d | nn.Linear)}
+    return {m.name for m in group.members if isinstance(m.module, nn.modules.conv._ConvNd | nn.Linear)}
 
 
 def _cut(group: ChannelGroup, roots: tuple[int, ...], measured: MeasuredDivergence) -> Cut:

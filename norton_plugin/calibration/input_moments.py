@@ -13,7 +13,7 @@ from norton_plugin.calibration.fitting import ENOUGH, RIDGE, takes_bias
 from norton_plugin.calibration.layers import contract_of, patch_geometry
 from norton_plugin.calibration.lockstep import does_not_run, trace_layers
 from norton_plugin.calibration.memory import MomentMemory, full_bytes, mode_bytes, sums_to_hold
-from norton_plugin.calibration.mode_moments import ModeSums
+from norton_plugin.calibration.mode_moments import ModeSums, in_bases
 from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
@@ -62,7 +62,7 @@ class InputMoments:
     ) -> None:
         self.contracts: dict[str, Contract] = {}
         for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
                 contract = contract_of(module)
                 if isinstance(contract, Contract):
                     self.contracts[name] = contract
@@ -99,11 +99,12 @@ class InputMoments:
             scale: Factor of each output, (N,).
         """
         weight, sums = self.contracts[name].weight.double(), self._sums[name]
-        weight = weight * scale.to(weight)[:, None, None, None]
+        weight = weight * scale.to(weight).view(-1, *(1,) * (weight.dim() - 1))
         if isinstance(sums, ModeSums):
-            channel, row, column = sums.roots()
+            channel, *kernel = sums.roots()
             grouped = weight.unflatten(0, (len(channel), -1))
-            rows = torch.einsum("gncij,gip,gjq->gnpqc", grouped, row.to(weight), column.to(weight)).flatten(1, 3)
+            turned = in_bases(grouped, [root.to(weight) for root in kernel])
+            rows = turned.movedim(2, -1).flatten(1, -2)
             second = channel @ channel
         else:
             second = sums.result(centred=self._centred[name]).metric.second
@@ -129,7 +130,7 @@ class InputMoments:
         weight = torch.zeros_like(dense)
         if isinstance(sums, ModeSums):
             gain = torch.cholesky_solve(second[own], factor)  # (kept, C)
-            weight[:, own] = torch.einsum("ncij,kc->nkij", dense, gain)
+            weight[:, own] = torch.einsum("nc...,kc->nk...", dense, gain)
         else:
             weight.view(len(dense), -1)[:, own] = torch.cholesky_solve(second[own] @ dense.flatten(1).mT, factor).mT
         return weight, self.shift(name, weight)
@@ -196,7 +197,7 @@ def collect(
 
     def read(own: MomentSums | ModeSums, module: nn.Module, args: Any, output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            axis = -1 if own.geometry.channels_last else -3
+            axis = own.geometry.channel_axis
             # Of the output only the positions count: one channel of each group is enough.
             own.add(args[0], output.narrow(axis, 0, own.geometry.groups), generator)
 

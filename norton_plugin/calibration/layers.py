@@ -43,7 +43,7 @@ class FittedLayer:
     @property
     def axis(self) -> int:
         """Axis of the channels, in inputs and outputs."""
-        return -1 if self.geometry.channels_last else -3
+        return self.geometry.channel_axis
 
     def kept_outputs(self, output: Tensor) -> Tensor:
         """Return of an output of the dense layer the channels that stayed."""
@@ -90,13 +90,15 @@ def layers_to_fit(
     for own, names in names_by_identity(compressed).items():
         block = isinstance(own, ConvBlock | CPDLinear)
         lost = (removed or {}).get(names[0], RemovedChannels())
-        if not block and not (isinstance(own, nn.Conv2d | nn.Linear) and (lost.inputs or all(map(admits, names)))):
+        if not block and not (
+            isinstance(own, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and (lost.inputs or all(map(admits, names)))
+        ):
             continue
         old = originals.get(names[0])
         contract = None if old is None else contract_of(old)
         if isinstance(contract, ConvContract | LinearContract) and old is not None:
             weight, factors = _kept_weight(contract.weight, lost), _kept_factors(contract.weight, lost)
-            weight = weight if factors is None else weight * factors.to(weight).view(-1, 1, 1, 1)
+            weight = weight if factors is None else weight * factors.to(weight).view(-1, *(1,) * (weight.dim() - 1))
             if _shape(own) != (weight.shape[0], weight.shape[1]):
                 left[names[0]] = "its channels were pruned, and it is not known which"
                 continue
@@ -180,7 +182,7 @@ def patch_geometry(contract: ConvContract | LinearContract) -> PatchGeometry:
     """Return how a layer reads its input."""
     if isinstance(contract, LinearContract):
         return PatchGeometry(channels_last=True)
-    padding = (0, 0) if contract.padding == "valid" else contract.padding
+    padding = (0,) * len(contract.kernel_size) if contract.padding == "valid" else contract.padding
     return PatchGeometry(
         contract.kernel_size,
         contract.stride,

@@ -103,8 +103,7 @@ def full_bytes(weight: Tensor, geometry: PatchGeometry, *, targets: int) -> int:
 
 def mode_bytes(weight: Tensor, geometry: PatchGeometry) -> int:
     """Return the bytes of sums for each axis of a weight (N, C, Kh, Kw): ``8 G (C^2 + Kh^2 + Kw^2 + D)``."""
-    _, channels, height, width = weight.shape
-    return 8 * geometry.groups * (channels**2 + height**2 + width**2 + weight[0].numel())
+    return 8 * geometry.groups * (sum(length**2 for length in weight.shape[1:]) + weight[0].numel())
 
 
 def fitting_bytes(weight: Tensor, geometry: PatchGeometry) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,7 +29,7 @@ class ModeSums:
         self.positions = positions
         self.samples = 0
         self._mean: Tensor | float = 0.0
-        self._modes: list[Tensor | float] = [0.0, 0.0, 0.0]
+        self._modes: list[Tensor | float] = [0.0] * (1 + len(geometry.kernel_size))
 
     def add(self, x: Tensor, output: Tensor, generator: torch.Generator) -> None:
         """Add one call; an empty one adds nothing."""
@@ -34,13 +37,12 @@ class ModeSums:
             return
         if self.geometry.channels_last and x.dim() == 2:
             x, output = x[:, None], output[:, None]
-        count = self.geometry.positions(output)
+        elif x.dim() == -self.geometry.channel_axis:  # an input without a batch axis is legal
+            x, output = x[None], output[None]
+        count, size = self.geometry.positions(output), self.geometry.size_of(output)
         chosen = torch.randperm(count, generator=generator)[: self.positions].sort().values.to(x.device)
-        size = (1, 1) if self.geometry.channels_last else (int(output.shape[-2]), int(output.shape[-1]))
-        width = x.shape[-1] if self.geometry.channels_last else x.shape[-3]
-        numbers = len(chosen) * width * self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
-        if not self.geometry.channels_last and x.dim() == 3:
-            x = x[None]
+        width = x.shape[self.geometry.channel_axis]
+        numbers = len(chosen) * width * math.prod(self.geometry.kernel_size)
         step = self._memory.images_at_once(x, patches=numbers, targets=0)
         for start in range(0, len(x), step):
             self._add_rows(self.geometry.patches(x[start : start + step].float(), size, chosen))
@@ -49,7 +51,7 @@ class ModeSums:
         """Add patches (M, G, D)."""
         patches = rows.unflatten(2, (-1, *self.geometry.kernel_size))  # (M, G, C, Kh, Kw)
         self._mean = self._mean + patches.double().sum(0)
-        for axis in range(3):
+        for axis in range(len(self._modes)):
             values = patches.movedim(axis + 2, 2).flatten(3).permute(1, 2, 3, 0).flatten(2)
             self._modes[axis] = self._modes[axis] + (values @ values.mT).double()
         self.samples += len(patches)
@@ -59,7 +61,7 @@ class ModeSums:
         return torch.as_tensor(self._mean) / self.samples
 
     def roots(self) -> list[Tensor]:
-        """Return the roots of the centred moments, (G, C, C), (G, Kh, Kh), (G, Kw, Kw); the first holds the energy."""
+        """Return the roots of the centred moments, (G, C, C) and of each axis; the first holds the energy."""
         mean = self.mean()
         found = []
         for axis, sums in enumerate(self._modes):
@@ -75,3 +77,16 @@ class ModeSums:
                 (basis * values.clamp_min(0).sqrt()[:, None]) @ basis.mT if length > 1 else second.clamp_min(0).sqrt()
             )
         return found
+
+
+def in_bases(weight: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Multiply the last axes of a weight by a matrix each.
+
+    Args:
+        weight: (G, N, C, Kh, Kw), or with another number of axes behind C.
+        bases: (G, a, b), for as many of the last axes.
+    """
+    axes = "cijk"[: weight.dim() - 2]
+    old, new = axes[-len(bases) :], "dpqr"[: len(axes)][-len(bases) :]
+    pairs = ",".join(f"g{one}{other}" for one, other in zip(old, new, strict=True))
+    return torch.einsum(f"gn{axes},{pairs}->gn{axes[: -len(bases)]}{new}", weight, *bases)

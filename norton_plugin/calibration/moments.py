@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -78,13 +79,15 @@ class MomentSums:
         """
         if x.numel() == 0 or target.numel() == 0:
             return
-        if not self.geometry.channels_last and x.dim() == 3:  # an input without a batch axis is legal
+        if (
+            not self.geometry.channels_last and x.dim() == -self.geometry.channel_axis
+        ):  # an input without a batch axis is legal
             x, target = x[None], target[None]
         if self.geometry.channels_last and x.dim() == 2:
             x, target = x[:, None], target[:, None]
         chosen, count = self.choose(target, generator), max(1, self.geometry.positions(target))
-        size = (1, 1) if self.geometry.channels_last else (int(target.shape[-2]), int(target.shape[-1]))
-        kernel = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
+        size = self.geometry.size_of(target)
+        kernel = math.prod(self.geometry.kernel_size)
         width = x.shape[-1] if self.geometry.channels_last else x.shape[1]
         numbers = {"patches": len(chosen) * width * kernel, "targets": len(chosen) * target[0].numel() // count}
         step = self._memory.images_at_once(x, **numbers, name=self.name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from norton_plugin.cpd.factors import CPDFactors, exact_factors
+from norton_plugin.cpd.factors import WEIGHT_DIMENSIONS, CPDFactors, exact_factors
 from norton_plugin.cpd.options import ALSOptions
 from norton_plugin.cpd.scaling import unit_scale
 from norton_plugin.cpd.solve import solve
@@ -50,8 +50,9 @@ def decompose_filters(
     weight will do.
 
     Args:
-        weight: Shape (N, C, Kh, Kw), any floating dtype and device.
-        rank: R, from 1 to Kh*Kw.
+        weight: Shape (N, C, Kh, Kw), any floating dtype and device; or (N, C, Kt, Kh, Kw) of a 3-D convolution, whose
+            filters are 4-way tensors, or (N, C, Kw) of a 1-D one.
+        rank: R, from 1 to Kh*Kw, the product of the kernel's lengths.
         restarts: Starts per filter, >= 1: a truncated HOSVD and ``restarts - 1`` random ones.
         sweeps: Most ALS sweeps per filter, >= 1.
         tolerance: A filter is done when its NMSE fell by less than this share of itself in ten sweeps; >= 0.
@@ -96,7 +97,7 @@ def decompose_layers(
     The result of a layer is the one `decompose_filters` gives for it alone, but for ``sweeps``.
 
     Args:
-        weights: Weights of shape (N, C, Kh, Kw); all four lengths may differ between layers.
+        weights: Weights of shape (N, C, Kh, Kw), or of 3-D or 1-D convolutions; all lengths may differ between layers.
         rank: One rank for all layers, or one per layer.
         restarts: See `decompose_filters`.
         sweeps: See `decompose_filters`.
@@ -117,39 +118,41 @@ def decompose_layers(
         raise DecompositionError(
             f"Got {len(ranks)} ranks for {len(weights)} weights; give one rank, or one per weight."
         )
-    groups: dict[tuple[int, int, int, torch.device], list[int]] = {}
+    groups: dict[tuple[torch.Size, int, torch.device], list[int]] = {}
     for index, (weight, layer_rank) in enumerate(zip(weights, ranks, strict=True)):
         check_weight(weight, layer_rank)
-        groups.setdefault((weight.shape[2], weight.shape[3], layer_rank, weight.device), []).append(index)
+        groups.setdefault((weight.shape[2:], layer_rank, weight.device), []).append(index)
 
     results: dict[int, CPDResult] = {}
-    for (height, width, group_rank, _), members in groups.items():
+    for (kernel_size, group_rank, _), members in groups.items():
         group = [weights[index].detach() for index in members]
-        solved = _exact(group) if group_rank == height * width else _iterate(group, group_rank, options)
+        solved = _exact(group) if group_rank == kernel_size.numel() else _iterate(group, group_rank, options)
         results.update(zip(members, solved, strict=True))
     return [results[index] for index in range(len(weights))]
 
 
-def check_weight(weight: Tensor, rank: int) -> None:
+def check_weight(weight: Tensor, rank: int, *, dimensions: Sequence[int] = WEIGHT_DIMENSIONS) -> None:
     """Refuse what cannot be decomposed.
 
     Args:
-        weight: Should be floating, finite, non-empty, of shape (N, C, Kh, Kw).
+        weight: Should be floating, finite, non-empty, of shape (N, C, Kh, Kw), or with one or three axes behind C.
         rank: Should be from 1 to Kh*Kw.
+        dimensions: How many it may have.
 
     Raises:
         DecompositionError: One of these does not hold.
     """
-    if weight.dim() != 4 or weight.numel() == 0 or not weight.is_floating_point():
+    if weight.dim() not in dimensions or weight.numel() == 0 or not weight.is_floating_point():
         raise DecompositionError(
             f"Expected a non-empty floating weight (N, C, Kh, Kw), got {weight.dtype} of shape "
-            f"{tuple(weight.shape)}; pass the weight of a Conv2d."
+            f"{tuple(weight.shape)}; pass the weight of a Conv2d (or of a Conv1d or Conv3d)."
         )
-    limit = weight.shape[2] * weight.shape[3]
+    limit = weight.shape[2:].numel()
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= limit:
         raise DecompositionError(
             f"Rank {rank} was asked for filters of shape {tuple(weight.shape[1:])}; it must be an integer "
-            f"from 1 to Kh*Kw = {limit}, where the factorisation is already exact."
+            f"from 1 to {'Kh*Kw' if weight.dim() == 4 else 'the size of the kernel'} = {limit}, where the "
+            "factorisation is already exact."
         )
     finite = weight.detach().isfinite().flatten(1).all(1)
     if not finite.all():
@@ -164,7 +167,7 @@ def _exact(weights: Sequence[Tensor]) -> list[CPDResult]:
     """Factor at rank Kh*Kw."""
     results = []
     for weight in weights:
-        scaled, exponent = unit_scale(weight, dims=3)
+        scaled, exponent = unit_scale(weight, dims=weight.dim() - 1)
         factors = exact_factors(scaled).balanced()
         no = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
         results.append(CPDResult(factors.times_power_of_two(exponent), factors.nmse(scaled), 0, no))
@@ -173,15 +176,16 @@ def _exact(weights: Sequence[Tensor]) -> list[CPDResult]:
 
 def _iterate(weights: Sequence[Tensor], rank: int, options: ALSOptions) -> list[CPDResult]:
     """Decompose layers of equal kernel shape by ALS, chunk by chunk."""
-    height, width = weights[0].shape[2:]
+    kernel_size = weights[0].shape[2:]
     starts = [
-        random_starts(len(weight), height=height, width=width, rank=rank, count=options.restarts - 1, seed=options.seed)
+        random_starts(len(weight), kernel_size=kernel_size, rank=rank, count=options.restarts - 1, seed=options.seed)
         for weight in weights
     ]
     parts: list[list[CPDResult]] = [[] for _ in weights]
     for pieces in _chunks(weights, rank, options):
+        modes = range(len(kernel_size))
         cut = [weights[layer][where] for layer, where in pieces]
-        random = [torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3) for mode in (0, 1)]
+        random = [torch.cat([starts[layer][mode][..., where] for layer, where in pieces], dim=3) for mode in modes]
         for (layer, _), result in zip(pieces, _iterate_chunk(cut, random, rank, options), strict=True):
             parts[layer].append(result)
     return [_join(part) for part in parts]
@@ -191,24 +195,23 @@ def _iterate_chunk(
     weights: Sequence[Tensor], random: Sequence[Tensor], rank: int, options: ALSOptions
 ) -> Iterator[CPDResult]:
     """Decompose pieces of layers together; the random starts are those of all their filters, in order."""
-    height, width = weights[0].shape[2:]
-    scaled = [unit_scale(weight, dims=3) for weight in weights]
+    scaled = [unit_scale(weight, dims=weight.dim() - 1) for weight in weights]
     grams = torch.cat([gram_of_filters(weight) for weight, _ in scaled], dim=2)
-    structured = structured_start(grams, height=height, width=width, rank=rank)
+    structured = structured_start(grams, kernel_size=weights[0].shape[2:], rank=rank)
     first = [torch.cat([s.unsqueeze(2), r.to(s.device)], dim=2) for s, r in zip(structured, random, strict=True)]
     solution = solve(grams, *first, sweeps=options.sweeps, tolerance=options.tolerance, ridge=options.ridge)
     offset = 0
     for weight, exponent in scaled:
         span = slice(offset, offset + len(weight))
         offset = span.stop
-        factors = attach_head(weight, solution.vertical[..., span], solution.horizontal[..., span], ridge=options.ridge)
+        factors = attach_head(weight, *(factor[..., span] for factor in solution.kernel), ridge=options.ridge)
         result = factors.times_power_of_two(exponent)
         yield CPDResult(result, factors.nmse(weight), solution.sweeps, solution.fallback[span])
 
 
 def _chunks(weights: Sequence[Tensor], rank: int, options: ALSOptions) -> Iterator[list[tuple[int, slice]]]:
     """Cut the filters of all layers, in order, into runs whose working memory stays below the bound."""
-    positions = weights[0].shape[2] * weights[0].shape[3]
+    positions = weights[0].shape[2:].numel()
     room = options.chunk_bytes
     pieces: list[tuple[int, slice]] = []
     for layer, weight in enumerate(weights):

@@ -59,7 +59,8 @@ def decompose_coupled(
     full rank the factors are exact, and clusters of one filter are decomposed by `decompose_layers`.
 
     Args:
-        weights: Weights of shape (N, C, Kh, Kw), any floating dtype and device; all lengths may differ.
+        weights: Weights of shape (N, C, Kh, Kw), any floating dtype and device; all lengths may differ. Those of 3-D
+            convolutions are (N, C, Kt, Kh, Kw), those of 1-D ones (N, C, Kw).
         components: M, one for all layers or one per layer: a multiple of the number of clusters K, each of which gets
             R = M/K, from 1 to `full_components` of its largest cluster.
         clusters: Per layer the cluster of every filter, integers (N,) from 0 to K - 1, or None for one cluster.
@@ -118,11 +119,11 @@ def _per_layer(given: object, layers: int, name: str) -> list[Any]:
 
 def _direct(piece: Piece, metric: Tensor | None) -> PieceResult | None:
     """Solve what needs no iterations; None for the rest."""
-    full = full_components(piece.size, piece.weight.shape[1], (piece.weight.shape[2], piece.weight.shape[3]))
-    pointwise = piece.weight.shape[2:] == (1, 1)
+    full = full_components(piece.size, piece.weight.shape[1], piece.weight.shape[2:])
+    pointwise = piece.weight.shape[2:].numel() == 1
     if not pointwise and piece.rank < full:
         return None
-    scaled, exponent = unit_scale(piece.filters_of_clusters(), dims=4)
+    scaled, exponent = unit_scale(piece.filters_of_clusters(), dims=piece.weight.dim())
     if pointwise:
         moment = None if metric is None else unit_scale(metric.to(scaled.device), dims=2)[0]
         terms = truncated_svd(scaled, min(piece.rank, full), metric=moment)
@@ -136,14 +137,12 @@ def _assemble(weight: Tensor, index: Tensor, rank: int, parts: Sequence[tuple[Pi
     """Put the clusters of a layer together; what a small cluster does not need stays zero."""
     clusters, device = int(index.max()) + 1, weight.device
     shapes = [(clusters, rank, length) for length in weight.shape[1:]]
-    head, vertical, horizontal, mix = (
-        torch.zeros(shape, dtype=torch.float64, device=device) for shape in (*shapes, (len(weight), rank))
-    )
-    factors = CoupledFactors(head, vertical, horizontal, mix, index)
+    zeros = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in (*shapes, (len(weight), rank))]
+    factors = CoupledFactors(*zeros, index)
     exponent, fallback = torch.zeros_like(index[:clusters]), torch.zeros(clusters, dtype=torch.bool, device=device)
     for piece, (terms, powers, _, broken) in parts:
         found = terms.mix.shape[2]
-        for factor, part in zip(factors[:3], terms[:3], strict=True):
+        for factor, part in zip(factors[:-2], terms[:-1], strict=True):
             factor[piece.clusters, :found] = part
         factors.mix[piece.filters.flatten(), :found] = terms.mix.flatten(0, 1)
         exponent[piece.clusters], fallback[piece.clusters] = powers, broken
@@ -151,7 +150,7 @@ def _assemble(weight: Tensor, index: Tensor, rank: int, parts: Sequence[tuple[Pi
     largest = _largest_component(factors, weight, exponent)
     factors = factors.times_power_of_two(exponent)
     nmse = factors.nmse(weight)
-    energy = unit_scale(weight, dims=4)[0].flatten(1).square().sum(1)
+    energy = unit_scale(weight, dims=weight.dim())[0].flatten(1).square().sum(1)
     total = float(energy.sum())
     layer = float(torch.where(energy > 0, nmse * energy, 0.0).sum()) / total if total else 0.0
     return CoupledResult(factors, nmse, layer, max(part.sweeps for _, part in parts), largest, fallback)
@@ -159,7 +158,7 @@ def _assemble(weight: Tensor, index: Tensor, rank: int, parts: Sequence[tuple[Pi
 
 def _largest_component(factors: CoupledFactors, weight: Tensor, exponent: Tensor) -> float:
     """Largest norm of a component over that of its cluster's weight; the factors are those before the exponents."""
-    scaled = times_power_of_two(weight.double(), -exponent[factors.cluster].reshape(-1, 1, 1, 1))
+    scaled = times_power_of_two(weight.double(), -exponent[factors.cluster].reshape(-1, *(1,) * (weight.dim() - 1)))
     energy = torch.zeros(factors.clusters, dtype=torch.float64, device=weight.device)
     energy.index_add_(0, factors.cluster, scaled.flatten(1).square().sum(1))
     value, power = factors.component_norms()

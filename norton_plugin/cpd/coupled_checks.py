@@ -55,9 +55,9 @@ def check_layer(weight: Tensor, components: int, cluster: Tensor, metric: Tensor
     Raises:
         DecompositionError: M does not divide among the clusters or is out of range, or the metric does not fit.
     """
-    filters, channels, height, width = weight.shape
+    filters, channels, *kernel_size = weight.shape
     clusters = int(cluster.max()) + 1
-    full = full_components(int(torch.bincount(cluster).max()), channels, (height, width))
+    full = full_components(int(torch.bincount(cluster).max()), channels, kernel_size)
     integer = isinstance(components, int) and not isinstance(components, bool)
     if not integer or not 1 <= components <= clusters * full or components % clusters:
         raise DecompositionError(
@@ -72,7 +72,7 @@ def check_layer(weight: Tensor, components: int, cluster: Tensor, metric: Tensor
 
 def _check_metric(metric: Tensor, weight: Tensor) -> None:
     channels = weight.shape[1]
-    if weight.shape[2:] != (1, 1):
+    if weight.shape[2:].numel() != 1:
         raise DecompositionError(
             f"A metric came for a kernel of {tuple(weight.shape[2:])}; it is used for 1x1 kernels only. Leave it out."
         )

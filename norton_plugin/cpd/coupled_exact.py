@@ -1,37 +1,40 @@
 """Clusters that need no iterations: at full rank, and without a spatial kernel."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from norton_plugin.cpd.factor_tuple import FactorTuple
 from norton_plugin.errors import DecompositionError
 
 
-class ClusterTerms(NamedTuple):
+class ClusterTerms(FactorTuple):
     """Components of b clusters of equal size.
 
     Attributes:
         head: Shape (b, R, C).
-        vertical: Shape (b, R, Kh).
-        horizontal: Shape (b, R, Kw).
+        kernel: For each axis of the kernel (b, R, Kh).
         mix: Shape (b, n, R).
     """
 
-    head: Tensor
-    vertical: Tensor
-    horizontal: Tensor
-    mix: Tensor
+    __slots__ = ()
+    last = ("mix",)
+
+    @property
+    def mix(self) -> Tensor:
+        """How filters are made of components."""
+        return self[-1]
 
 
-def full_components(filters: int, channels: int, kernel_size: tuple[int, int]) -> int:
-    """Return how many components make one cluster exact: the product of the four lengths over the largest.
+def full_components(filters: int, channels: int, kernel_size: Sequence[int]) -> int:
+    """Return how many components make one cluster exact: the product of all lengths over the largest.
 
     Args:
         filters: Filters n of the cluster.
         channels: Input channels C of the convolution (per group).
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes.
 
     Returns:
         The number of components of the exact construction; no more are ever needed.
@@ -59,8 +62,8 @@ def exact_terms(weight: Tensor) -> ClusterTerms:
     """
     lengths = weight.shape[1:]
     longest = lengths.index(max(lengths))
-    others = [axis for axis in range(4) if axis != longest]
-    fibres = weight.movedim(longest + 1, -1).flatten(1, 3)
+    others = [axis for axis in range(len(lengths)) if axis != longest]
+    fibres = weight.movedim(longest + 1, -1).flatten(1, -2)
     places = torch.unravel_index(
         torch.arange(fibres.shape[1], device=weight.device), [lengths[axis] for axis in others]
     )
@@ -68,7 +71,7 @@ def exact_terms(weight: Tensor) -> ClusterTerms:
     for axis, place in zip(others, places, strict=True):
         unit = torch.eye(lengths[axis], dtype=weight.dtype, device=weight.device)[place]
         factors[axis] = unit.expand(len(weight), -1, -1)
-    return ClusterTerms(factors[1], factors[2], factors[3], factors[0].mT)
+    return ClusterTerms(*(factors[axis] for axis in range(1, len(lengths))), factors[0].mT)
 
 
 def truncated_svd(weight: Tensor, rank: int, *, metric: Tensor | None = None) -> ClusterTerms:
@@ -95,7 +98,7 @@ def truncated_svd(weight: Tensor, rank: int, *, metric: Tensor | None = None) ->
     mix = matrix @ right.mT
     head = right if inverse is None else right @ inverse
     ones = head.new_ones(len(head), rank, 1)
-    return ClusterTerms(head, ones, ones.clone(), mix)
+    return ClusterTerms(head, *(ones.clone() for _ in weight.shape[3:]), mix)
 
 
 def _roots(metric: Tensor) -> tuple[Tensor, Tensor]:

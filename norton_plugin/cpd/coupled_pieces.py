@@ -1,5 +1,6 @@
 """Clusters of equal size of one layer, and their decomposition together with those of other layers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Piece(NamedTuple):
         layer: Place of the layer among those decomposed together.
         clusters: Which clusters, shape (k,).
         filters: Their filters, shape (k, n).
-        weight: Of the layer, (N, C, Kh, Kw).
+        weight: Of the layer, (N, C, Kh, Kw), or with another number of axes.
         rank: Components R of a cluster.
     """
 
@@ -120,12 +121,11 @@ def _gather(starts: Sequence[Columns], chunk: Sequence[tuple[int, slice]]) -> Co
 
 def _random(piece: Piece, count: int, seed: int) -> list[Columns]:
     """Draw the random starts of a piece."""
-    channels, height, width = piece.weight.shape[1:]
+    channels, *kernel_size = piece.weight.shape[1:]
     return random_starts(
         len(piece.clusters),
-        channels=min(channels, piece.size * height * width),
-        height=height,
-        width=width,
+        channels=min(channels, piece.size * math.prod(kernel_size)),
+        kernel_size=kernel_size,
         rank=piece.rank,
         count=count,
         seed=seed,
@@ -134,12 +134,11 @@ def _random(piece: Piece, count: int, seed: int) -> list[Columns]:
 
 def _iterate_chunk(weight: Tensor, random: Sequence[Columns], rank: int, options: ALSOptions) -> PieceResult:
     """Decompose clusters (b, n, C, Kh, Kw) from a structured and the given random starts."""
-    height, width = weight.shape[3:]
-    scaled, exponent = unit_scale(weight, dims=4)
+    scaled, exponent = unit_scale(weight, dims=weight.dim() - 1)
     norm = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
     tensor = scaled.flatten(3).transpose(2, 3) / torch.where(norm > 0, norm, 1.0)[:, None, None, None]
     core, basis = _compress(tensor)
-    starts = [structured_start(core, height=height, width=width, rank=rank)]
+    starts = [structured_start(core, kernel_size=weight.shape[3:], rank=rank)]
     starts += [Columns(*(column.to(weight.device) for column in start)) for start in random]
     columns, ridge, sweeps, fallback = solve(
         core, starts, sweeps=options.sweeps, tolerance=options.tolerance, ridge=options.ridge
@@ -148,7 +147,7 @@ def _iterate_chunk(weight: Tensor, random: Sequence[Columns], rank: int, options
         columns = columns._replace(head=basis @ columns.head)
     # Against the tensor itself: so a zero filter gets a mix of exactly zero.
     mix = solve_mix(tensor, columns, ridge=ridge)[0] * norm[:, None, None]
-    terms = ClusterTerms(columns.head.mT, columns.vertical.mT, columns.horizontal.mT, mix)
+    terms = ClusterTerms(*(column.mT for column in columns), mix)
     return PieceResult(terms, exponent.flatten(), sweeps, fallback)
 
 
@@ -174,8 +173,8 @@ def _compress(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
 def _chunks(pieces: Sequence[Piece], options: ALSOptions) -> Iterator[list[tuple[int, slice]]]:
     """Cut the clusters of all pieces, in order, into runs whose working memory stays below the bound."""
     filters, rank = pieces[0].size, pieces[0].rank
-    channels, height, width = pieces[0].weight.shape[1:]
-    positions = height * width
+    channels, *kernel_size = pieces[0].weight.shape[1:]
+    positions = math.prod(kernel_size)
     # Weight, tensor and its single-precision copy; the two products and their parts; Grams; starts.
     need = 8 * (4 * filters * channels * positions + 2 * (filters + channels) * (positions + 4) * rank + 6 * rank**2)
     room = options.chunk_bytes

@@ -34,12 +34,8 @@ class _State:
     of no iterate have a sum of squares above one over this share.
     """
 
-    head: Tensor
-    vertical: Tensor
-    horizontal: Tensor
-    plain_head: Tensor
-    plain_vertical: Tensor
-    plain_horizontal: Tensor
+    point: Columns
+    plain: Columns
     objective: Tensor
     step: Tensor
     ridge: Tensor
@@ -47,37 +43,41 @@ class _State:
     @classmethod
     def start(cls, columns: Columns, *, ridge: float) -> "_State":
         objective = torch.full_like(columns.head[:, 0, 0], torch.inf)
-        return cls(*columns, *columns, objective, torch.full_like(objective, _STEP), torch.full_like(objective, ridge))
+        return cls(columns, columns, objective, torch.full_like(objective, _STEP), torch.full_like(objective, ridge))
 
     @property
-    def plain(self) -> Columns:
-        return Columns(self.plain_head, self.plain_vertical, self.plain_horizontal)
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, the batch first in each."""
+        return (*self.point, *self.plain, self.objective, self.step, self.ridge)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "_State":
         """Change every tensor, such as its dtype or its clusters."""
-        return _State(*(change(x) for x in vars(self).values()))
+        return self._of([change(x) for x in self.tensors])
 
     def where(self, chosen: Tensor, other: "_State") -> "_State":
         """Keep the chosen clusters and take the rest from another state."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _State(*(torch.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs))
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return self._of([torch.where(chosen.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs])
+
+    def _of(self, tensors: Sequence[Tensor]) -> "_State":
+        modes = len(self.point)
+        return _State(Columns(*tensors[:modes]), Columns(*tensors[modes:-3]), *tensors[-3:])
 
     def advance(self, tensor: Tensor, *, ridge: float) -> None:
         """Make one extrapolated sweep; where the objective rose, go back to the last plain iterate."""
         used = self.ridge.clamp_min(_LEAST_RIDGE[tensor.dtype])
-        found, objective = sweep(tensor, Columns(self.head, self.vertical, self.horizontal), ridge=used)
+        found, objective = sweep(tensor, self.point, ridge=used)
         better = objective <= self.objective
         self.objective = torch.where(better, objective, self.objective)
         self.ridge = torch.minimum(self.ridge, ridge * self.objective.clamp_min(0))
-        self.step = torch.where(better, (self.step * _GROW).clamp_max(_STEP_MAX), self.step * _CUT)
+        self.step = torch.where(better, (self.step * _GROW).clamp_max_(_STEP_MAX), self.step * _CUT)
         momentum, better = (self.step * better)[:, None, None], better[:, None, None]
-        points = []
+        plain, point = [], []
         for new, old in zip(found, self.plain, strict=True):
             kept = torch.where(better & new.isfinite().all(1, keepdim=True), new, old)
-            points.append((kept, unit_columns(torch.addcmul(kept, momentum, kept - old))))
-        (self.plain_head, self.head), (self.plain_vertical, self.vertical), (self.plain_horizontal, self.horizontal) = (
-            points
-        )
+            plain.append(kept)
+            point.append(unit_columns(torch.addcmul(kept, momentum, kept - old)))
+        self.plain, self.point = Columns(*plain), Columns(*point)
 
 
 class Solution(NamedTuple):
@@ -147,7 +147,7 @@ def _padded(columns: Columns) -> Columns:
 
 def _single(columns: Columns) -> Columns:
     """Single precision."""
-    return Columns(columns.head.float(), columns.vertical.float(), columns.horizontal.float())
+    return Columns(*(column.float() for column in columns))
 
 
 def _converge(tensor: Tensor, state: _State, *, sweeps: int, tolerance: float, ridge: float) -> tuple[_State, int]:
@@ -164,7 +164,7 @@ def _converge(tensor: Tensor, state: _State, *, sweeps: int, tolerance: float, r
         error = state.objective
         ended = (reference - error <= tolerance * error) | (error <= _FLOOR[tensor.dtype])
         reference = error
-        for kept, current in zip(vars(result).values(), vars(state).values(), strict=True):
+        for kept, current in zip(result.tensors, state.tensors, strict=True):
             kept[place] = current
         if ended.any():
             keep = (~ended).nonzero().squeeze(1)

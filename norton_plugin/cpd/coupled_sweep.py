@@ -1,8 +1,8 @@
-"""One ALS sweep over four modes for a batch of clusters: filters, channels, kernel rows and kernel columns.
+"""One ALS sweep over all modes for a batch of clusters: filters, channels, kernel rows and kernel columns.
 
-The tensor is contracted twice per sweep: with head, vertical and horizontal for the mix, and with the mix alone; from
-this product come the other three (a dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating LS algorithms for high
-order CANDECOMP/PARAFAC tensor factorizations", IEEE Trans. Signal Processing 61(19), 2013).
+Kernels may have more axes or one. The tensor is contracted twice per sweep: with all other factors for the mix, and
+with the mix alone; from this product come the others (a dimension tree; Phan, Tichavsky, Cichocki, "Fast alternating
+LS algorithms for high order CANDECOMP/PARAFAC tensor factorizations", IEEE Trans. Signal Processing 61(19), 2013).
 
 Columns have norm one, all but those of the factor solved for. So a ridge adds the same to the squared error in every
 step: ``ridge * sum of the squared norms of the components``, the Lagrangian of error-preserving correction (Phan,
@@ -12,20 +12,21 @@ Signal Processing 67(5), 2019).
 Shapes: tensor (b, n, Kh*Kw, C); mix (b, n, R); head (b, C, R), vertical (b, Kh, R), horizontal (b, Kw, R).
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from norton_plugin.cpd.factor_tuple import FactorTuple
+
 _TINY = 1e-30
 
 
-class Columns(NamedTuple):
-    """Head, vertical and horizontal factor of a batch of clusters, components as columns."""
+class Columns(FactorTuple):
+    """Head and the factors of the kernel's axes of a batch of clusters, components as columns."""
 
-    head: Tensor
-    vertical: Tensor
-    horizontal: Tensor
+    __slots__ = ()
 
 
 def unit_columns(factor: Tensor) -> Tensor:
@@ -33,9 +34,12 @@ def unit_columns(factor: Tensor) -> Tensor:
     return factor / torch.linalg.vector_norm(factor, dim=1, keepdim=True).clamp_min(_TINY)
 
 
-def khatri_rao(vertical: Tensor, horizontal: Tensor) -> Tensor:
+def khatri_rao(*factors: Tensor) -> Tensor:
     """Columnwise Kronecker product: (b, Kh, R) and (b, Kw, R) give (b, Kh*Kw, R)."""
-    return (vertical.unsqueeze(2) * horizontal.unsqueeze(1)).flatten(1, 2)
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product.unsqueeze(2) * factor.unsqueeze(1)).flatten(1, 2)
+    return product
 
 
 def cross_gram(factor: Tensor) -> Tensor:
@@ -71,16 +75,15 @@ def solve_mix(tensor: Tensor, columns: Columns, *, ridge: Tensor) -> tuple[Tenso
     Returns:
         The mix (b, n, R), and the squared error plus the ridge's share (b,).
     """
-    head, vertical, horizontal = columns
-    kernel = khatri_rao(vertical, horizontal)
-    target = tensor.flatten(2) @ (kernel.unsqueeze(2) * head.unsqueeze(1)).flatten(1, 2)
-    gram = cross_gram(head) * cross_gram(vertical) * cross_gram(horizontal)
+    kernel = khatri_rao(*columns.kernel)
+    target = tensor.flatten(2) @ (kernel.unsqueeze(2) * columns.head.unsqueeze(1)).flatten(1, 2)
+    gram = functools.reduce(torch.mul, map(cross_gram, columns))
     mix = ridge_solve(gram, target, ridge=ridge)
     return mix, 1 - (mix * target).sum((1, 2))
 
 
 def sweep(tensor: Tensor, columns: Columns, *, ridge: Tensor) -> tuple[Columns, Tensor]:
-    """Update mix, head, vertical and horizontal once each, in this order.
+    """Update mix, head and the factors of the kernel's axes once each, in this order.
 
     Args:
         tensor: Shape (b, n, D, C), norm one.
@@ -90,25 +93,39 @@ def sweep(tensor: Tensor, columns: Columns, *, ridge: Tensor) -> tuple[Columns, 
     Returns:
         New columns of norm one, and the objective of the columns that came in (see `solve_mix`).
     """
-    _, vertical, horizontal = columns
+    factors = list(columns.kernel)
     batch, _, positions, channels = tensor.shape
     mix, objective = solve_mix(tensor, columns, ridge=ridge)
     mix = unit_columns(mix)
     product = (tensor.flatten(2).mT @ mix).view(batch, positions, channels, -1).unbind(1)
     mix_gram = cross_gram(mix)
 
-    target = _weighted_sum(product, khatri_rao(vertical, horizontal))
-    gram = mix_gram * cross_gram(vertical) * cross_gram(horizontal)
-    head = unit_columns(ridge_solve(gram, target, ridge=ridge))
+    target = _weighted_sum(product, khatri_rao(*factors))
+    head = unit_columns(ridge_solve(_times_grams(mix_gram, factors), target, ridge=ridge))
     kernel = torch.stack([(part * head).sum(1) for part in product], dim=1)
-    kernel = kernel.view(batch, vertical.shape[1], horizontal.shape[1], -1)
+    kernel = kernel.view(batch, *(factor.shape[1] for factor in factors), -1)
     outer_gram = mix_gram * cross_gram(head)
 
-    target = (kernel * horizontal.unsqueeze(1)).sum(2)
-    vertical = unit_columns(ridge_solve(outer_gram * cross_gram(horizontal), target, ridge=ridge))
-    target = (kernel * vertical.unsqueeze(2)).sum(1)
-    horizontal = unit_columns(ridge_solve(outer_gram * cross_gram(vertical), target, ridge=ridge))
-    return Columns(head, vertical, horizontal), objective
+    for axis in range(len(factors)):
+        target = kernel
+        for other in reversed(range(len(factors))):  # the last axis first: those before it keep their places
+            if other != axis:
+                target = _summed_over(target, factors[other], axis=other)
+        gram = _times_grams(outer_gram, [*factors[:axis], *factors[axis + 1 :]])
+        factors[axis] = unit_columns(ridge_solve(gram, target, ridge=ridge))
+    return Columns(head, *factors), objective
+
+
+def _times_grams(gram: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Multiply a Gram matrix (b, R, R) by those of factors; the result is a new one."""
+    return functools.reduce(torch.mul, map(cross_gram, factors), gram) if factors else gram.clone()
+
+
+def _summed_over(kernel: Tensor, factor: Tensor, *, axis: int) -> Tensor:
+    """Sum (b, ..., R) over an axis of the kernel, each position weighted by its row of the factor (b, Kx, R)."""
+    shape = [1] * kernel.dim()
+    shape[0], shape[axis + 1], shape[-1] = len(factor), factor.shape[1], factor.shape[2]
+    return (kernel * factor.reshape(shape)).sum(axis + 1)
 
 
 def _weighted_sum(parts: tuple[Tensor, ...], weights: Tensor) -> Tensor:

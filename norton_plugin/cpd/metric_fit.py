@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,22 +11,21 @@ from norton_plugin.cpd.coupled_factors import CoupledFactors
 from norton_plugin.cpd.factors import CPDFactors
 from norton_plugin.cpd.metric import OutputMetric, cholesky
 from norton_plugin.cpd.metric_low_rank import truncated_under
-from norton_plugin.cpd.metric_terms import Name, Terms
+from norton_plugin.cpd.metric_terms import HEAD, Terms
 
 Factors = TypeVar("Factors", CPDFactors, CoupledFactors)
-_NAMES: tuple[Name, ...] = get_args(Name)
 # Relative to the mean of a diagonal: what keeps systems solvable where components overlap.
 _RIDGE = 1e-8
 # The same for the channels' moments, which are whitened: it bounds how much a nearly dead channel is raised.
 _CHANNEL_RIDGE = 1e-3
-# Steps of conjugate gradients for each factor in a sweep.
-_STEPS: dict[Name, int] = {"head": 8, "vertical": 3, "horizontal": 3}
+# Steps of conjugate gradients in a sweep, for the head and for each axis of the kernel.
+_HEAD_STEPS, _AXIS_STEPS = 8, 3
 
 
 def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolerance: float = 1e-3) -> Factors:
     """Lower the output error of factors; the result is never worse than what came in.
 
-    Block coordinate descent: conjugate gradients on the head, the vertical and the horizontal factors in turn, each
+    Block coordinate descent: conjugate gradients on the head and the factors of the kernel's axes in turn, each
     cluster with step lengths of its own, and the mix solved exactly. The channels are whitened first, and the steps
     preconditioned by the overlap of the components, so that a few steps come near each optimum. No step raises the
     error. Without spatial factors and with one cluster per channel group, the optimum has a closed form.
@@ -42,7 +41,7 @@ def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolera
     """
     single = isinstance(factors, CPDFactors)
     start = (_as_coupled(factors) if isinstance(factors, CPDFactors) else factors).to(dtype=torch.float64)
-    if start.vertical.shape[2] * start.horizontal.shape[2] == 1 and start.clusters == len(metric.second):
+    if all(factor.shape[2] == 1 for factor in start.kernel) and start.clusters == len(metric.second):
         found = _closed_form(start, metric)
     else:
         problem = _Problem(start, metric)
@@ -59,7 +58,7 @@ def _as_coupled(factors: CPDFactors) -> CoupledFactors:
 
 
 def _as_single(found: CoupledFactors) -> CPDFactors:
-    return CPDFactors(found.head * found.mix[..., None], found.vertical, found.horizontal).balanced()
+    return CPDFactors(found.head * found.mix[..., None], *found.kernel).balanced()
 
 
 def _closed_form(factors: CoupledFactors, metric: OutputMetric) -> CoupledFactors:
@@ -74,7 +73,7 @@ def _closed_form(factors: CoupledFactors, metric: OutputMetric) -> CoupledFactor
         heads.append(head)
         mixes.append(mix)
     ones = torch.ones(groups, factors.rank, 1, dtype=torch.float64, device=metric.second.device)
-    return CoupledFactors(torch.stack(heads), ones, ones, torch.cat(mixes), factors.cluster)
+    return CoupledFactors(torch.stack(heads), *[ones] * len(factors.kernel), torch.cat(mixes), factors.cluster)
 
 
 class _Problem:
@@ -123,13 +122,13 @@ class _Problem:
         """Return factors at their places and with whitened channels."""
         factors = factors.to(dtype=torch.float64)
         head = torch.bmm(factors.head, self._per_cluster(self.root))
-        return Terms(head, factors.vertical, factors.horizontal, self._placed(factors.mix))
+        return Terms((head, *factors.kernel), self._placed(factors.mix))
 
     def leave(self, terms: Terms) -> CoupledFactors:
         """Return what ``enter`` was given."""
         head = torch.bmm(terms.head, self._per_cluster(self.white))
         mix = terms.mix.flatten(0, 1)[self.place]
-        return CoupledFactors(head, terms.vertical, terms.horizontal, mix, self.cluster)
+        return CoupledFactors(head, *terms.factors[1:], mix, self.cluster)
 
     def times(self, rows: Tensor) -> Tensor:
         """Multiply (K, S, D) by the second moments of their groups."""
@@ -145,8 +144,8 @@ class _Problem:
         """Sweep over all factors until the error falls no more."""
         before = float(self.errors(terms).sum())
         for _ in range(sweeps):
-            for name in _NAMES:
-                terms = self._step(terms, name)
+            for place in range(len(terms.factors)):
+                terms = self._step(terms, place)
             if not self.single:
                 terms = self._solve_mix(terms)
             after = float(self.errors(terms).sum())
@@ -155,16 +154,16 @@ class _Problem:
             before = after
         return terms
 
-    def _step(self, terms: Terms, name: Name) -> Terms:
+    def _step(self, terms: Terms, place: int) -> Terms:
         """Improve one factor by preconditioned conjugate gradients, cluster by cluster."""
         terms = terms if self.single else terms.with_unit_columns()
-        value = getattr(terms, name)
-        inverse = _inverse(terms.gram(name, self.spatial))
-        residual = terms.transposed(name, self.cross - self.times(terms.weight()))
+        value = terms.factors[place]
+        inverse = _inverse(terms.gram(place, self.spatial))
+        residual = terms.transposed(place, self.cross - self.times(terms.weight()))
         direction = ready = inverse @ residual
         product = (residual * ready).sum((1, 2))
-        for _ in range(_STEPS[name]):
-            image = terms.transposed(name, self.times(terms.with_factor(name, direction).weight()))
+        for _ in range(_HEAD_STEPS if place == HEAD else _AXIS_STEPS):
+            image = terms.transposed(place, self.times(terms.with_factor(place, direction).weight()))
             curvature = (direction * image).sum((1, 2))
             length = torch.where(curvature > 0, product / curvature, 0.0)[:, None, None]
             value, residual = value + length * direction, residual - length * image
@@ -172,20 +171,21 @@ class _Problem:
             again = (residual * ready).sum((1, 2))
             direction = ready + torch.where(product > 0, again / product, 0.0)[:, None, None] * direction
             product = again
-        return self._better(terms, terms.with_factor(name, value))
+        return self._better(terms, terms.with_factor(place, value))
 
     def _solve_mix(self, terms: Terms) -> Terms:
         """Solve for how filters mix the components of their clusters."""
         basis = terms.basis()
         inverse = _inverse(self.times(basis) @ basis.mT)
         mix = self.cross @ basis.mT @ inverse
-        return self._better(terms, Terms(terms.head, terms.vertical, terms.horizontal, mix))
+        return self._better(terms, Terms(terms.factors, mix))
 
     def _better(self, old: Terms, new: Terms) -> Terms:
         """Take of every cluster the components of the lower error."""
         better = (self.errors(new) <= self.errors(old))[:, None, None]
-        pairs = ((getattr(new, name), getattr(old, name)) for name in (*_NAMES, "mix"))
-        return Terms(*(torch.where(better, x, y) for x, y in pairs))
+        pairs = zip(new.factors, old.factors, strict=True)
+        factors = tuple(torch.where(better, x, y) for x, y in pairs)
+        return Terms(factors, torch.where(better, new.mix, old.mix))
 
 
 def _inverse(gram: Tensor) -> Tensor:

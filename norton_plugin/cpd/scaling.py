@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-_CUBE_ROOTS = (1.0, 2.0 ** (1 / 3), 2.0 ** (2 / 3))
-
 
 def unit_scale(tensor: Tensor, *, dims: int) -> tuple[Tensor, Tensor]:
     """Scale slices of a tensor so that the largest magnitude in each lies in [0.5, 1).
@@ -38,20 +36,6 @@ def times_power_of_two(tensor: Tensor, exponent: Tensor) -> Tensor:
     # In two halves: 2 ** exponent alone may be out of range where the product is not.
     half = torch.div(exponent, 2, rounding_mode="floor")
     return tensor * _power_of_two(half) * _power_of_two(exponent - half)
-
-
-def cube_root_of_power(exponent: Tensor) -> Tensor:
-    """Form ``2 ** (exponent / 3)``.
-
-    Args:
-        exponent: Int64, from -3000 to 3000.
-
-    Returns:
-        Float64, the shape of the exponents.
-    """
-    third = torch.div(exponent, 3, rounding_mode="floor")
-    roots = torch.tensor(_CUBE_ROOTS, dtype=torch.float64, device=exponent.device)
-    return times_power_of_two(roots[exponent - 3 * third], third)
 
 
 def root_of_power(exponent: Tensor, *, degree: int) -> Tensor:

@@ -81,7 +81,7 @@ def decompose_spatial(
 
 
 def _check(weight: Tensor, rank: int, groups: int) -> None:
-    check_weight(weight, 1)
+    check_weight(weight, 1, dimensions=(4,))
     filters, channels, height, width = weight.shape
     if not _whole(groups) or groups < 1 or filters % groups:
         raise DecompositionError(

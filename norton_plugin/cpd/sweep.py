@@ -8,12 +8,15 @@ and horizontal factors, the best head is ``A K (K'K)^-1``. The other two updates
     MTTKRP, vertical  = sum_j P[(i, j), r] horizontal[j, r]
     MTTKRP, horizontal = sum_i P[(i, j), r] vertical[i, r]
 
-so a sweep never touches C. Matrices this small drown in the call overhead of batched BLAS and LAPACK; with the batch
-as the last, contiguous axis every step is a long elementwise operation.
+and so on for kernels of more axes or of one. So a sweep never touches C. Matrices this small drown in the call overhead
+of batched BLAS and LAPACK; with the batch as the last, contiguous axis every step is a long elementwise operation.
 
 Shapes: G (D, D, ...), vertical (Kh, R, ...), horizontal (Kw, R, ...), all float64; ``...`` are batch axes.
 """
 
+import functools
+
+import torch
 from torch import Tensor
 
 _TINY = 1e-30
@@ -73,53 +76,63 @@ def unit_columns(factor: Tensor) -> Tensor:
     return factor * energy.clamp_min_(_TINY).rsqrt_()
 
 
-def khatri_rao(vertical: Tensor, horizontal: Tensor) -> Tensor:
+def khatri_rao(*factors: Tensor) -> Tensor:
     """Columnwise Kronecker product: (Kh, R, ...) and (Kw, R, ...) give (Kh*Kw, R, ...)."""
-    return (vertical[:, None] * horizontal[None]).flatten(0, 1)
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None] * factor[None]).flatten(0, 1)
+    return product
 
 
-def project(gram: Tensor, vertical: Tensor, horizontal: Tensor, *, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+def project(gram: Tensor, *kernel: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
     """Solve for the head and say how much of the filter it explains.
 
     Args:
         gram: ``A'A``, shape (D, D, ...), trace one.
-        vertical: Shape (Kh, R, ...).
-        horizontal: Shape (Kw, R, ...).
+        kernel: Factors of the kernel's axes, (Kh, R, ...) and (Kw, R, ...) of a 2-D one.
         ridge: See `ridge_inverse`.
 
     Returns:
         ``P`` of shape (D, R, ...), the Gram matrix of the head (R, R, ...), and the explained share of the
         squared norm, shape (...), which is one minus the NMSE.
     """
-    kernel = khatri_rao(vertical, horizontal)
-    inverse = ridge_inverse(cross_gram(vertical) * cross_gram(horizontal), ridge=ridge)
-    product = contract(contract(gram, kernel), inverse)
-    inner = contract(kernel.transpose(0, 1), product)
+    columns = khatri_rao(*kernel)
+    inverse = ridge_inverse(functools.reduce(torch.mul, map(cross_gram, kernel)), ridge=ridge)
+    product = contract(contract(gram, columns), inverse)
+    inner = contract(columns.transpose(0, 1), product)
     return product, contract(inverse, inner), trace(inner)
 
 
-def sweep(gram: Tensor, vertical: Tensor, horizontal: Tensor, *, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Update head, vertical and horizontal once each, in this order.
+def sweep(gram: Tensor, *kernel: Tensor, ridge: float) -> tuple[Tensor, ...]:
+    """Update the head and the factors of the kernel's axes once each, in this order.
 
     Args:
         gram: ``A'A``, shape (D, D, ...), trace one.
-        vertical: Shape (Kh, R, ...).
-        horizontal: Shape (Kw, R, ...).
+        kernel: Factors of the kernel's axes, (Kh, R, ...) and (Kw, R, ...) of a 2-D one.
         ridge: See `ridge_inverse`.
 
     Returns:
-        New vertical and horizontal with columns of norm one, and the share of the squared norm explained by
-        the factors that came in, shape (...).
+        New factors of the axes with columns of norm one, and the share of the squared norm explained by the factors
+        that came in, shape (...).
     """
-    height, width = vertical.shape[0], horizontal.shape[0]
-    product, head_gram, explained = project(gram, vertical, horizontal, ridge=ridge)
-    product = product.unflatten(0, (height, width))
-    target = product[:, 0] * horizontal[0]
-    for column in range(1, width):
-        target.addcmul_(product[:, column], horizontal[column].expand_as(target))
-    vertical = unit_columns(contract(target, ridge_inverse(head_gram * cross_gram(horizontal), ridge=ridge)))
-    target = product[0] * vertical[0]
-    for row in range(1, height):
-        target.addcmul_(product[row], vertical[row].expand_as(target))
-    horizontal = unit_columns(contract(target, ridge_inverse(head_gram * cross_gram(vertical), ridge=ridge)))
-    return vertical, horizontal, explained
+    product, head_gram, explained = project(gram, *kernel, ridge=ridge)
+    product = product.unflatten(0, [len(factor) for factor in kernel])
+    found = list(kernel)
+    for axis in range(len(found)):
+        target, gram_of_others = product, head_gram
+        for other in reversed(range(len(found))):  # the last axis first: those before it keep their places
+            if other != axis:
+                target = _weighted_sum(target, found[other], axis=other)
+        for factor in (*found[:axis], *found[axis + 1 :]):
+            gram_of_others = gram_of_others * cross_gram(factor)
+        found[axis] = unit_columns(contract(target, ridge_inverse(gram_of_others, ridge=ridge)))
+    return *found, explained
+
+
+def _weighted_sum(product: Tensor, factor: Tensor, *, axis: int) -> Tensor:
+    """Sum over an axis of the kernel, each position weighted by its row of the factor (Kx, R, ...)."""
+    parts = product.unbind(axis)
+    total = parts[0] * factor[0]
+    for part, row in zip(parts[1:], factor[1:], strict=True):
+        total.addcmul_(part, row.expand_as(total))
+    return total

@@ -1,5 +1,7 @@
 """From unfolded filters to what ALS works on, and back to factors of the filters."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,10 @@ def gram_of_filters(weight: Tensor) -> Tensor:
     is left to rounding is far below the last digit, and the result does not depend on chunk, thread or device.
 
     Args:
-        weight: Shape (n, C, Kh, Kw), finite.
+        weight: Shape (n, C, Kh, Kw), finite; the kernel may have other axes.
 
     Returns:
-        Shape (Kh*Kw, Kh*Kw, n), float64; zero for a zero filter.
+        Shape (D, D, n), float64, D = Kh*Kw; zero for a zero filter.
     """
     unfolded = unit_scale(weight.flatten(2), dims=2)[0]
     bits = (53 - max(1, weight.shape[1] - 1).bit_length()) // 2
@@ -33,24 +35,22 @@ def gram_of_filters(weight: Tensor) -> Tensor:
     return gram / torch.where(energy > 0, energy, 1.0)
 
 
-def attach_head(weight: Tensor, vertical: Tensor, horizontal: Tensor, *, ridge: float) -> CPDFactors:
+def attach_head(weight: Tensor, *kernel: Tensor, ridge: float) -> CPDFactors:
     """Solve for the head by least squares against the weight itself, and balance.
 
     Args:
         weight: Shape (n, C, Kh, Kw), scaled so that squares of its entries are in range.
-        vertical: Shape (Kh, R, n).
-        horizontal: Shape (Kw, R, n).
+        kernel: For each axis of the kernel (Kh, R, n).
         ridge: As in `norton_plugin.cpd.decompose_filters`.
 
     Returns:
         Float64 factors.
     """
     unfolded = weight.double().flatten(2)
-    kernel = khatri_rao(vertical, horizontal).permute(2, 0, 1)
-    inverse = ridge_inverse(cross_gram(vertical) * cross_gram(horizontal), ridge=ridge).permute(2, 0, 1)
-    solver = kernel @ inverse
+    columns = khatri_rao(*kernel).permute(2, 0, 1)
+    inverse = ridge_inverse(functools.reduce(torch.mul, map(cross_gram, kernel)), ridge=ridge).permute(2, 0, 1)
+    solver = columns @ inverse
     head = unfolded @ solver
     # One step of iterative refinement takes the bias of the ridge out of the solution.
-    head += (unfolded - head @ kernel.transpose(1, 2)) @ solver
-    head = head.transpose(1, 2)
-    return CPDFactors(head, vertical.permute(2, 1, 0), horizontal.permute(2, 1, 0)).balanced()
+    head += (unfolded - head @ columns.transpose(1, 2)) @ solver
+    return CPDFactors(head.transpose(1, 2), *(factor.permute(2, 1, 0) for factor in kernel)).balanced()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, form_for
-from norton_plugin.blocks.form_choice import estimate, shape_for
+from norton_plugin.blocks.form_choice import estimate, shape_of_input
+from norton_plugin.deploy.memory_format import FORMATS, laid_out
 from norton_plugin.deploy.table import LINEAR, MEMORY_FORMATS, BlockChoice, DeploymentTable
 from norton_plugin.errors import RecipeError
 
@@ -59,7 +59,7 @@ def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, st
             return BlockChoice(name, form, None, "as given")
     if name in given:
         raise RecipeError(f"the form of {name} is {given[name]!r}; expected one of {block.forms}")
-    chosen, reason = form_for(block, None if x is None else laid_out(x, memory_format))
+    chosen, reason = form_for(block, None if x is None else laid_out(x, FORMATS[memory_format]))
     return BlockChoice(name, chosen, None, reason if x is not None else f"{reason}; the example does not reach it")
 
 
@@ -72,18 +72,9 @@ def static_memory_format(inputs: Mapping[nn.Module, Tensor]) -> str:
     totals = dict.fromkeys(MEMORY_FORMATS, 0.0)
     for block, x in inputs.items():
         if isinstance(block, ConvBlock):
-            shape = shape_for(block, (x.shape[-2], x.shape[-1]), x.shape[:-3].numel())
+            shape = shape_of_input(block, x)
             for name in MEMORY_FORMATS:
                 last = name == "channels_last"
                 found = estimate(shape, device=x.device.type, channels_last=last, lowered=True)
                 totals[name] += min(found.values())
     return "channels_last" if totals["contiguous"] > _WORTH * totals["channels_last"] else "contiguous"
-
-
-def laid_out(x: Tensor, memory_format: str) -> Tensor:
-    """Return a map in a memory format; one without a batch axis stays as it is."""
-    if x.dim() != 4:
-        return x
-    return x.contiguous(
-        memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
-    )

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import AUTO, ConvBlock, CPDBlock, CPDLinear, Form, SpatialSVDBlock, form_for
 from norton_plugin.blocks.arguments import choice
-from norton_plugin.blocks.forms import BlockFactors
+from norton_plugin.blocks.convolutions import LAYERS
+from norton_plugin.blocks.forms import BlockFactors, ConvGeometry
 from norton_plugin.blocks.padding import PaddingRule, same_padding, sides
 from norton_plugin.errors import SurgeryError
 
 
-class Pad2d(nn.Module):
+class Pad(nn.Module):
     """Pads a map as the first layer of a lowered block whose convolutions cannot do it themselves.
 
     Args:
@@ -24,33 +25,37 @@ class Pad2d(nn.Module):
         dilation: Of the convolution that follows.
     """
 
+    # Lists, which torch.jit.script can index by a number that it does not know.
+    amounts: list[int]
+    kernel_size: list[int]
+    stride: list[int]
+    dilation: list[int]
+
     def __init__(
         self,
         padding: PaddingRule,
         padding_mode: str,
-        kernel_size: tuple[int, int],
-        stride: tuple[int, int],
-        dilation: tuple[int, int],
+        kernel_size: tuple[int, ...],
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.dynamic = padding == "dynamic_same"
         geometry = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        # Left, right, top, bottom; the other rules do not look at the size.
-        self.amounts = (0, 0, 0, 0) if self.dynamic else sides(padding, size=(1, 1), **geometry)
+        # Left, right, top, bottom, the last axis first; the other rules do not look at the size.
+        self.amounts = [] if self.dynamic else list(sides(padding, size=(1,) * len(kernel_size), **geometry))
         self.mode = "constant" if padding_mode == "zeros" else padding_mode
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.dilation = dilation
+        self.kernel_size, self.stride, self.dilation = list(kernel_size), list(stride), list(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad (B, C, H, W)."""
-        left, right, top, bottom = self.amounts
+        amounts = self.amounts
         if self.dynamic:
-            height = same_padding(x.shape[-2], self.kernel_size[0], self.stride[0], self.dilation[0])
-            width = same_padding(x.shape[-1], self.kernel_size[1], self.stride[1], self.dilation[1])
-            left, top = width // 2, height // 2
-            right, bottom = width - left, height - top
-        return F.pad(x, [left, right, top, bottom], mode=self.mode)
+            amounts = []
+            for axis in range(1, len(self.kernel_size) + 1):  # counted from the end
+                span = same_padding(x.shape[-axis], self.kernel_size[-axis], self.stride[-axis], self.dilation[-axis])
+                amounts += [span // 2, span - span // 2]
+        return F.pad(x, amounts, mode=self.mode)
 
 
 class SelectChannels(nn.Module):
@@ -58,17 +63,19 @@ class SelectChannels(nn.Module):
 
     Args:
         index: (N,) int64, channels of the input.
+        axes: Of the map, behind its channels.
     """
 
     index: Tensor
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, axes: int) -> None:
         super().__init__()
+        self.dim = -1 - axes
         self.register_buffer("index", index.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, N, H, W)."""
-        return x.index_select(-3, self.index)
+        return x.index_select(self.dim, self.index)
 
 
 def flushed(weight: Tensor) -> Tensor:
@@ -82,13 +89,13 @@ def flushed(weight: Tensor) -> Tensor:
     return torch.where(weight.abs() < torch.finfo(weight.dtype).tiny, 0.0, weight)
 
 
-def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple[int, int]) -> nn.Conv2d:
+def _conv(weight: Tensor, bias: Tensor | None, *, groups: int, **geometry: tuple[int, ...]) -> nn.Module:
     """Return a convolution that owns a copy of the weight (N, C, Kh, Kw)."""
-    filters, channels, kh, kw = weight.shape
-    conv = nn.Conv2d(
+    filters, channels, *kernel_size = weight.shape
+    conv = LAYERS[len(kernel_size)](
         channels * groups,
         filters,
-        (kh, kw),
+        tuple(kernel_size),  # type: ignore[arg-type]
         groups=groups,
         bias=bias is not None,
         device=weight.device,
@@ -127,8 +134,8 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
             ``"dense"`` they become one.
 
     Returns:
-        An ``nn.Conv2d`` or an ``nn.Sequential`` of them, after a ``Pad2d`` and before a ``SelectChannels`` where they
-        are needed; same training flag.
+        An ``nn.Conv2d`` (of 1-D and 3-D kernels ``nn.Conv1d``, ``nn.Conv3d``) or an ``nn.Sequential`` of them, after a
+        ``Pad`` and before a ``SelectChannels`` where they are needed; same training flag.
 
     Raises:
         SurgeryError: A spatial SVD has no such form.
@@ -138,11 +145,11 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
     chosen = form or block.form
     form = form_for(block)[0] if chosen == AUTO else chosen
     layers: list[nn.Module] = []
-    padding = (0, 0)
+    padding = (0,) * len(block.kernel_size)
     if isinstance(block.padding, tuple) and block.padding_mode == "zeros":
         padding = block.padding
     else:
-        layers.append(Pad2d(block.padding, block.padding_mode, block.kernel_size, block.stride, block.dilation))
+        layers.append(Pad(block.padding, block.padding_mode, block.kernel_size, block.stride, block.dilation))
     with torch.no_grad():
         convolutions = _spatial_convolutions if isinstance(block, SpatialSVDBlock) else _convolutions
         layers += convolutions(block, form, padding)  # type: ignore[arg-type]
@@ -151,33 +158,31 @@ def lower_block(block: ConvBlock | CPDLinear, form: Form | None = None) -> nn.Mo
     return lowered.train(block.training)
 
 
-def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, int]) -> list[nn.Module]:
-    factors = block.block_factors()
-    bias, kernels = factors.bias, factors.spatial_kernels()
-    k, r, c = factors.head.shape
-    (sh, sw), (ph, pw), (dh, dw) = block.stride, padding, block.dilation
-    whole = {"stride": (sh, sw), "padding": (ph, pw), "dilation": (dh, dw)}
+def _convolutions(block: CPDBlock, form: Form, padding: tuple[int, ...]) -> list[nn.Module]:
+    factors, geometry = block.block_factors(), ConvGeometry(block.stride, padding, block.dilation, block.groups)
+    bias, kernels, k = factors.bias, factors.spatial_kernels(), len(factors.head)
+    whole = {"stride": block.stride, "padding": padding, "dilation": block.dilation}
     if form == "dense":
         return [_conv(factors.weight(), bias, groups=block.groups, **whole)]
-    pointwise = factors.head.reshape(k * r, c, 1, 1)
-    if kernels is None or factors.vertical is None or factors.horizontal is None:
-        return [_conv(pointwise, None, groups=block.groups, **whole), *_mix(factors)]
-    layers: list[nn.Module] = [_conv(pointwise, None, groups=block.groups)]
+    if kernels is None:
+        return [_conv(factors.pointwise(), None, groups=block.groups, **whole), *_mix(factors)]
+    layers: list[nn.Module] = [_conv(factors.pointwise(), None, groups=block.groups)]
     if form == "grouped" and (mixing := factors.mixing_kernels()) is not None:
         return [*layers, _conv(mixing, factors.placed_bias(), groups=k, **whole), *_order(factors)]
+    components = block.components
     if form == "depthwise":
-        layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=k * r, **whole))
+        layers.append(_conv(kernels.flatten(0, 1).unsqueeze(1), None, groups=components, **whole))
         return [*layers, *_mix(factors)]
-    rows = {"stride": (sh, 1), "padding": (ph, 0), "dilation": (dh, 1)}
-    columns = {"stride": (1, sw), "padding": (0, pw), "dilation": (1, dw)}
-    layers.append(_conv(factors.vertical.reshape(k * r, 1, -1, 1), None, groups=k * r, **rows))
+    last = factors.axes - 1
+    for axis in range(last):
+        layers.append(_conv(factors.along(axis), None, **geometry.along(axis, components)._asdict()))
     if factors.mix is None:
-        return [*layers, _conv(factors.horizontal.unsqueeze(-2), bias, groups=k, **columns)]
-    layers.append(_conv(factors.horizontal.reshape(k * r, 1, 1, -1), None, groups=k * r, **columns))
+        return [*layers, _conv(factors.summing(), bias, **geometry.along(last, k)._asdict())]
+    layers.append(_conv(factors.along(last), None, **geometry.along(last, components)._asdict()))
     return [*layers, *_mix(factors)]
 
 
-def _spatial_convolutions(block: SpatialSVDBlock, form: Form, padding: tuple[int, int]) -> list[nn.Module]:
+def _spatial_convolutions(block: SpatialSVDBlock, form: Form, padding: tuple[int, ...]) -> list[nn.Module]:
     """Return the vertical and the horizontal convolution of a spatial SVD, or the dense one."""
     choice(form, "form", block.forms)
     (sh, sw), (ph, pw), (dh, dw), groups = block.stride, padding, block.dilation, block.groups
@@ -196,9 +201,9 @@ def _mix(factors: BlockFactors) -> list[nn.Module]:
     """Return the 1x1 convolution from components to filters."""
     k, r, _ = factors.head.shape
     if factors.mix is None:
-        return [_conv(torch.ones_like(factors.head[:, :, :1]).unsqueeze(-1), factors.bias, groups=k)]
-    mix = factors.placed(factors.mix).view(-1, r, 1, 1)
-    return [_conv(mix, factors.placed_bias(), groups=k), *_order(factors)]
+        ones = factors.head.new_ones(k, r, *(1,) * factors.axes)
+        return [_conv(ones, factors.bias, groups=k)]
+    return [_conv(factors.mixing(), factors.placed_bias(), groups=k), *_order(factors)]
 
 
 def _order(factors: BlockFactors) -> list[nn.Module]:
@@ -207,7 +212,7 @@ def _order(factors: BlockFactors) -> list[nn.Module]:
     places = factors.head.shape[0] * factors.cluster_size
     if slot is None or (len(slot) == places and torch.equal(slot, torch.arange(places).to(slot))):
         return []
-    return [SelectChannels(slot)]
+    return [SelectChannels(slot, factors.axes)]
 
 
 def lower_(model: nn.Module) -> int:

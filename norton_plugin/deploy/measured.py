@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, Form
-from norton_plugin.blocks.form_choice import shape_for
+from norton_plugin.blocks.form_choice import shape_of_input
 from norton_plugin.deploy.fold_weights import folded, rest_of
 from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import SelectChannels, lower_block
-from norton_plugin.deploy.memory_format import FORMATS, lay_out_
+from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 
 
 def clock() -> Callable[[], float]:
@@ -64,7 +64,7 @@ class FormTimer:
             x: Its input, in any memory format.
             memory_format: Of the model.
         """
-        shape = shape_for(block, (x.shape[-2], x.shape[-1]), x.shape[:-3].numel())
+        shape = shape_of_input(block, x)
         slot = getattr(block, "slot", None)
         slots = None if slot is None else tuple(slot.tolist())
         place = (block.stride, block.padding, block.padding_mode, block.dilation, slots, x.dtype, x.device)
@@ -75,7 +75,7 @@ class FormTimer:
 
     def _measure(self, block: ConvBlock, norm: nn.Module | None, x: Tensor, memory: torch.memory_format) -> Any:
         rest = nn.Identity() if norm is None else rest_of(norm)
-        x = x.contiguous(memory_format=memory) if x.dim() == 4 else x
+        x = laid_out(x, memory)
         with torch.inference_mode():
 
             def call(form: Form) -> Callable[[], Tensor]:

@@ -44,7 +44,7 @@ def _table(group: Sequence[LayerCurve]) -> FittedTable:
 def _title(group: Sequence[LayerCurve]) -> str:
     shape, more = group[0].shape, len(group) - 1
     names = f"{group[0].name}{f' and {more} of the same shape' if more else ''}"
-    kernel = "" if group[0].kind == "Linear" else f" {shape.kernel_size[0]}x{shape.kernel_size[1]}"
+    kernel = "" if group[0].kind == "Linear" else f" {'x'.join(map(str, shape.kernel_size))}"
     groups = f" in {shape.groups} groups" if shape.groups > 1 else ""
     widths = f"{shape.channels * shape.groups} -> {shape.filters}{groups}"
     return f"{names}\n{group[0].kind}{kernel} {widths}, {short(shape.dense_macs)} MACs"

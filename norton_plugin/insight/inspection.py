@@ -140,13 +140,10 @@ def _shape(module: Any, sizes: Any) -> dict[str, Any]:
         features["break_even_components"] = _most(shape, "layer")
         return {"kernel": None, "stride": None, "break_even": None, **features}
     kernel, stride = tuple(module.kernel_size), tuple(module.stride)
-    limit: int | None = None
-    most: int | None = None
-    if len(kernel) == 2:
-        before, after = sizes or (stride, (1, 1))
-        per_filter = module.in_channels // module.groups
-        shape = LayerShape(module.out_channels, per_filter, kernel, module.groups, before, after)
-        limit, most = _most(shape, "filter"), _most(shape, "layer")
+    before, after = sizes or (stride, (1,) * len(stride))
+    per_filter = module.in_channels // module.groups
+    shape = LayerShape(module.out_channels, per_filter, kernel, module.groups, before, after)
+    limit, most = (None, None) if module.transposed else (_most(shape, "filter"), _most(shape, "layer"))
     return {
         "kernel": kernel,
         "stride": stride,

@@ -217,8 +217,8 @@ class Reason(Enum):
         "NMSE {nmse:.3f} at its highest useful rank {rank} is above the target {target:g}",
         advice="raise decomposition.target_nmse, or give the layer a rank of its own",
         example="most layers with random weights at rank auto")
-    NOT_CONV2D = left("not-conv2d", "{module} is not a 2-D convolution",
-        advice="nothing to do: it is pruned", example="nn.Conv3d, nn.ConvTranspose2d")
+    NOT_A_CONVOLUTION = left("not-a-convolution", "{module} is not a 1-D, 2-D or 3-D convolution",
+        advice="nothing to do: it is pruned", example="nn.ConvTranspose2d, nn.ConvTranspose3d")
     OWN_FORWARD = left("own-forward", "{module} computes its output in its own way, and no exact rule for it is known",
         advice="report the kind of layer, if it is a common one",
         example="a subclass of nn.Conv2d with its own forward")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.blocks.padding import PaddingRule
 from norton_plugin.errors import DecompositionError
 from norton_plugin.reasons import Cause, Reason
@@ -16,10 +18,11 @@ from norton_plugin.surgery.computed_weight import why_computed
 
 @dataclass(frozen=True)
 class ConvContract:
-    """Everything a replacement of a 2-D convolution has to keep.
+    """Everything a replacement of a convolution has to keep.
 
     Attributes:
-        weight: The effective weight (N, C, Kh, Kw), any standardisation applied, detached.
+        weight: The effective weight (N, C, Kh, Kw), any standardisation applied, detached. Kernels of 1-D and 3-D
+            convolutions have one axis or three; what follows, and sizes of maps, have as many.
         bias: (N,) or None, detached.
         in_channels: Channels of the input (C times groups).
         stride: (vertical, horizontal) in pixels.
@@ -32,16 +35,16 @@ class ConvContract:
     weight: Tensor
     bias: Tensor | None
     in_channels: int
-    stride: tuple[int, int]
+    stride: tuple[int, ...]
     padding: PaddingRule | str
-    dilation: tuple[int, int]
+    dilation: tuple[int, ...]
     groups: int
     padding_mode: str
 
     @property
-    def kernel_size(self) -> tuple[int, int]:
+    def kernel_size(self) -> tuple[int, ...]:
         """(Kh, Kw)."""
-        return self.weight.shape[2], self.weight.shape[3]
+        return tuple(self.weight.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,21 @@ class LinearContract:
     bias: Tensor | None
 
 
-def _standardised(conv: nn.Conv2d) -> Tensor:
+def _standardised(conv: Any) -> Tensor:
     """Return the weight of timm's StdConv2d and ScaledStdConv2d: zero mean and unit variance per filter.
 
     It is multiplied by a gain where there is one.
     """
-    gain, eps = getattr(conv, "gain", None), float(conv.eps)  # type: ignore[arg-type]
+    gain, eps = getattr(conv, "gain", None), float(conv.eps)
     scale = None if gain is None else (gain * conv.scale).reshape(-1)
     rows = conv.weight.reshape(1, conv.out_channels, -1)
     return F.batch_norm(rows, None, None, weight=scale, training=True, momentum=0.0, eps=eps).reshape_as(conv.weight)
 
 
-def _weight_standardised_mmcv(conv: nn.Conv2d) -> Tensor:
+def _weight_standardised_mmcv(conv: Any) -> Tensor:
     """Return the weight of mmcv's ConvWS2d: the same, but eps is added to the unbiased standard deviation."""
     rows = conv.weight.flatten(1)
-    eps = float(conv.eps)  # type: ignore[arg-type]
+    eps = float(conv.eps)
     rows = (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + eps)
     return rows.reshape_as(conv.weight)
 
@@ -93,13 +96,14 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
     Returns:
         The contract, or the reason.
     """
-    if not isinstance(module, nn.Conv2d):
-        return Reason.NOT_CONV2D.because(module=type(module).__name__)
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return Reason.NOT_A_CONVOLUTION.because(module=type(module).__name__)
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return why_computed(module) or Reason.HAS_HOOKS.because()
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
-    own_forward = type(module).forward is not nn.Conv2d.forward
-    own_forward |= type(module)._conv_forward is not nn.Conv2d._conv_forward
+    plain = LAYERS[len(module.kernel_size)]
+    own_forward = type(module).forward is not plain.forward
+    own_forward |= type(module)._conv_forward is not plain._conv_forward
     weight, padding = module.weight, module.padding
     if kind in _STANDARDISED | _STANDARDISED_SAME:
         weight = _standardised(module)
@@ -117,9 +121,9 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
         weight=weight.detach(),
         bias=None if module.bias is None else module.bias.detach(),
         in_channels=module.in_channels,
-        stride=module.stride,  # type: ignore[arg-type]
-        padding=padding,  # type: ignore[arg-type]
-        dilation=module.dilation,  # type: ignore[arg-type]
+        stride=module.stride,
+        padding=padding,
+        dilation=module.dilation,
         groups=module.groups,
         padding_mode=module.padding_mode,
     )

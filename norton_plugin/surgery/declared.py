@@ -126,7 +126,7 @@ def _declarations(model: nn.Module) -> Iterator[_Declared]:
 
 def _depthwise(module: nn.Module, groups: int) -> nn.Module | None:
     """Return a depthwise convolution inside a module that has as many groups as the module says."""
-    convs = (each for each in module.modules() if isinstance(each, nn.Conv2d))
+    convs = (each for each in module.modules() if isinstance(each, nn.Conv1d | nn.Conv2d | nn.Conv3d))
     return next((conv for conv in convs if conv.groups == conv.in_channels == conv.out_channels == groups), None)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPD_BLOCKS, ConvBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.cpd import CoupledFactors
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.modules.running import TOLERANCE
@@ -52,7 +52,7 @@ def block_from_contract(
         if layout.level != "spatial":
             kind |= {"clusters": layout.clusters, "cluster_size": cluster_size}
         block = nn.utils.skip_init(
-            SpatialSVDBlock if layout.level == "spatial" else CPDBlock,
+            SpatialSVDBlock if layout.level == "spatial" else CPD_BLOCKS[len(contract.kernel_size)],
             contract.in_channels,
             weight.shape[0],
             contract.kernel_size,
@@ -93,8 +93,9 @@ def from_conv(
     """Decompose one convolution, even where that needs more MACs.
 
     Args:
-        conv: A 2-D convolution with kernel, stride, dilation, groups and padding of any kind.
-        rank: R per filter, from 1 to Kh * Kw; at the other levels, as many components as cost no more.
+        conv: A 1-D, 2-D or 3-D convolution with kernel, stride, dilation, groups and padding of any kind.
+        rank: R per filter, from 1 to Kh * Kw (the size of the kernel); at the other levels, as many components as
+            cost no more.
         level: Which filters share components, and of what kind; see ``recipe.Decomposition``.
         components: M, in place of ``rank``.
         share: MACs as a share of the convolution's, in place of ``rank``.

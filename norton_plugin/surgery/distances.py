@@ -48,7 +48,8 @@ def layer_distance(module: nn.Module, *, criterion: DistanceCriterion = "pabs") 
     if criterion == "csa":
         return csa_distance(filter_rows(module))
     if isinstance(module, CPDBlock) and module.mix is None:
-        return pabs_distance([factor.detach() for factor in module.factors])
+        factors = module.factors
+        return pabs_distance([factor.detach() for factor in factors], names=factors.fields)
     return vector_distance(filter_rows(module))
 
 

@@ -17,7 +17,7 @@ _SIDE = 16
 
 
 def replacement_error(
-    conv: nn.Module, block: ConvBlock | CPDLinear, weight: Tensor, *, map_size: tuple[int, int] | None = None
+    conv: nn.Module, block: ConvBlock | CPDLinear, weight: Tensor, *, map_size: tuple[int, ...] | None = None
 ) -> float:
     """Compare a block with the convolution itself, on random numbers.
 
@@ -53,11 +53,11 @@ def _compared(conv: nn.Module, block: ConvBlock | CPDLinear, weight: Tensor, siz
         return float("inf") if dense.shape != change.shape else relative_error([block(x)], [dense + change])
 
 
-def _cut_down(block: ConvBlock, map_size: tuple[int, int] | None) -> tuple[int, int]:
+def _cut_down(block: ConvBlock, map_size: tuple[int, ...] | None) -> tuple[int, ...]:
     sides_ = []
-    for axis in (0, 1):
+    for axis in range(len(block.kernel_size)):
         least = max(_SIDE, 2 * (block.dilation[axis] * (block.kernel_size[axis] - 1) + 1))
         own = least if map_size is None else map_size[axis]
         # Whether and how much is padded depends on the remainder of the size by the stride.
         sides_.append(own if own <= least else least + (own - least) % block.stride[axis])
-    return sides_[0], sides_[1]
+    return tuple(sides_)

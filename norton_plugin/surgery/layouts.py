@@ -16,7 +16,7 @@ from norton_plugin.errors import RecipeError
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import LayerRequest
 
-Size = tuple[int, int]
+Size = tuple[int, ...]
 LayoutLevel = Literal["filter", "cluster", "layer", "spatial"]
 # Convolutions of widths that fill the vector registers are up to 1.5 times faster (docs/results, levels).
 _LANES = 16
@@ -30,10 +30,10 @@ class LayerShape:
     Attributes:
         filters: N.
         channels: C, the channels that one filter sees.
-        kernel_size: (Kh, Kw).
+        kernel_size: (Kh, Kw), or the lengths of another number of axes; the sizes of maps alike.
         groups: Channel groups.
         input_size: (Hi, Wi), or the stride where it is not known.
-        output_size: (Ho, Wo), (1, 1) where it is not known.
+        output_size: (Ho, Wo), ones where it is not known.
     """
 
     filters: int
@@ -44,9 +44,14 @@ class LayerShape:
     output_size: Size = (1, 1)
 
     @property
+    def planar(self) -> bool:
+        """Whether the kernel has rows and columns that a spatial SVD can separate."""
+        return len(self.kernel_size) == 2 and not self.pointwise
+
+    @property
     def pointwise(self) -> bool:
         """Whether the kernel is 1x1."""
-        return self.kernel_size == (1, 1)
+        return max(self.kernel_size) == 1
 
     @property
     def dense_macs(self) -> int:
@@ -79,9 +84,11 @@ class LayerShape:
     def full_rank(self, clusters: int | None, *, spatial: bool = False) -> int:
         """Return the rank, per filter or per cluster, at which the factorisation is exact; see ``highest_rank``."""
         if clusters is None:
-            return self.kernel_size[0] * self.kernel_size[1]
-        full = full_spatial_rank if spatial else full_components
-        return full(-(-self.filters // clusters), self.channels, self.kernel_size)
+            return math.prod(self.kernel_size)
+        filters = -(-self.filters // clusters)
+        if spatial:
+            return full_spatial_rank(filters, self.channels, (self.kernel_size[0], self.kernel_size[1]))
+        return full_components(filters, self.channels, self.kernel_size)
 
     def _cost(self, clusters: int | None, rank: int, *, spatial: bool) -> ConvCost:
         sizes = {"input_size": self.input_size, "output_size": self.output_size}
@@ -158,7 +165,8 @@ def _levels(shape: LayerShape, request: LayerRequest) -> Iterator[tuple[LayoutLe
     """Each level that is asked for, with its number of clusters."""
     wanted = ("filter", "cluster", "layer", "spatial") if request.level == "auto" else (request.level,)
     for level in wanted:
-        if level == "spatial" and shape.pointwise:  # both are a truncated SVD then, but the layer level strides first
+        # Of a 1x1 kernel, both are a truncated SVD, but the layer level strides first.
+        if level == "spatial" and not shape.planar:
             if request.level != "auto":
                 yield "layer", shape.groups
             continue

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPD_BLOCKS, ConvBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.modules.feature_info import LISTED_WIDTHS, list_widths_
 from norton_plugin.modules.swap import renew_references_, swap_, take_over_flags_
@@ -202,16 +202,14 @@ def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:
     return list(found)
 
 
-_KINDS: dict[type, type[ConvBlock | CPDLinear]] = {
-    BlockEntry: CPDBlock,
-    SpatialEntry: SpatialSVDBlock,
-    LinearEntry: CPDLinear,
-}
-
-
 def _build_block(entry: BlockEntry | SpatialEntry | LinearEntry, old: nn.Module) -> nn.Module:
     reference = next(old.parameters())
-    block = _KINDS[type(entry)](**entry.arguments, device=reference.device, dtype=reference.dtype)
+    kind: type[ConvBlock | CPDLinear] = CPDLinear
+    if isinstance(entry, BlockEntry):
+        kind = CPD_BLOCKS[len(entry.arguments["kernel_size"])]
+    elif isinstance(entry, SpatialEntry):
+        kind = SpatialSVDBlock
+    block = kind(**entry.arguments, device=reference.device, dtype=reference.dtype)
     take_over_flags_(block, old)
     return block
 

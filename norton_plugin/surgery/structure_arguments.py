@@ -12,6 +12,7 @@ from norton_plugin.errors import ArtifactError
 
 # No width, kernel or number of channels of any network comes near; torch itself counts with 64 bits.
 LARGEST = 2**31 - 1
+_MOST_AXES = 3  # of a kernel
 _PADDING_RULES = ("same", "valid", "dynamic_same")
 
 
@@ -43,23 +44,23 @@ def _number(value: Any) -> bool:
     return is_whole(value) and 1 <= value <= LARGEST
 
 
-def _pair_from(least: int) -> Callable[[Any], bool]:
+def _per_axis_from(least: int) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
-        pair = isinstance(value, list | tuple) and len(value) == 2
-        return pair and all(is_whole(number) and least <= number <= LARGEST for number in value)
+        several = isinstance(value, list | tuple) and 1 <= len(value) <= _MOST_AXES
+        return several and all(is_whole(number) and least <= number <= LARGEST for number in value)
 
     return fits
 
 
 def _padding(value: Any) -> bool:
-    return _one_of(_PADDING_RULES)(value) or _pair_from(0)(value)
+    return _one_of(_PADDING_RULES)(value) or _per_axis_from(0)(value)
 
 
 # Every argument of a block that JSON may give: what it must be, in code and in words.
 _ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("in_channels", "out_channels", "rank", "groups"), (_number, "a positive integer")),
-    **dict.fromkeys(("kernel_size", "stride", "dilation"), (_pair_from(1), "two positive integers")),
-    "padding": (_padding, f"two numbers of pixels or one of {_PADDING_RULES}"),
+    **dict.fromkeys(("kernel_size", "stride", "dilation"), (_per_axis_from(1), "one to three positive integers")),
+    "padding": (_padding, f"one to three numbers of pixels or one of {_PADDING_RULES}"),
     "bias": (lambda value: isinstance(value, bool), "true or false"),
     "padding_mode": (_one_of(PADDING_MODES), f"one of {PADDING_MODES}"),
     "form": (_one_of((*FORMS, AUTO)), f"one of {(*FORMS, AUTO)}"),
@@ -107,6 +108,7 @@ def linear_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
 def spatial_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a SpatialSVDBlock, pairs as tuples; see ``linear_arguments``."""
     found = _checked(f"'spatial' of {where}", plain, _SPATIAL_ARGUMENTS)
+    _check_axes(where, found, axes=2)
     _check_groups(where, found)
     return found
 
@@ -115,6 +117,7 @@ def block_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a CPDBlock, pairs as tuples; see ``linear_arguments``."""
     arguments = _SHARED_ARGUMENTS if "clusters" in plain else _ARGUMENTS
     found = _checked(f"'block' of {where}", plain, arguments)
+    _check_axes(where, found, axes=len(found["kernel_size"]))
     _check_groups(where, found)
     filters, groups = found["out_channels"], found["groups"]
     clusters, size = found.get("clusters", groups), found.get("cluster_size", filters)
@@ -125,6 +128,12 @@ def block_arguments(where: str, plain: dict[str, Any]) -> dict[str, Any]:
             f"a multiple of {groups} groups, and places for {filters} filters",
         )
     return found
+
+
+def _check_axes(where: str, found: Mapping[str, Any], *, axes: int) -> None:
+    for name in ("kernel_size", "stride", "dilation", "padding"):
+        if not isinstance(found[name], str) and len(found[name]) != axes:
+            raise damaged(f"{name} of the block {where}", found[name], f"a number for each of {axes} axes")
 
 
 def _check_groups(where: str, found: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from norton_plugin.blocks import CPD_BLOCKS
 from norton_plugin.errors import ArtifactError
 from norton_plugin.surgery.structure_arguments import (
     LARGEST,
@@ -43,13 +44,14 @@ class BlockEntry:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the block's parameters and buffers."""
         found = self.arguments
-        filters, rank, (kh, kw) = found["out_channels"], found["rank"], found["kernel_size"]
+        filters, rank, kernel_size = found["out_channels"], found["rank"], found["kernel_size"]
         clusters = found.get("clusters")
         shapes: dict[str, tuple[int, ...]] = {
             "head": (clusters or filters, rank, found["in_channels"] // found["groups"])
         }
-        if clusters is None or (kh, kw) != (1, 1):
-            shapes |= {"vertical": (clusters or filters, rank, kh), "horizontal": (clusters or filters, rank, kw)}
+        if clusters is None or max(kernel_size) > 1:
+            axes = zip(CPD_BLOCKS[len(kernel_size)].axes, kernel_size, strict=True)
+            shapes |= {name: (clusters or filters, rank, length) for name, length in axes}
         if clusters is not None:
             shapes["mix"] = (filters, rank)
             shapes |= {"slot": (filters,)} if clusters > 1 else {}

@@ -7,12 +7,14 @@ work than the dense model, and reaches nothing of a module but its tensors and i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPD_BLOCKS, ConvBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.blocks.padding import normalise_padding
 from norton_plugin.channels.rescaling import names_a_scale
 from norton_plugin.cpd import full_components, full_spatial_rank
@@ -88,9 +90,10 @@ def check_block(entry: BlockEntry | SpatialEntry, module: nn.Module) -> None:
         ArtifactError: It is no convolution, or an argument contradicts it.
     """
     where = entry.names[0] or "the model"
-    kind = SpatialSVDBlock if isinstance(entry, SpatialEntry) else CPDBlock
-    if not isinstance(module, nn.Conv2d | kind):
-        expected = f"a 2-D convolution, which a {kind.__name__} replaces"
+    axes = len(entry.arguments["kernel_size"])
+    kind = SpatialSVDBlock if isinstance(entry, SpatialEntry) else CPD_BLOCKS[axes]
+    if type(module) is not kind and not isinstance(module, LAYERS[axes]):
+        expected = f"a {axes}-D convolution, which a {kind.__name__} replaces"
         raise damaged(f"{where} in the model", type(module).__name__, expected)
     kernel = _pair(module.kernel_size)
     fixed = {
@@ -119,7 +122,7 @@ def check_block(entry: BlockEntry | SpatialEntry, module: nn.Module) -> None:
         if entry.arguments[name] > limit:
             raise damaged(f"{name} of the block {where}", entry.arguments[name], f"at most {limit}")
     padding = entry.arguments["padding"]
-    if not isinstance(padding, str) and padding != normalise_padding(module.padding, module.padding_mode):  # type: ignore[arg-type]
+    if not isinstance(padding, str) and padding != normalise_padding(module.padding, module.padding_mode, axes=axes):
         raise damaged(f"padding of the block {where}", padding, f"{module.padding!r}, as of its convolution")
 
 
@@ -132,7 +135,7 @@ def _highest_rank(clusters: int | None, filters: int, channels: int, kernel: Any
         channels: C of the dense convolution.
         kernel: (Kh, Kw).
     """
-    pixels = int(kernel[0] * kernel[1])
+    pixels = math.prod(kernel)
     if clusters is None:
         return pixels  # exact, whatever the number of channels
     # Clusters of N / K filters, rounded up, are exact at Kh * Kw components for each filter. So the factors take at

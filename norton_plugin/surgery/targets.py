@@ -22,7 +22,7 @@ from norton_plugin.surgery.names import check_ranks
 from norton_plugin.surgery.report import Skipped
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-MapSizes = Mapping[str, tuple[tuple[int, int], tuple[int, int]]]
+MapSizes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Target:
     request: LayerRequest
     shape: LayerShape
     layouts: tuple[Layout, ...]
-    map_size: tuple[int, int] | None
+    map_size: tuple[int, ...] | None
 
     def at_rank(self, rank: int, *, more_macs: bool) -> tuple[Layout, ...]:
         """Return what it may become at a rank; nothing where the rank is too high."""
@@ -132,7 +132,7 @@ def _first_layouts(
 
 def shape_of(
     contract: ConvContract | LinearContract,
-    sizes: tuple[tuple[int, int] | None, tuple[int, int] | None] = (None, None),
+    sizes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None),
 ) -> LayerShape:
     """Return what decides the cost of a layer.
 
@@ -140,10 +140,11 @@ def shape_of(
         contract: Of the layer.
         sizes: (Hi, Wi) and (Ho, Wo); where one is None, the stride tells their ratio.
     """
-    filters, channels, height, width = contract.weight.shape
+    filters, channels, *kernel = contract.weight.shape
+    kernel_size = tuple(kernel)
     if isinstance(contract, LinearContract):
-        return LayerShape(filters, channels, (height, width))
+        return LayerShape(filters, channels, kernel_size)
     before, after = sizes
     if before is None or after is None:
-        before, after = contract.stride, (1, 1)
-    return LayerShape(filters, channels, (height, width), contract.groups, before, after)
+        before, after = contract.stride, (1,) * len(kernel_size)
+    return LayerShape(filters, channels, kernel_size, contract.groups, before, after)

@@ -1,5 +1,7 @@
 """Fits in the metric of the outputs, against numpy, closed forms and brute force."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -144,15 +146,16 @@ def test_white_inputs_bring_back_the_plain_decomposition():
     torch.testing.assert_close(found.reconstruct(), plain.factors.reconstruct(), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["head", "vertical", "horizontal"])
-def test_the_transpose_is_that_of_the_map(name):
+@pytest.mark.parametrize("lengths", [(5, 3, 2), (5, 4), (5, 2, 3, 4)])
+def test_the_transpose_is_that_of_the_map(lengths):
     generator = torch.Generator().manual_seed(2)
-    shapes = {"head": (2, 3, 5), "vertical": (2, 3, 3), "horizontal": (2, 3, 2), "mix": (2, 4, 3)}
-    terms = Terms(**{k: torch.randn(s, generator=generator, dtype=torch.float64) for k, s in shapes.items()})
-    value = torch.randn(shapes[name], generator=generator, dtype=torch.float64)
-    rows = torch.randn(2, 4, 30, generator=generator, dtype=torch.float64)
-    forward = (terms.with_factor(name, value).weight() * rows).sum()
-    assert float(forward) == pytest.approx(float((value * terms.transposed(name, rows)).sum()))
+    factors = tuple(torch.randn(2, 3, length, generator=generator, dtype=torch.float64) for length in lengths)
+    terms = Terms(factors, torch.randn(2, 4, 3, generator=generator, dtype=torch.float64))
+    rows = torch.randn(2, 4, math.prod(lengths), generator=generator, dtype=torch.float64)
+    for place, length in enumerate(lengths):
+        value = torch.randn(2, 3, length, generator=generator, dtype=torch.float64)
+        forward = (terms.with_factor(place, value).weight() * rows).sum()
+        assert float(forward) == pytest.approx(float((value * terms.transposed(place, rows)).sum()))
 
 
 def test_rounding_that_leaves_a_matrix_indefinite_is_no_trouble():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from norton_plugin.cpd import CPDFactors, decompose_filters, decompose_layers, exact_factors
-from norton_plugin.cpd.scaling import cube_root_of_power, times_power_of_two, unit_scale
+from norton_plugin.cpd.scaling import root_of_power, times_power_of_two, unit_scale
 
 DOUBLES = [1e-300, 1e-280, 1e-200, 1e-100, 1e-20, 1e20, 1e100, 1e150, 1e200, 1e300]
 SINGLES = [1e-37, 1e-30, 1e30, 1e37]
@@ -118,5 +118,5 @@ def test_unit_scale_is_exact_and_knows_its_ends() -> None:
 def test_cube_roots_of_powers() -> None:
     exponents = torch.arange(-1074, 1025)
     expected = torch.tensor([2.0 ** (e / 3) for e in exponents.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(cube_root_of_power(exponents), expected, rtol=1e-13, atol=0)
-    assert cube_root_of_power(torch.tensor([-3, 0, 30])).tolist() == [0.5, 1.0, 1024.0]
+    torch.testing.assert_close(root_of_power(exponents, degree=3), expected, rtol=1e-13, atol=0)
+    assert root_of_power(torch.tensor([-3, 0, 30]), degree=3).tolist() == [0.5, 1.0, 1024.0]

@@ -16,7 +16,7 @@ def weight() -> Tensor:
 
 @pytest.fixture
 def start() -> tuple[Tensor, Tensor]:
-    vertical, horizontal = random_starts(7, height=3, width=5, rank=4, count=1, seed=1)
+    vertical, horizontal = random_starts(7, kernel_size=(3, 5), rank=4, count=1, seed=1)
     return vertical[:, :, 0], horizontal[:, :, 0]
 
 
@@ -73,12 +73,12 @@ def test_sweeps_never_lower_the_fit(weight: Tensor, start: tuple[Tensor, Tensor]
 
 def test_structured_start_beats_random_ones(weight: Tensor, start: tuple[Tensor, Tensor]) -> None:
     gram = gram_of_filters(weight)
-    structured = structured_start(gram, height=3, width=5, rank=4)
+    structured = structured_start(gram, kernel_size=(3, 5), rank=4)
     assert (project(gram, *structured, ridge=1e-10)[2] > project(gram, *start, ridge=1e-10)[2]).all()
 
 
 def test_random_starts_depend_on_the_seed_alone() -> None:
-    first, again, other = (random_starts(5, height=3, width=3, rank=2, count=2, seed=s)[0] for s in (0, 0, 1))
+    first, again, other = (random_starts(5, kernel_size=(3, 3), rank=2, count=2, seed=s)[0] for s in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == (3, 2, 2, 5)

@@ -6,7 +6,7 @@ from torch import nn
 
 from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.deploy import lower_, lower_block
-from norton_plugin.deploy.lowering import Pad2d
+from norton_plugin.deploy.lowering import Pad
 from norton_plugin.errors import SurgeryError
 
 GEOMETRIES = {
@@ -27,7 +27,7 @@ def test_every_form_lowers_to_convolutions_of_equal_output(name, form):
     lowered = lower_block(block, form)
     x = torch.randn(2, 6, 12, 15, dtype=torch.float64)
     torch.testing.assert_close(lowered(x), block(x), rtol=1e-12, atol=1e-12)
-    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad2d) for m in lowered.modules())
+    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad) for m in lowered.modules())
     assert not lowered.training
 
 
@@ -39,7 +39,7 @@ def test_a_spatial_svd_lowers_to_its_two_convolutions_or_to_one(name, form, conv
     lowered, x = lower_block(block, form), torch.randn(2, 6, 12, 15, dtype=torch.float64)
     torch.testing.assert_close(lowered(x), block(x), rtol=1e-12, atol=1e-12)
     assert sum(isinstance(m, nn.Conv2d) for m in lowered.modules()) == convolutions
-    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad2d) for m in lowered.modules())
+    assert all(isinstance(m, nn.Conv2d | nn.Sequential | Pad) for m in lowered.modules())
     assert not lowered.training and lowered.from_block
     with pytest.raises(SurgeryError, match="form 'grouped' is unknown"):
         lower_block(block, "grouped")

@@ -162,7 +162,9 @@ def test_forms_are_chosen_again_where_the_memory_format_is_another(monkeypatch):
         torch.testing.assert_close(prepared.model(image), net(image))
 
 
-def test_a_model_with_weights_of_five_axes_stays_contiguous():
+def test_a_model_of_2d_and_3d_convolutions_is_laid_out_as_a_whole(timed):
+    timed(dict.fromkeys(FORMS, 0.001), (0.03, 0.02))
+
     class Volume(nn.Module):
         def __init__(self):
             super().__init__()
@@ -174,7 +176,8 @@ def test_a_model_with_weights_of_five_axes_stays_contiguous():
 
     net, image = Volume().eval(), torch.randn(1, 3, 6, 6)
     prepared = prepare(net, image, forms="measured", rounds=1)
-    assert prepared.deployment.memory_format == "contiguous"
+    assert prepared.deployment.memory_format == "channels_last"
+    assert prepared.model.deep.weight.is_contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         torch.testing.assert_close(prepared.model(image), net(image))
 

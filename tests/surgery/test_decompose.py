@@ -117,13 +117,13 @@ def test_what_cannot_be_replaced_is_listed_with_its_reason():
     hooked.register_forward_hook(lambda *_: None)
     net = nn.Sequential(
         nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8), Odd(8, 8, 3),
-        hooked, nn.ConvTranspose2d(8, 8, 3), nn.Conv1d(8, 8, 3),
+        hooked, nn.ConvTranspose2d(8, 8, 3), nn.ConvTranspose1d(8, 8, 3),
     )  # fmt: skip
     report = decompose_(net, Decomposition(rank=2))
     reasons = {s.name: s.reason for s in report.skipped}
     assert [layer.names for layer in report.layers] == [("0",)]
     assert "1x1" in reasons["1"] and "depthwise" in reasons["2"] and "Odd computes" in reasons["3"]
-    assert "hooks" in reasons["4"] and "not a 2-D convolution" in reasons["5"] and "Conv1d" in reasons["6"]
+    assert "hooks" in reasons["4"] and "not a 1-D, 2-D or 3-D" in reasons["5"] and "Transpose1d" in reasons["6"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from fuzzing.target import Target
 from fuzzing.verdict import OK, REFUSED, Result, Wrong, attempt, note
-from norton_plugin.blocks import FORMS, ConvBlock, CPDBlock
+from norton_plugin.blocks import CPD_BLOCKS, FORMS, ConvBlock, CPDBlock
+from norton_plugin.blocks.convolutions import FUNCTIONS
 
 _TOLERANCE = 1e-10  # of double precision, relative to the largest output
 _MODES = ("zeros", "reflect", "replicate", "circular")
@@ -26,11 +28,12 @@ def prepare(folder: Path) -> None:
 
 def run(state: None, rng: random.Random, number: int) -> Result:
     """Compare every form of a random block with the dense convolution, or give it a wrong argument."""
-    arguments = geometry(rng)
+    axes = drawn_axes(rng)
+    arguments = geometry(rng, axes)
     if rng.random() < 0.35:
-        return _refused_case(rng, arguments)
+        return _refused_case(rng, CPD_BLOCKS[axes], arguments)
     note(f"{arguments}")
-    answer = attempt("CPDBlock", CPDBlock, **arguments)
+    answer = attempt("CPDBlock", CPD_BLOCKS[axes], **arguments)
     if answer.refused:
         raise Wrong("CPDBlock refused a sound geometry", f"{arguments}")
     block: CPDBlock = answer.value
@@ -40,21 +43,28 @@ def run(state: None, rng: random.Random, number: int) -> Result:
     return OK
 
 
-def geometry(rng: random.Random) -> dict[str, Any]:
+def drawn_axes(rng: random.Random) -> int:
+    """Draw how many axes a kernel has: mostly two."""
+    return rng.choice((1, 2, 2, 2, 3))
+
+
+def geometry(rng: random.Random, axes: int = 2) -> dict[str, Any]:
     """Draw the arguments of a sound block."""
     groups = rng.choice((1, 1, 1, 2, 3))
-    kernel = rng.choice((1, 2, 3, 5, (1, 3), (3, 1), (4, 3)))
-    sides = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    stride = rng.choice((1, 1, 2, 3, (1, 2)))
-    padding = rng.choice((0, 1, 2, (0, 2), "valid", "dynamic_same", "same" if stride == 1 else 0))
+    others = ((1, 3), (3, 1), (4, 3)) if axes == 2 else (tuple(rng.choice((1, 2, 3)) for _ in range(axes)),)
+    kernel = rng.choice((1, 2, 3, 5 if axes < 3 else 3, *others))
+    sides = kernel if isinstance(kernel, tuple) else (kernel,) * axes
+    rest = (1,) * (axes - 1)
+    stride = rng.choice((1, 1, 2, 3, (*rest, 2)))
+    padding = rng.choice((0, 1, 2, (*(0 for _ in rest), 2), "valid", "dynamic_same", "same" if stride == 1 else 0))
     return {
         "in_channels": groups * rng.randint(1, 5),
         "out_channels": groups * rng.randint(1, 5),
         "kernel_size": kernel,
-        "rank": rng.randint(1, sides[0] * sides[1] + 2),
+        "rank": rng.randint(1, math.prod(sides) + 2),
         "stride": stride,
         "padding": padding,
-        "dilation": rng.choice((1, 1, 2, (2, 1))),
+        "dilation": rng.choice((1, 1, 2, (2, *rest))),
         "groups": groups,
         "bias": rng.random() < 0.5,
         "padding_mode": rng.choice(_MODES),
@@ -64,7 +74,8 @@ def geometry(rng: random.Random) -> dict[str, Any]:
 
 def input_of(rng: random.Random, block: ConvBlock) -> Tensor:
     """Draw a map or a batch of maps that the block can read."""
-    size = [rng.randint(12, 17), rng.randint(12, 17)]  # no padding mode reaches further than that
+    axes = len(block.kernel_size)
+    size = [rng.randint(12, 17) if axes < 3 else rng.randint(7, 9) for _ in range(axes)]  # no padding reaches further
     shape = [block.in_channels, *size] if rng.random() < 0.1 else [rng.randint(1, 3), block.in_channels, *size]
     return torch.randn(shape, dtype=torch.float64)
 
@@ -72,17 +83,19 @@ def input_of(rng: random.Random, block: ConvBlock) -> Tensor:
 def convolved(block: ConvBlock, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Run the dense convolution, padded by the rules that torch and TensorFlow document."""
     amounts: list[int] = []
-    for axis in (1, 0):
+    axes = len(block.kernel_size)
+    for axis in reversed(range(axes)):
         span = block.dilation[axis] * (block.kernel_size[axis] - 1)
         if block.padding == "dynamic_same":
-            outputs = -(-x.shape[-2 + axis] // block.stride[axis])
-            span = max((outputs - 1) * block.stride[axis] + span + 1 - x.shape[-2 + axis], 0)
+            size = x.shape[axis - axes]
+            outputs = -(-size // block.stride[axis])
+            span = max((outputs - 1) * block.stride[axis] + span + 1 - size, 0)
         elif block.padding != "same":
             span = 2 * block.padding[axis]  # type: ignore[assignment, operator]
         amounts += [span // 2, span - span // 2]
     mode = "constant" if block.padding_mode == "zeros" else block.padding_mode
     padded = F.pad(x, amounts, mode=mode) if any(amounts) else x
-    return F.conv2d(padded, weight, bias, block.stride, 0, block.dilation, block.groups)
+    return FUNCTIONS[axes](padded, weight, bias, block.stride, 0, block.dilation, block.groups)
 
 
 def _check_forms(block: CPDBlock, x: Tensor) -> None:
@@ -107,7 +120,7 @@ def _check_forms(block: CPDBlock, x: Tensor) -> None:
 
 
 def _check_state(block: CPDBlock, arguments: dict[str, Any]) -> None:
-    other = CPDBlock(**arguments)
+    other = type(block)(**arguments)
     other.load_state_dict(copy.deepcopy(block.state_dict()), strict=True)
     if not torch.equal(other.weight, block.weight):
         raise Wrong("a state dict brings back another weight", f"{block}")
@@ -129,7 +142,7 @@ def _check_select(rng: random.Random, block: CPDBlock) -> None:
             raise Wrong("select_ took what is not there", f"{wrong} {where}")
 
 
-def _refused_case(rng: random.Random, arguments: dict[str, Any]) -> Result:
+def _refused_case(rng: random.Random, kind_of_block: type[CPDBlock], arguments: dict[str, Any]) -> Result:
     """Return a wrong argument: refused, or taken for what it says where it can be."""
     kind = rng.choice(("number", "number", "number", "padding", "mode", "form", "groups", "dtype", "device"))
     if kind == "number":
@@ -148,7 +161,7 @@ def _refused_case(rng: random.Random, arguments: dict[str, Any]) -> Result:
     else:
         name, value = "device", rng.choice(("nowhere", 3.5))
     note(f"{name} = {value!r} over {arguments}")
-    answer = attempt("CPDBlock", CPDBlock, **{**arguments, name: value})
+    answer = attempt("CPDBlock", kind_of_block, **{**arguments, name: value})
     if not answer.refused and not _taken_as_said(answer.value, name, value):
         raise Wrong(f"CPDBlock took a wrong {name}", f"{value!r:.60} became {getattr(answer.value, name, None)!r:.60}")
     return REFUSED if answer.refused else OK
@@ -158,7 +171,7 @@ def _taken_as_said(block: CPDBlock, name: str, value: Any) -> bool:
     """Tell whether the argument can be meant: no value for what has a default, or the very number."""
     if name in ("dtype", "device"):
         return False
-    return getattr(block, name, None) in (value, (value, value))
+    return getattr(block, name, None) in (value, (value,) * len(block.kernel_size))
 
 
 TARGET = Target(

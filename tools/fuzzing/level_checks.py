@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fuzzing.blocks import convolved
 from fuzzing.verdict import Wrong, attempt
 from norton_plugin.blocks import FORMS, CPDBlock, CPDLinear
+from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.deploy import lower_block
 from norton_plugin.surgery import apply_structure_
 from norton_plugin.surgery.geometry import geometry
@@ -28,7 +29,7 @@ class Drawn:
 
     Attributes:
         block: The layer.
-        factors: Head (K, R, C), vertical (K, R, Kh), horizontal (K, R, Kw), and mix (N, R) or None.
+        factors: Head (K, R, C), those of the axes of the kernel, as vertical (K, R, Kh), and mix (N, R) or None.
         cluster: Of every filter, (N,).
     """
 
@@ -46,10 +47,17 @@ def weight_of(factors: dict[str, Any], cluster: Tensor) -> Tensor:
     """Rebuild the weight filter by filter, by the definition: (N, C, Kh, Kw)."""
     filters = []
     for n, k in enumerate(cluster.tolist()):
-        terms = torch.einsum("rc,rh,rw->rchw", *(factors[name][k] for name in ("head", "vertical", "horizontal")))
-        mix = torch.ones_like(terms[:, 0, 0, 0]) if factors["mix"] is None else factors["mix"][n]
+        own = [factors[name][k] for name in components_of(factors)]
+        axes = "cdhw" if len(own) == 4 else "chw"[: len(own)]
+        terms = torch.einsum(f"{','.join(f'r{axis}' for axis in axes)}->r{axes}", *own)
+        mix = torch.ones_like(own[0][:, 0]) if factors["mix"] is None else factors["mix"][n]
         filters.append(sum(m * term for m, term in zip(mix, terms, strict=True)))
     return torch.stack(filters)  # type: ignore[arg-type]
+
+
+def components_of(factors: dict[str, Any]) -> list[str]:
+    """Return the names of the factors of components, the head first."""
+    return [name for name in factors if name != "mix"]
 
 
 def close(found: Tensor | None, expected: Tensor) -> bool:
@@ -106,7 +114,9 @@ def _like(block: CPDBlock | CPDLinear, filters: int, channels: int) -> nn.Module
         return nn.Sequential(nn.Linear(channels, filters, **kind))
     padding = 0 if block.padding == "dynamic_same" else block.padding
     settings = (block.kernel_size, block.stride, padding, block.dilation, block.groups)
-    return nn.Sequential(nn.Conv2d(channels, filters, *settings, padding_mode=block.padding_mode, **kind))
+    return nn.Sequential(
+        LAYERS[len(block.kernel_size)](channels, filters, *settings, padding_mode=block.padding_mode, **kind)
+    )
 
 
 def check_stored(drawn: Drawn, x: Tensor, arguments: dict[str, Any]) -> None:
@@ -116,7 +126,7 @@ def check_stored(drawn: Drawn, x: Tensor, arguments: dict[str, Any]) -> None:
     state = copy.deepcopy(block.state_dict())
     copies = [copy.deepcopy(block)]
     if isinstance(block, CPDBlock):
-        copies.append(CPDBlock(**arguments).eval())
+        copies.append(type(block)(**arguments).eval())
         copies[-1].form, copies[-1].training_form = block.form, block.training_form  # type: ignore[union-attr]
     dense = _like(block, *drawn.dense_sizes)
     structure = json.loads(json.dumps(diff(geometry(dense), geometry(nn.Sequential(block)))))
@@ -143,7 +153,9 @@ def check_select(rng: random.Random, drawn: Drawn, x: Tensor) -> None:
             raise Wrong(f"select_ on {axis} leaves wrong sizes", f"{block}")
         if axis == "filters":
             _check_unused(drawn)
-        x = x.unflatten(-3, (block.groups, -1))[..., : weight.shape[1], :, :].flatten(-4, -3)
+        channel = -1 - len(block.kernel_size)
+        within = x.unflatten(channel, (block.groups, -1)).narrow(channel, 0, weight.shape[1])
+        x = within.flatten(channel - 1, channel)
         if not close(block(x), convolved(block, x, weight, block.bias)):
             raise Wrong(f"after select_ on {axis} the block differs from the convolution", f"{block}")
     for wrong, where in ([], axis), ([10**6], axis), ([-1], axis), ([0], "rank"):
@@ -169,7 +181,7 @@ def _select(rng: random.Random, drawn: Drawn, axis: str) -> None:
         within = block.out_channels // groups
         count = rng.randint(1, within)
         keep = [g * within + n for g in range(groups) for n in sorted(rng.sample(range(within), count))]
-        names = ("head", "vertical", "horizontal") if factors["mix"] is None else ("mix",)
+        names = components_of(factors) if factors["mix"] is None else ["mix"]
         for name in names:
             factors[name] = factors[name][keep]  # type: ignore[index]
         drawn.cluster = torch.arange(len(keep)) if factors["mix"] is None else drawn.cluster[keep]
@@ -184,7 +196,7 @@ def _select(rng: random.Random, drawn: Drawn, axis: str) -> None:
         _follow(drawn)
         factors = drawn.factors
         places = torch.tensor(keep).view(block.clusters, count) % rank
-        for name in ("head", "vertical", "horizontal"):
+        for name in components_of(factors):
             own: Any = factors[name]
             factors[name] = torch.stack([rows[place] for rows, place in zip(own, places, strict=True)])
         if factors["mix"] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fuzzing.blocks import geometry, input_of
+from fuzzing.blocks import drawn_axes, geometry, input_of
 from fuzzing.level_checks import Drawn, check_forms, check_lowering, check_select, check_stored
 from fuzzing.target import Target
 from fuzzing.verdict import OK, Result, Wrong, note
-from norton_plugin.blocks import CPDBlock, CPDLinear
+from norton_plugin.blocks import CPD_BLOCKS, CPDBlock, CPDLinear
 from norton_plugin.cpd import CoupledFactors, CPDFactors, full_components
 from norton_plugin.deploy import lower_block
 
@@ -39,18 +40,19 @@ def run(state: None, rng: random.Random, number: int) -> Result:
 
 def _drawn(rng: random.Random) -> tuple[Drawn, dict[str, Any]]:
     """Draw a block of any level, and the parameters that it was given."""
-    arguments = {**geometry(rng), "dtype": rng.choice((torch.float64, torch.float64, torch.float32))}
+    axes = drawn_axes(rng)
+    arguments = {**geometry(rng, axes), "dtype": rng.choice((torch.float64, torch.float64, torch.float32))}
     if rng.random() < 0.2:
         arguments["kernel_size"] = 1
     groups, filters = arguments["groups"], arguments["out_channels"]
     channels = arguments["in_channels"] // groups
     given = arguments["kernel_size"]
-    kernel = given if isinstance(given, tuple) else (given, given)
+    kernel = given if isinstance(given, tuple) else (given,) * axes
     level = rng.choice(("filter", "layer", "cluster", "cluster", "cluster"))
     if level == "filter":
-        arguments["rank"] = rng.randint(1, kernel[0] * kernel[1])
-        block = CPDBlock(**arguments)
-        own = CPDFactors(*(p.detach().clone() for p in (block.head, block.vertical, block.horizontal)))  # type: ignore[union-attr]
+        arguments["rank"] = rng.randint(1, math.prod(kernel))
+        block = CPD_BLOCKS[axes](**arguments)
+        own = CPDFactors(*(p.detach().clone() for p in (block.head, *block.kernel)))
         return Drawn(block, {**own._asdict(), "mix": None}, torch.arange(filters)), arguments
     each = 1 if level == "layer" else rng.randint(1, filters // groups)
     cluster = _cluster(rng, filters=filters, groups=groups, each=each)
@@ -58,7 +60,7 @@ def _drawn(rng: random.Random) -> tuple[Drawn, dict[str, Any]]:
     spare = rng.random() < 0.2
     arguments |= {"clusters": groups * each, "cluster_size": min(filters, size + spare)}
     arguments["rank"] = rng.randint(1, min(full_components(-(-filters // (groups * each)), channels, kernel), 5))
-    block = CPDBlock(**arguments)
+    block = CPD_BLOCKS[axes](**arguments)
     factors = _factors(rng, block, cluster, kernel)
     block.set_factors(factors)
     if not torch.equal(block.cluster, cluster):
@@ -75,15 +77,14 @@ def _cluster(rng: random.Random, *, filters: int, groups: int, each: int) -> Ten
     return torch.tensor([(n // within) * each + rng.randrange(each) for n in range(filters)])
 
 
-def _factors(rng: random.Random, block: CPDBlock, cluster: Tensor, kernel: tuple[int, int]) -> CoupledFactors:
+def _factors(rng: random.Random, block: CPDBlock, cluster: Tensor, kernel: tuple[int, ...]) -> CoupledFactors:
     k, r, c = block.head.shape
     kind: dict[str, Any] = {"dtype": block.head.dtype}
-    pointwise = block.vertical is None
-    vertical, horizontal = (torch.ones(k, r, 1, **kind) if pointwise else torch.randn(k, r, n, **kind) for n in kernel)
+    own = [torch.randn(k, r, n, **kind) if block.kernel else torch.ones(k, r, 1, **kind) for n in kernel]
     mix = torch.randn(len(cluster), r, **kind)
     if rng.random() < 0.4:
         mix *= torch.rand(mix.shape) < 0.6  # components that only some filters use, or none
-    return CoupledFactors(torch.randn(k, r, c, **kind), vertical, horizontal, mix, cluster)
+    return CoupledFactors(torch.randn(k, r, c, **kind), *own, mix, cluster)
 
 
 def _linear_case(rng: random.Random) -> Result:

@@ -11,6 +11,7 @@ from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.node import Node
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
+from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.errors import SurgeryError
 
@@ -80,10 +81,10 @@ def _shown(module: Any) -> Any:
     if isinstance(module, CPDLinear):
         dense: Any = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
     elif isinstance(module, ConvBlock):
-        dense = nn.Conv2d(
+        dense = LAYERS[len(module.kernel_size)](
             module.in_channels,
             module.out_channels,
-            module.kernel_size,
+            module.kernel_size,  # type: ignore[arg-type]
             groups=module.groups,
             bias=module.bias is not None,
             device="meta",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch_pruning as tp
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPD_BLOCKS, CPDLinear, SpatialSVDBlock
 from norton_plugin.integrations.torch_pruning.block_pruner import (
     CPDBlockPruner,
     CPDLinearPruner,
@@ -21,14 +21,15 @@ def pruner_options() -> dict[str, Any]:
     one and the same dict for all pruners of a process, and what one model writes there breaks the next.
 
     Returns:
-        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM, and the three kinds of blocks) and
+        ``customized_pruners``, ``root_module_types`` (convolutions, Linear, LSTM, and all kinds of blocks) and
         empty tables.
     """
     tables = ("in_channel_groups", "out_channel_groups", "num_heads", "channel_groups")
-    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, CPDBlock, SpatialSVDBlock, CPDLinear]
+    blocks = (*CPD_BLOCKS.values(), SpatialSVDBlock, CPDLinear)
+    roots = [tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR, tp.ops.TORCH_LSTM, *blocks]
     return {
         "customized_pruners": {
-            CPDBlock: CPDBlockPruner(),
+            **{kind: CPDBlockPruner() for kind in CPD_BLOCKS.values()},
             SpatialSVDBlock: SpatialSVDBlockPruner(),
             CPDLinear: CPDLinearPruner(),
         },

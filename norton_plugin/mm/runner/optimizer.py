@@ -12,7 +12,7 @@ from norton_plugin.errors import RecipeError
 
 # A multiplier, or "auto": one over the number of factors whose product is the weight.
 FactorDecay = float | Literal["auto"]
-_FACTORS = ("head", "vertical", "horizontal", "mix")
+_FACTORS = ("head", "depth", "vertical", "horizontal", "mix")
 _DECAY = "weight_decay"
 
 
@@ -32,12 +32,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split parameters into those that decay as usual and the factors of blocks, which decay less.
 
-    A weight is a product of f factors: three where every filter has its own components (head, vertical, horizontal),
-    four where filters share them (and mix), two for a spatial SVD (vertical, horizontal), a shared 1x1 kernel or a
-    Linear layer (head, mix). With decay d on each, one step of size lr shrinks each by (1 - lr d), hence the product by
-    (1 - lr d)^f, about 1 - f lr d.
-    ``factor_decay="auto"`` multiplies d by 1/f, which gives the product the shrinkage that the dense weight had. A
-    number multiplies for all factors alike: 0 leaves them alone, 1 treats them like any parameter.
+    A weight is a product of f factors: three where every filter has its own components (head, vertical, horizontal; of
+    3-D kernels one more), four where filters share them (and mix), two for a spatial SVD (vertical, horizontal), a
+    shared 1x1 kernel or a Linear layer (head, mix). With decay d on each, one step of size lr shrinks each by (1 - lr
+    d), hence the product by (1 - lr d)^f, about 1 - f lr d. ``factor_decay="auto"`` multiplies d by 1/f, which gives
+    the product the shrinkage that the dense weight had. A number multiplies for all factors alike: 0 leaves them alone,
+    1 treats them like any parameter.
 
     Args:
         model: The model; parameters that need no gradient are left out.
