@@ -1,6 +1,6 @@
 """Clusters of equal size of one layer, and their decomposition together with those of other layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,7 +58,9 @@ class PieceResult(NamedTuple):
     fallback: Tensor
 
 
-def single_filters(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, PieceResult]]:
+def single_filters(
+    pieces: Sequence[Piece], options: ALSOptions, finished: Callable[[Piece], None]
+) -> list[tuple[Piece, PieceResult]]:
     """Decompose clusters of one filter each as filters on their own (`decompose_layers`, K = N)."""
     if not pieces:
         return []
@@ -74,11 +76,20 @@ def single_filters(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[P
         ones = torch.ones(len(piece.clusters), 1, piece.rank, dtype=torch.float64, device=piece.weight.device)
         terms = ClusterTerms(*result.factors, ones)
         found.append((piece, PieceResult(terms, torch.zeros_like(piece.clusters), result.sweeps, result.fallback)))
+        finished(piece)
     return found
 
 
-def iterate(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, PieceResult]]:
-    """Decompose clusters by ALS; those of equal shape, rank and device share batches of bounded memory."""
+def iterate(
+    pieces: Sequence[Piece], options: ALSOptions, finished: Callable[[Piece], None]
+) -> list[tuple[Piece, PieceResult]]:
+    """Decompose clusters by ALS; those of equal shape, rank and device share batches of bounded memory.
+
+    Args:
+        pieces: Of all layers.
+        options: How.
+        finished: Told of every piece that is done.
+    """
     groups: dict[tuple[object, ...], list[Piece]] = {}
     for piece in pieces:
         groups.setdefault((piece.size, *piece.weight.shape[1:], piece.rank, piece.weight.device), []).append(piece)
@@ -96,6 +107,8 @@ def iterate(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, P
                 span = slice(offset, offset + where.stop - where.start)
                 offset = span.stop
                 parts[member].append(_cut(result, span))
+                if where.stop == len(group[member].clusters):
+                    finished(group[member])
         found += [(piece, _join(part)) for piece, part in zip(group, parts, strict=True)]
     return found
 
