@@ -46,7 +46,7 @@ def decompose_coupled(
     clusters: Sequence[Tensor | None] | None = None,
     metrics: Sequence[Tensor | None] | None = None,
     restarts: int = 3,
-    sweeps: int = 150,
+    sweeps: int = 180,
     tolerance: float = 1e-4,
     ridge: float = 3e-4,
     seed: int = 0,

@@ -14,6 +14,9 @@ from norton_plugin.cpd.coupled_sweep import Columns, solve_mix
 from norton_plugin.cpd.options import ALSOptions
 from norton_plugin.cpd.scaling import unit_scale
 
+# Components beyond which one start is as good as another.
+_ALIKE = 64
+
 
 class Piece(NamedTuple):
     """Clusters of one layer that hold equally many filters.
@@ -116,13 +119,14 @@ def iterate(
 def starts_of_cluster(rank: int, restarts: int) -> int:
     """Return how many starts a cluster gets: up to four times as many where its few components cost little.
 
-    There local minima differ most; with more than 32 components, all starts end within about half a percent.
+    There local minima differ most. Many components end within about half a percent of each other from any start, and
+    their first sweeps do not tell which is the best: they get one.
 
     Args:
         rank: Components R of the cluster.
         restarts: As asked for.
     """
-    return restarts if restarts == 1 else restarts * min(4, max(1, 64 // rank))
+    return 1 if restarts == 1 or rank > _ALIKE else restarts * min(4, max(1, _ALIKE // rank))
 
 
 def _gather(starts: Sequence[Columns], chunk: Sequence[tuple[int, slice]]) -> Columns:
