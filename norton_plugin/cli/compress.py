@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +17,6 @@ from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Recipe
 
 _DATA = "Data"
-_STEPS = {
-    "measure": "counting MACs",
-    "time": "timing the dense model",
-    "budget": "finding sizes for the budget",
-    "decompose": "decomposing layers",
-    "rank": "ranking channels by what reads them",
-    "prune": "pruning filters",
-    "fit": "fitting layers to images",
-    "calibrate": "re-estimating BatchNorm statistics",
-    "distill": "learning from the dense model",
-}
 
 
 def compress(
@@ -105,6 +93,7 @@ def compress(
     """
     from norton_plugin.cli.images import calibration_batches
     from norton_plugin.cli.models import check_directory, open_model, save_model
+    from norton_plugin.cli.steps import shown_steps
     from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
     from norton_plugin.pipeline import (
         budget_in_words,
@@ -171,16 +160,16 @@ def compress(
                 fewest=8 if chosen.calibration.fit else 1,  # one of eight is held back
                 workers=workers,
             )
-        told = _Told(status.update)
-        result = run(
-            opened.model,
-            opened.example_inputs,
-            chosen,
-            calibration=calibration,
-            forward_fn=opened.forward_fn,
-            on_step=told.step,
-            on_detail=told.detail,
-        )
+        with shown_steps(out, status.update) as steps:
+            result = run(
+                opened.model,
+                opened.example_inputs,
+                chosen,
+                calibration=calibration,
+                forward_fn=opened.forward_fn,
+                on_step=steps,
+                on_detail=steps.detail,
+            )
         model, report = result
         status.update(Text(f"writing {output}"))
         plain = {"recipe": result.recipe.to_dict(), "report": report.to_dict()}
@@ -209,17 +198,3 @@ def _measured_before(budget: list[str] | None, output: Path) -> Path | None:
     from norton_plugin.budget import SENSITIVITIES
 
     return output if budget and (output / SENSITIVITIES).is_file() else None
-
-
-class _Told:
-    """Shows the step at work, and how far it is."""
-
-    def __init__(self, update: Callable[[Text], None]) -> None:
-        self._update, self._words = update, ""
-
-    def step(self, name: str) -> None:
-        self._words = _STEPS.get(name, name)
-        self._update(Text(self._words))
-
-    def detail(self, words: str) -> None:
-        self._update(Text(f"{self._words}: {words}"))

@@ -1,6 +1,6 @@
 """Rank-R CPD of all filters of one or many layers at once (docs/method.md, section 1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +91,7 @@ def decompose_layers(
     ridge: float = 1e-6,
     seed: int = 0,
     chunk_bytes: int = 256 * 2**20,
+    on_layer: Callable[[], None] | None = None,
 ) -> list[CPDResult]:
     """Decompose several layers; filters of equal kernel shape, rank and device share one batch.
 
@@ -105,6 +106,7 @@ def decompose_layers(
         ridge: See `decompose_filters`.
         seed: See `decompose_filters`.
         chunk_bytes: See `decompose_filters`.
+        on_layer: Called once for every layer, as soon as it is done.
 
     Returns:
         One result per weight, in the same order.
@@ -128,6 +130,9 @@ def decompose_layers(
         group = [weights[index].detach() for index in members]
         solved = _exact(group) if group_rank == kernel_size.numel() else _iterate(group, group_rank, options)
         results.update(zip(members, solved, strict=True))
+        if on_layer is not None:
+            for _ in members:
+                on_layer()
     return [results[index] for index in range(len(weights))]
 
 

@@ -1,6 +1,7 @@
 """CPD of clusters of filters that share components, batched over clusters and layers (docs/method.md, section 1)."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,12 @@ def decompose_coupled(
     clusters: Sequence[Tensor | None] | None = None,
     metrics: Sequence[Tensor | None] | None = None,
     restarts: int = 3,
-    sweeps: int = 150,
+    sweeps: int = 180,
     tolerance: float = 1e-4,
     ridge: float = 3e-4,
     seed: int = 0,
     chunk_bytes: int = 1024 * 2**20,
+    on_layer: Callable[[], None] | None = None,
 ) -> list[CoupledResult]:
     """Decompose layers into components that the filters of a cluster share.
 
@@ -75,6 +77,7 @@ def decompose_coupled(
             each other (docs/results has figures). Clusters of one filter use the ridge of `decompose_layers`.
         seed: Of the random starts. Equal seeds and ``chunk_bytes`` give equal factors.
         chunk_bytes: Bound on working memory, in bytes. A single cluster is processed even if it needs more.
+        on_layer: Called once for every layer, as soon as it is done.
 
     Returns:
         One result per weight, in the same order.
@@ -101,8 +104,9 @@ def decompose_coupled(
                 pieces.append(piece)
             else:
                 solved.append((piece, done))
-    found = [*solved, *single_filters([p for p in pieces if p.size == 1], options)]
-    found += iterate([piece for piece in pieces if piece.size > 1], options)
+    finished = _finished(len(layers), pieces, on_layer)
+    found = [*solved, *single_filters([p for p in pieces if p.size == 1], options, finished)]
+    found += iterate([piece for piece in pieces if piece.size > 1], options, finished)
     return [
         _assemble(weight, index, rank, [pair for pair in found if pair[0].layer == place])
         for place, (weight, index, rank, _) in enumerate(layers)
@@ -115,6 +119,21 @@ def _per_layer(given: object, layers: int, name: str) -> list[Any]:
     if len(values) != layers:
         raise DecompositionError(f"Got {len(values)} {name} for {layers} weights; give one per weight.")
     return values
+
+
+def _finished(layers: int, pieces: Sequence[Piece], on_layer: Callable[[], None] | None) -> Callable[[Piece], None]:
+    """Tell of the layers that need no iterations; return what is to be told of every piece that is done."""
+    left = Counter(piece.layer for piece in pieces)
+
+    def finished(piece: Piece) -> None:
+        left[piece.layer] -= 1
+        if on_layer is not None and not left[piece.layer]:
+            on_layer()
+
+    if on_layer is not None:
+        for _ in range(layers - len(left)):
+            on_layer()
+    return finished
 
 
 def _direct(piece: Piece, metric: Tensor | None) -> PieceResult | None:

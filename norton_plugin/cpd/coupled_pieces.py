@@ -1,7 +1,7 @@
 """Clusters of equal size of one layer, and their decomposition together with those of other layers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from norton_plugin.cpd.coupled_starts import random_starts, structured_start
 from norton_plugin.cpd.coupled_sweep import Columns, solve_mix
 from norton_plugin.cpd.options import ALSOptions
 from norton_plugin.cpd.scaling import unit_scale
+
+# Components beyond which one start is as good as another.
+_ALIKE = 64
 
 
 class Piece(NamedTuple):
@@ -59,7 +62,9 @@ class PieceResult(NamedTuple):
     fallback: Tensor
 
 
-def single_filters(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, PieceResult]]:
+def single_filters(
+    pieces: Sequence[Piece], options: ALSOptions, finished: Callable[[Piece], None]
+) -> list[tuple[Piece, PieceResult]]:
     """Decompose clusters of one filter each as filters on their own (`decompose_layers`, K = N)."""
     if not pieces:
         return []
@@ -75,11 +80,20 @@ def single_filters(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[P
         ones = torch.ones(len(piece.clusters), 1, piece.rank, dtype=torch.float64, device=piece.weight.device)
         terms = ClusterTerms(*result.factors, ones)
         found.append((piece, PieceResult(terms, torch.zeros_like(piece.clusters), result.sweeps, result.fallback)))
+        finished(piece)
     return found
 
 
-def iterate(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, PieceResult]]:
-    """Decompose clusters by ALS; those of equal shape, rank and device share batches of bounded memory."""
+def iterate(
+    pieces: Sequence[Piece], options: ALSOptions, finished: Callable[[Piece], None]
+) -> list[tuple[Piece, PieceResult]]:
+    """Decompose clusters by ALS; those of equal shape, rank and device share batches of bounded memory.
+
+    Args:
+        pieces: Of all layers.
+        options: How.
+        finished: Told of every piece that is done.
+    """
     groups: dict[tuple[object, ...], list[Piece]] = {}
     for piece in pieces:
         groups.setdefault((piece.size, *piece.weight.shape[1:], piece.rank, piece.weight.device), []).append(piece)
@@ -97,6 +111,8 @@ def iterate(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, P
                 span = slice(offset, offset + where.stop - where.start)
                 offset = span.stop
                 parts[member].append(_cut(result, span))
+                if where.stop == len(group[member].clusters):
+                    finished(group[member])
         found += [(piece, _join(part)) for piece, part in zip(group, parts, strict=True)]
     return found
 
@@ -104,13 +120,14 @@ def iterate(pieces: Sequence[Piece], options: ALSOptions) -> list[tuple[Piece, P
 def starts_of_cluster(rank: int, restarts: int) -> int:
     """Return how many starts a cluster gets: up to four times as many where its few components cost little.
 
-    There local minima differ most; with more than 32 components, all starts end within about half a percent.
+    There local minima differ most. Many components end within about half a percent of each other from any start, and
+    their first sweeps do not tell which is the best: they get one.
 
     Args:
         rank: Components R of the cluster.
         restarts: As asked for.
     """
-    return restarts if restarts == 1 else restarts * min(4, max(1, 64 // rank))
+    return 1 if restarts == 1 or rank > _ALIKE else restarts * min(4, max(1, _ALIKE // rank))
 
 
 def _gather(starts: Sequence[Columns], chunk: Sequence[tuple[int, slice]]) -> Columns:

@@ -4,6 +4,7 @@ from norton_plugin.pipeline.checks import check_model
 from norton_plugin.pipeline.compression import compress
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 from norton_plugin.pipeline.result import CompressionResult
+from norton_plugin.pipeline.step_log import StepLog
 from norton_plugin.pipeline.wording import (
     LEVEL_HEADINGS,
     budget_in_words,
@@ -21,6 +22,7 @@ __all__ = [
     "CompressionReport",
     "CompressionResult",
     "LayerReport",
+    "StepLog",
     "budget_in_words",
     "calibration_in_words",
     "distillation_in_words",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -32,10 +33,13 @@ from norton_plugin.pipeline.hybrid import lowest_divergence
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.pipeline.result import CompressionResult
+from norton_plugin.pipeline.step_log import heard
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.criteria import on_modules_of
 from norton_plugin.surgery.geometry import geometry, lasting
 from norton_plugin.surgery.structure import diff
+
+logger = logging.getLogger(__name__)
 
 
 def compress(
@@ -68,7 +72,8 @@ def compress(
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call; MACs are counted by its attribute
             ``counted``, images are run by its attribute ``calibrated``, and by ``distilled`` to learn, where it has
             them (functions like it, which may also run what cannot be traced).
-        on_step: Told the name of each step as it begins.
+        on_step: Told the name of each step as it begins. Where neither it nor ``on_detail`` is given, the log of this
+            module (INFO) says which step runs, and every ten seconds how far it is.
         on_detail: Told how far a step is, in words, where it takes long.
 
     Returns:
@@ -86,14 +91,18 @@ def compress(
     check_patterns(model, recipe)
     check_memory(model, recipe)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
-    with preserved_random_state(), memory_errors_explained(on_step, first="copy") as step:
+    with (
+        preserved_random_state(),
+        heard(on_step, on_detail, tell=logger.info) as (begun, detail),
+        memory_errors_explained(begun, first="copy") as step,
+    ):
         compressed = duplicate(model)
         step("measure")
         before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
         dense = lasting(geometry(model), geometry(compressed))  # models may keep something of a run
         if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
-        phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, on_detail)
+        phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, detail)
         planned: BudgetPlan | None
         known = what_is_known(phases, recipe, ignored=ignored)
         if recipe.budget.prune:

@@ -82,7 +82,8 @@ class Phases:
         settings: dict[str, Any] = {"scope": recipe.scope, "verify": recipe.verify, "require": False}
         if recipe.decomposition.active:
             self.step("decompose")
-            decomposition = decompose_(compressed, recipe.decomposition, map_sizes=self.cost.map_sizes, **settings)
+            further: dict[str, Any] = {"map_sizes": self.cost.map_sizes, "on_detail": self.detail}
+            decomposition = decompose_(compressed, recipe.decomposition, **settings, **further)
         if recipe.pruning.active:
             ranking = self._ranking(recipe)
             self.step("prune")

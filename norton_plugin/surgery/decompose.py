@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -156,6 +157,7 @@ def decompose_(
     map_sizes: MapSizes | None = None,
     verify: bool = True,
     require: bool = True,
+    on_detail: Callable[[str], None] | None = None,
 ) -> DecompositionReport:
     """Replace convolutions by blocks of factors, and Linear layers by CPDLinear where that is asked for, in place.
 
@@ -169,6 +171,7 @@ def decompose_(
         map_sizes: Input and output map (H, W) per layer name, for exact MACs; without it the stride is used.
         verify: Make that comparison: one pass of each layer over a map of at most about 16 pixels a side.
         require: Raise where not one layer can be decomposed; otherwise the report is merely empty.
+        on_detail: Told how far it is, in words.
 
     Returns:
         What was decomposed, and every other convolution with the reason.
@@ -181,7 +184,7 @@ def decompose_(
     scope = scope or Scope()
     check_scope(model, scope)
     targets, skipped = plan_decomposition(model, decomposition, scope=scope, map_sizes=map_sizes or {})
-    results, missed = factorise(targets, decomposition)
+    results, missed = factorise(targets, decomposition, on_detail=on_detail)
     skipped += missed
     replacements: dict[nn.Module, nn.Module] = {}
     layers = []

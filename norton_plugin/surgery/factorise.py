@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,14 @@ class Factorised:
 
 @torch.no_grad()
 def factorise(
-    targets: Sequence[Target], decomposition: Decomposition
+    targets: Sequence[Target], decomposition: Decomposition, *, on_detail: Callable[[str], None] | None = None
 ) -> tuple[list[tuple[Target, Factorised]], list[Skipped]]:
     """Decompose all layers of fixed size in one batch, then raise automatic ranks step by step.
 
     Args:
         targets: Layers, and what they may become.
         decomposition: How to run the decomposition.
+        on_detail: Told how far it is, in words.
 
     Returns:
         Targets with their factors, in the order of the targets; and those of rank "auto" that miss the target NMSE.
@@ -70,12 +71,12 @@ def factorise(
     done: dict[int, Factorised] = {}
     skipped: list[Skipped] = []
     fixed = [target for target in targets if target.request.rank != "auto"]
-    for target, found in zip(fixed, _best_of(fixed, [t.layouts for t in fixed], decomposition), strict=True):
-        done[id(target)] = found
+    chosen = _best_of(fixed, [t.layouts for t in fixed], decomposition, on_detail)
+    done |= {id(target): found for target, found in zip(fixed, chosen, strict=True)}
     open_ = [(target, target.layouts) for target in targets if target.request.rank == "auto"]
     rank = 1
     while open_:
-        results = _best_of([target for target, _ in open_], [layouts for _, layouts in open_], decomposition)
+        results = _best_of([target for target, _ in open_], [each for _, each in open_], decomposition, on_detail)
         remaining = []
         for (target, _), each in zip(open_, results, strict=True):
             nmse = float(each.nmse.mean())
@@ -93,12 +94,15 @@ def factorise(
 
 
 def _best_of(
-    targets: Sequence[Target], layouts: Sequence[Sequence[Layout]], decomposition: Decomposition
+    targets: Sequence[Target],
+    layouts: Sequence[Sequence[Layout]],
+    decomposition: Decomposition,
+    on_detail: Callable[[str], None] | None,
 ) -> list[Factorised]:
     """Decompose every layer in each of its layouts, and keep the best one."""
     jobs = [(place, target, layout) for place, target in enumerate(targets) for layout in layouts[place]]
     best: dict[int, Factorised] = {}
-    results = _all(jobs, decomposition)
+    results = _all(jobs, decomposition, _Count(len(jobs), len(targets), on_detail))
     for (place, target, _), found in zip(jobs, results, strict=True):
         if place not in best or _rated(target, found) < _rated(target, best[place]):
             best[place] = found
@@ -115,14 +119,39 @@ def _rated(target: Target, found: Factorised) -> float:
 Job = tuple[int, Target, Layout]
 
 
-def _all(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+class _Count:
+    """Counts decompositions as they are done, and says so.
+
+    Args:
+        total: Decompositions to do.
+        layers: Of so many layers, each of which may be tried at several levels.
+        tell: Told the words, or None.
+    """
+
+    def __init__(self, total: int, layers: int, tell: Callable[[str], None] | None) -> None:
+        self._done, self._tell = 0, tell
+        self._of = f"{total} layers" if total == layers else f"{total} decompositions of {layers} layers"
+
+    def __call__(self) -> None:
+        """Count one more."""
+        self._done += 1
+        if self._tell is not None:
+            self._tell(f"{self._done} of {self._of}")
+
+
+def _all(jobs: Sequence[Job], decomposition: Decomposition, count: Callable[[], None]) -> list[Factorised]:
     """Decompose all jobs, those of one kind in one batch."""
     kinds = [layout.level if layout.level in ("filter", "spatial") else "shared" for _, _, layout in jobs]
     found: dict[int, Factorised] = {}
     for kind, factors_of in {"filter": _own_components, "shared": _shared_components, "spatial": _spatial}.items():
         places = [i for i, each in enumerate(kinds) if each == kind]
-        found |= zip(places, factors_of([jobs[i] for i in places], decomposition), strict=True)
+        found |= zip(places, factors_of([jobs[i] for i in places], decomposition, count), strict=True)
     return [found[i] for i in range(len(jobs))]
+
+
+# Of the sweeps and the tolerance asked for: a sweep over shared components costs far more than one over a filter's own,
+# and the last sweeps bring least.
+_SHARED_SWEEPS, _SHARED_TOLERANCE = 0.6, 10
 
 
 def _options(decomposition: Decomposition) -> dict[str, Any]:
@@ -130,12 +159,12 @@ def _options(decomposition: Decomposition) -> dict[str, Any]:
     return {name: getattr(decomposition, name) for name in names}
 
 
-def _own_components(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+def _own_components(jobs: Sequence[Job], decomposition: Decomposition, count: Callable[[], None]) -> list[Factorised]:
     """Decompose layers whose filters have components of their own."""
     weights = [target.contract.weight for _, target, _ in jobs]
     ranks = [layout.rank for _, _, layout in jobs]
     found = []
-    results = decompose_layers(weights, ranks, **_options(decomposition))
+    results = decompose_layers(weights, ranks, on_layer=count, **_options(decomposition))
     for (_, _, layout), weight, result in zip(jobs, weights, results, strict=True):
         energy = weight.double().flatten(1).square().sum(1)
         whole = float((result.nmse * energy).sum() / energy.sum().clamp_min(1e-300))
@@ -143,7 +172,9 @@ def _own_components(jobs: Sequence[Job], decomposition: Decomposition) -> list[F
     return found
 
 
-def _shared_components(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+def _shared_components(
+    jobs: Sequence[Job], decomposition: Decomposition, count: Callable[[], None]
+) -> list[Factorised]:
     """Decompose layers whose filters share components, of all of the layer or of a cluster."""
     # A layer may stand here in several sizes, with the same clusters.
     known: dict[tuple[nn.Module, int | None], Tensor | None] = {}
@@ -151,11 +182,15 @@ def _shared_components(jobs: Sequence[Job], decomposition: Decomposition) -> lis
         key = (target.module, layout.clusters)
         if key not in known:
             known[key] = _clusters(target, layout, seed=decomposition.seed)
+    options = _options(decomposition)
+    options["sweeps"] = max(1, round(_SHARED_SWEEPS * decomposition.sweeps))
+    options["tolerance"] = _SHARED_TOLERANCE * decomposition.tolerance
     results = decompose_coupled(
         [target.contract.weight for _, target, _ in jobs],
         [layout.components or 0 for _, _, layout in jobs],
         clusters=[known[target.module, layout.clusters] for _, target, layout in jobs],
-        **_options(decomposition),
+        on_layer=count,
+        **options,
     )
     return [
         Factorised(
@@ -170,11 +205,13 @@ def _shared_components(jobs: Sequence[Job], decomposition: Decomposition) -> lis
     ]
 
 
-def _spatial(jobs: Sequence[Job], decomposition: Decomposition) -> list[Factorised]:
+def _spatial(jobs: Sequence[Job], decomposition: Decomposition, count: Callable[[], None]) -> list[Factorised]:
     """Decompose layers into a vertical and a horizontal convolution, which needs no iterations."""
     weights = [target.contract.weight for _, target, _ in jobs]
     groups = [target.shape.groups for _, target, _ in jobs]
     results = decompose_spatial(weights, [layout.rank for _, _, layout in jobs], groups=groups)
+    for _ in jobs:
+        count()
     return [
         Factorised(layout, result.factors, result.nmse, result.layer_nmse, 0)
         for (_, _, layout), result in zip(jobs, results, strict=True)

@@ -352,3 +352,20 @@ def test_criterion_and_budget_that_prune_by_images(norton, tmp_path, digit_folde
     plan = found["report"]["budget"]
     assert plan["phases"] in plan["divergence"] and found["recipe"]["pruning"]["criterion"] == "output"
     assert found["report"]["macs_after"] <= 0.2005 * found["report"]["macs_before"]
+
+
+@pytest.mark.parametrize(("terminal", "shown", "noted"), [(True, 4, 0), (False, 1, 3)])
+def test_a_long_step_says_how_far_it_is(terminal, shown, noted):
+    from types import SimpleNamespace
+
+    from norton_plugin.cli.steps import shown_steps
+
+    updates, notes = [], []
+    out = SimpleNamespace(err=SimpleNamespace(is_terminal=terminal), note=notes.append)
+    with shown_steps(out, lambda text: updates.append(text.plain), every=1e6) as steps:
+        steps("decompose")
+        for done in range(3):
+            steps.detail(f"{done} of 16 layers")
+            steps.goes_on()
+    assert updates[0] == "decomposing the filters" and (len(updates), len(notes)) == (shown, noted)
+    assert (updates + notes)[-1] == "still decomposing the filters: 0 s, 2 of 16 layers"

@@ -19,7 +19,7 @@ from toy import ToyNet, run
 
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.mm.run import after_surgery
-from norton_plugin.mm.run.step_log import StepLog
+from norton_plugin.mm.run.step_log import run_log
 from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.reasons import Reason
 
@@ -97,7 +97,7 @@ def test_reasons_are_grouped_and_few_names_are_shown():
 
 def test_a_long_step_tells_that_it_goes_on(caplog):
     logger = logging.getLogger("a run of its own")
-    with caplog.at_level(logging.INFO, logger.name), StepLog(logger, every=0.05).running() as log:
+    with caplog.at_level(logging.INFO, logger.name), run_log(logger, every=0.05) as log:
         log("decompose")
         time.sleep(0.2)
         log("validating")

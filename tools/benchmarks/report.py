@@ -14,6 +14,7 @@ from report_bccd import bccd, bccd_levels
 from report_budget import budget
 from report_calibration import calibration
 from report_comparison import comparison
+from report_compress_time import compress_time
 from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, width_lanes
 from report_detectors import detectors
@@ -208,6 +209,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("complexity.json", "The paper's complexity, reproduced", complexity),
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),
+    ("compress_time.json", "Whole compressions: filter against layer level", compress_time),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
     ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
     ("fuzz.json", "Hostile and odd input", fuzz),

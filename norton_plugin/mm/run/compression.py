@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError, TracingError
-from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import calibrated_by, counted_by, distilled_by
-from norton_plugin.pipeline import CompressionReport, compress
+from norton_plugin.pipeline import CompressionReport, StepLog, compress
 from norton_plugin.recipe import Recipe
 
 

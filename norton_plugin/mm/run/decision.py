@@ -14,10 +14,9 @@ from norton_plugin.errors import NortonError, SurgeryError
 from norton_plugin.mm.run.compression import compressed_copy, frozen_layers, without
 from norton_plugin.mm.run.left import with_frozen_named
 from norton_plugin.mm.run.shown import shown_images
-from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.mm.run.tracing import example_image
 from norton_plugin.mm.runner.migration import unwrap
-from norton_plugin.pipeline import CompressionReport
+from norton_plugin.pipeline import CompressionReport, StepLog
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.structure import Structure
 

@@ -18,7 +18,7 @@ from norton_plugin.mm.run.decision import Decision, decide
 from norton_plugin.mm.run.origin import warn_of_random_weights
 from norton_plugin.mm.run.report import log_outcome, log_surgery
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
-from norton_plugin.mm.run.step_log import StepLog
+from norton_plugin.mm.run.step_log import run_log
 from norton_plugin.mm.runner.migration import migrate_, optimizers_of, unwrap
 from norton_plugin.mm.runner.optimizer import FactorDecay
 from norton_plugin.pipeline import CompressionReport
@@ -66,7 +66,7 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
         The structure that leads from the dense model to what it is now; the report, None on all ranks but the first.
     """
     warn_of_random_weights(runner)
-    with StepLog(runner.logger).running() as log:
+    with run_log(runner.logger) as log:
         runner.logger.info("NORTON: surgery begins: %s", _in_words(told.recipe))
         settings: dict[str, Any] = {
             "frozen": told.frozen,

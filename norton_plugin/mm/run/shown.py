@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import RecipeError
 from norton_plugin.mm.run import training_images
-from norton_plugin.mm.run.step_log import StepLog
 from norton_plugin.modules.random_state import preserved_random_state
+from norton_plugin.pipeline import StepLog
 from norton_plugin.recipe import Recipe
 
 # Images are held with what two models need to go on with each: about 5 GB for a ResNet-50 on so many pixels.

@@ -36,8 +36,8 @@ def warn_of_sgd(runner: Runner) -> None:
     choice = default_choice(level_of(model), "AdamW", epochs=1)
     runner.logger.warning(
         "NORTON: SGD will train the factors of %s, whose filters share components (%s%s), and it trains them badly: "
-        "ResNet-20 with level='layer' at 16 %% of the MACs reached 63.2 %% with SGD and 79.0 %% with AdamW in the same "
-        "four epochs. Write optim_wrapper=dict(optimizer=dict(type='AdamW', lr=%g, betas=(%g, 0.999), "
+        "a weight is a product of several factors whose gradients differ by orders of magnitude, and no single rate "
+        "suits them all. Write optim_wrapper=dict(optimizer=dict(type='AdamW', lr=%g, betas=(%g, 0.999), "
         "weight_decay=%g)) instead (in a child config with _delete_=True in the optimizer's dict), with the rate that "
         "suits your schedule",
         "1 layer" if len(slow) == 1 else f"{len(slow)} layers",

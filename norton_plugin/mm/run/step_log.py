@@ -1,68 +1,28 @@
-"""What a run's log hears while the model is compressed: which step runs, that it still runs, and what it says."""
+"""What a run's log hears while the model is compressed: the steps, and what the package itself logs."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from norton_plugin.pipeline import StepLog
+from norton_plugin.pipeline.step_log import SECONDS
+
 PACKAGE = "norton_plugin"
-# A step that takes longer says so at least this often.
-SECONDS = 10.0
-_WORDS = {
-    "measure": "counting MACs",
-    "decompose": "decomposing the filters",
-    "budget": "finding sizes for the budget",
-    "fit": "fitting the layers to training images",
-    "calibrate": "re-estimating BatchNorm statistics",
-    "distill": "learning from the dense model",
-    "prune": "following the channels and removing redundant ones",
-}
 
 
-class StepLog:
-    """Tells a log the step at work, and again every ``SECONDS`` for as long as it takes.
+@contextmanager
+def run_log(logger: logging.Logger, *, every: float = SECONDS) -> Iterator[StepLog]:
+    """Let a run's log hear the steps of what runs inside, and what the package logs there.
 
     Args:
         logger: Of the run.
         every: Seconds between two lines of one step.
     """
-
-    def __init__(self, logger: logging.Logger, *, every: float = SECONDS) -> None:
-        self._logger = logger
-        self._every = every
-        self._ended = threading.Event()
-        self._step, self._detail, self._started = "", "", time.perf_counter()
-
-    def __call__(self, step: str) -> None:
-        """Begin a step: one of ``compress``, or any words."""
-        self._step, self._detail, self._started = _WORDS.get(step, step), "", time.perf_counter()
-        self._logger.info("NORTON: %s", self._step)
-
-    def detail(self, words: str) -> None:
-        """Say how far the step is; the next line of progress has it."""
-        self._detail = words
-
-    @contextmanager
-    def running(self) -> Iterator[StepLog]:
-        """Watch what runs inside; what the package logs there reaches the run's log as well."""
-        beat = threading.Thread(target=self._beat, name="norton-step-log", daemon=True)
-        beat.start()
-        try:
-            with forwarded(self._logger):
-                yield self
-        finally:
-            self._ended.set()
-            beat.join()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self._every):
-            if self._step:
-                seconds = time.perf_counter() - self._started
-                words = f", {self._detail}" if self._detail else ""
-                self._logger.info("NORTON: still %s: %.0f s%s", self._step, seconds, words)
+    steps = StepLog(lambda words: logger.info("NORTON: %s", words), every=every)
+    with forwarded(logger), steps.running() as log:
+        yield log
 
 
 class _Forward(logging.Handler):
