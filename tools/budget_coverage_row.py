@@ -32,8 +32,8 @@ def examine(source: str, settings: dict[str, Any], *, macs: float, images: int, 
 
     Args:
         source: Such as ``timm:resnet18``.
-        settings: ``size`` of its images; where it needs them ``kwargs`` of its constructor, changes of its ``config`` by
-            dotted keys, and the layers to ``exclude``.
+        settings: ``size`` of its images; where it needs them ``kwargs`` of its constructor, changes of its ``config``
+            by dotted keys, and the layers to ``exclude``.
         macs: The budget, as a share of the dense model's.
         images: Random calibration images.
         plan: One of ``PLANS``.

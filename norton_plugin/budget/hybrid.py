@@ -54,7 +54,7 @@ def plan_candidates(
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
-        SurgeryError: No layer can be decomposed, or some of them are reached by no image or no gradient.
+        SurgeryError: No layer can be decomposed, or no image or no gradient reaches any of those that can.
     """
     name = "macs" if recipe.budget.macs is not None else "params"
     share: float = getattr(recipe.budget, name)
@@ -63,8 +63,8 @@ def plan_candidates(
     sensitivities = layer_sensitivities(model, targets, batches, call=call, seed=recipe.calibration.seed)
     if sensitivities is None:
         raise SurgeryError(
-            "budget.prune needs what errors of all layers cost, and some are reached by no image or no gradient; leave "
-            "them out (scope), or leave out budget.prune"
+            "budget.prune needs what errors of layers cost, and no image or no gradient reaches any of those that may be "
+            "decomposed; leave out budget.prune"
         )
     measured = MeasuredDivergence(model, moments, take_batches(batches, _IMAGES), call=call)
     units = pruning_units(groups, recipe.pruning, measured, scope=recipe.scope, ignored=ignored, ranking=ranking)

@@ -29,6 +29,7 @@ _OTHER_OPERATIONS = "the operations of a calibration batch are not those of the 
 _OTHER_SIZES = "the stream that its output is added to is computed for images of the example's size"
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
+_UNREACHED = "no calibration image reaches it"
 _UNEQUAL = "it reads different sizes in the two models"
 
 
@@ -163,7 +164,7 @@ class SequentialPass:
         arrived = [(a, b) for a, b in pairs if a.until(layer.dense, "after") & b.until(layer.own, "before")]
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
-            return "no calibration image reaches it"
+            return _UNREACHED
         sums = MomentSums(layer.name, layer.geometry, positions=self.positions)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
@@ -183,6 +184,8 @@ class SequentialPass:
                 return "it sees what it sees in the dense model"
             for a, b in arrived:
                 sums.add(b.inputs[0], layer.target(a.output) + pairing.correction(a, b), self.generator)
+        if not sums.samples:  # all its inputs are empty, as where a detector finds nothing
+            return _UNREACHED
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         moments = sums.result(centred=takes_bias(layer.own, norm))
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
