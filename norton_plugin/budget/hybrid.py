@@ -63,8 +63,8 @@ def plan_candidates(
     sensitivities = layer_sensitivities(model, targets, batches, call=call, seed=recipe.calibration.seed)
     if sensitivities is None:
         raise SurgeryError(
-            "budget.prune needs what errors of layers cost, and no image or no gradient reaches any of those that may be "
-            "decomposed; leave out budget.prune"
+            "budget.prune needs what errors of layers cost, and no image or no gradient reaches any of those that may "
+            "be decomposed; leave out budget.prune"
         )
     measured = MeasuredDivergence(model, moments, take_batches(batches, _IMAGES), call=call)
     units = pruning_units(groups, recipe.pruning, measured, scope=recipe.scope, ignored=ignored, ranking=ranking)

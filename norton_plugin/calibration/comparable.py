@@ -49,7 +49,7 @@ class ComparableOutputs:
             batch: One batch; of a call without gradients.
             call: Runs a model on a batch.
         """
-        layers = {
+        layers: dict[nn.Module, str] = {
             module: name
             for name, module in dense.named_modules()
             if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)

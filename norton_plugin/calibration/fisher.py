@@ -27,8 +27,8 @@ def fisher_weights(
 
     The mean over images of the squared gradient of log p(y) by each output, summed over positions, with y drawn from
     the model's own prediction: half of it times a small squared error of an output is about the divergence it causes.
-    Outputs (B, classes) are logits; anything else that can be compared (`comparable.ComparableOutputs`) is the mean of a
-    Gaussian of unit variance.
+    Outputs (B, classes) are logits; anything else that can be compared (`comparable.ComparableOutputs`) is the mean of
+    a Gaussian of unit variance.
 
     Args:
         model: Run in evaluation mode; parameters, gradients and flags stay as they are.
