@@ -48,7 +48,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     wanted = sources(arguments)
     redone = {model for model, row in known.items() if row["status"] in arguments.redo}
     todo = [source for source in wanted if source not in known or source in redone]
-    worker = Worker(Path(__file__), arguments.keep, arguments.rank, arguments.time, arguments.memory)
+    options = ("--keep", str(arguments.keep), "--rank", arguments.rank)
+    worker = Worker(Path(__file__), options, arguments.time, arguments.memory)
     cluster = Cluster(arguments.submit, arguments.logs, arguments.partition) if arguments.submit else None
     with Progress() as progress, arguments.results.open("a") as file:
         task = progress.add_task("models", total=len(wanted), completed=len(wanted) - len(todo))

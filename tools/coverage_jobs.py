@@ -24,16 +24,14 @@ class Worker:
     """How one model is examined.
 
     Attributes:
-        script: Examines the model that it is given, and prints its row last.
-        keep: Share of the channels to keep.
-        rank: As of the script.
+        script: Examines the model that it is given with ``--worker``, and prints its row last.
+        options: Of the script.
         seconds: Most of one model.
         gigabytes: Most address space of one model, in GiB.
     """
 
     script: Path
-    keep: float
-    rank: str
+    options: tuple[str, ...]
     seconds: float
     gigabytes: float
 
@@ -60,14 +58,14 @@ def row_of(source: str, worker: Worker) -> dict[str, Any]:
         size = int(worker.gigabytes * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
-    command = [sys.executable, str(worker.script), source, "--worker", "--keep", str(worker.keep)]
-    command += ["--rank", worker.rank, "--time", str(worker.seconds)]
+    command = [sys.executable, str(worker.script), source, "--worker", *worker.options, "--time", str(worker.seconds)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=worker.seconds, preexec_fn=limit, check=False
         )
-    except subprocess.TimeoutExpired:
-        reason = f"over {worker.seconds:g} s"
+    except subprocess.TimeoutExpired as error:
+        last = (error.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]
+        reason = f"over {worker.seconds:g} s" + (f", at the {last}" if last.startswith("step: ") else "")
         return {"model": source, "status": "timeout", "reason": reason, "seconds": worker.seconds}
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:

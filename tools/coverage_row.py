@@ -18,13 +18,14 @@ STATUSES = ("full", "partial", "decompose-only", "none", "not buildable", "error
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "bad_alloc")
 
 
-def load_disturbed(source: str) -> Any:
+def load_disturbed(source: str, **settings: Any) -> Any:
     """Build a model on one thread from a fixed seed, with random numbers in the place of constant parameters.
 
     Fresh norms, layer scales and zero-initialised heads are constant and would hide mistakes from the verification.
 
     Args:
         source: Such as ``timm:resnet18``.
+        **settings: Of `norton_plugin.zoo.load_source`.
 
     Returns:
         The source that `norton_plugin.zoo.load_source` gives.
@@ -38,7 +39,7 @@ def load_disturbed(source: str) -> Any:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    loaded = load_source(source)
+    loaded = load_source(source, **settings)
     for parameter in loaded.model.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             parameter.data += 0.1 * torch.randn_like(parameter)

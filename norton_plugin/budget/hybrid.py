@@ -64,7 +64,7 @@ def plan_candidates(
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
-        SurgeryError: No layer can be decomposed, or some of them are reached by no image or no gradient.
+        SurgeryError: No layer can be decomposed, or no image or no gradient reaches any of those that can.
     """
     layers = layer_menus(model, recipe, cost, latency)
     targets = [menu.target for menu in layers]
@@ -73,8 +73,8 @@ def plan_candidates(
     evidence = Evidence(model, targets, batches, call=call, **known)
     if not evidence.reached:
         raise SurgeryError(
-            "budget.prune needs what errors of all layers cost, and some are reached by no image or no gradient; leave "
-            "them out (scope), or leave out budget.prune"
+            "budget.prune needs what errors of layers cost, and no image or no gradient reaches any of those that may "
+            "be decomposed; leave out budget.prune"
         )
     measured = cache(lambda: MeasuredDivergence(model, moments(), take_batches(batches, _IMAGES), call=call))
     units = known_units(groups, record.cuts)

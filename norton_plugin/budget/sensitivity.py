@@ -11,6 +11,7 @@ layers, for predictions that are almost sure have next to no Fisher information 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,14 @@ from norton_plugin.calibration.memory import MomentMemory, mode_bytes
 from norton_plugin.calibration.mode_moments import ModeSums, in_bases
 from norton_plugin.surgery.targets import Target
 
+logger = logging.getLogger(__name__)
+
 # Output positions read of every image.
 _POSITIONS = 16
 # Copies of a layer's sums that are held, with those that a root is computed by, and of its weight.
 _COPIES, _WEIGHTS = 6, 6
+# Layers that a message names.
+_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ def layer_sensitivities(
         memory: Bounds the patches; moments of all these layers are held.
 
     Returns:
-        One per layer, or None where a layer is not reached by the images or by gradients.
+        One per layer; errors of a layer that images or gradients do not reach are those of its weight. None where they
+        reach no layer at all.
     """
     layers = {target.names[0]: target.module for target in targets}
     fisher = fisher_weights(model, layers, batches, call=call, seed=seed)
@@ -123,12 +129,28 @@ def layer_sensitivities(
         for target in targets
     }
     collect(model, sums, batches, call=call, seed=seed)
-    found = []
+    found, unreached = [], []
     for target in targets:
         name = target.names[0]
-        if name not in fisher or not sums[name].samples or not float(fisher[name].sum()) > 0:
-            return None
         weight = target.contract.weight.detach().double().unflatten(0, (target.shape.groups, -1))
-        scale = (fisher[name].to(weight) / 2).sqrt()
-        found.append(LayerSensitivity(weight, tuple(sums[name].roots()), scale))
-    return found
+        if name in fisher and sums[name].samples and float(fisher[name].sum()) > 0:
+            scale = (fisher[name].to(weight) / 2).sqrt()
+            found.append(LayerSensitivity(weight, tuple(sums[name].roots()), scale))
+        else:
+            found.append(_of_weight(weight))
+            unreached.append(name)
+    if unreached and len(unreached) < len(targets):
+        logger.warning(
+            "the budget counts the errors of the weights of %d layers, not of their outputs, since no image or no "
+            "gradient reaches them: %s",
+            len(unreached),
+            ", ".join(unreached[:_NAMES]) + (" ..." if len(unreached) > _NAMES else ""),
+        )
+    return found if len(unreached) < len(targets) else None
+
+
+def _of_weight(weight: Tensor) -> LayerSensitivity:
+    """Return the sensitivity for which errors are plain errors of the weight (G, N / G, C, Kh, Kw)."""
+    groups = len(weight)
+    roots = tuple(torch.eye(size).to(weight).expand(groups, -1, -1) for size in weight.shape[2:])
+    return LayerSensitivity(weight, roots, torch.ones(groups * weight.shape[1]).to(weight))

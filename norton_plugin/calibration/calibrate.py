@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from norton_plugin.blocks import all_in_form
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import Comparison
-from norton_plugin.calibration.fitting import ENOUGH, LayerFit
+from norton_plugin.calibration.fitting import LayerFit
 from norton_plugin.calibration.held_back import split_batches
 from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
 from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
+from norton_plugin.calibration.ridge import ENOUGH
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
 from norton_plugin.calibration.lockstep import does_not_run
 from norton_plugin.modules.running import output_tensors
 
@@ -19,14 +21,12 @@ def outputs_of(model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Modu
     Raises:
         SurgeryError: The model does not run on one.
     """
-    try:
+    with _failures_explained():
         return [output_tensors(call(model, batch)) for batch in batches]
-    except Exception as error:
-        raise does_not_run(error) from error
 
 
 class Comparison:
-    """Holds outputs of a model against those of the dense one.
+    """Holds outputs of a model against those of the dense one (`comparable.ComparableOutputs` says which).
 
     Args:
         dense: It is run once, as it is then.
@@ -39,11 +39,26 @@ class Comparison:
 
     def __init__(self, dense: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> None:
         self._batches, self._call = batches, call
-        self._expected = outputs_of(dense, batches, call)
+        with _failures_explained():
+            self._compared = ComparableOutputs.of(dense, batches[0], call)
+        self._expected = self._read(dense)
 
     def of(self, model: nn.Module) -> float:
-        """Return the divergence of a model's outputs."""
-        return divergence(self._expected, outputs_of(model, self._batches, self._call))
+        """Return the divergence of a model from the dense one."""
+        return divergence(self._expected, self._read(model))
+
+    @torch.no_grad()
+    def _read(self, model: nn.Module) -> list[list[Tensor]]:
+        with _failures_explained():
+            return [self._compared.read(model, batch, self._call) for batch in self._batches]
+
+
+@contextmanager
+def _failures_explained() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise does_not_run(error) from error
 
 
 def divergence(dense: Sequence[Sequence[Tensor]], own: Sequence[Sequence[Tensor]]) -> float:
@@ -51,13 +66,13 @@ def divergence(dense: Sequence[Sequence[Tensor]], own: Sequence[Sequence[Tensor]
 
     One tensor (B, classes) for each batch is read as logits: the mean Kullback-Leibler divergence KL(dense || own), in
     nats. Anything else is compared by its squared error over the squares of the dense outputs, averaged over tensors.
-    Outputs of different shapes, as of detectors that find different objects, count as an error of 1.
+    Tensors of different shapes count as an error of 1.
 
     Args:
         dense: For each batch, the output tensors of the dense model.
         own: The same of the compressed one.
     """
-    if all(len(tensors) == 1 and tensors[0].dim() == 2 and tensors[0].shape[1] > 1 for tensors in dense):
+    if all(map(are_logits, dense)):
         a = torch.cat([tensors[0] for tensors in dense]).double().log_softmax(1)
         b = torch.cat([tensors[0] for tensors in own]).double().log_softmax(1)
         return float((a.exp() * (a - b)).sum(1).mean())

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import output_tensors, traceable
+from norton_plugin.modules.running import traceable
 
 
 def fisher_weights(
@@ -26,7 +27,8 @@ def fisher_weights(
 
     The mean over images of the squared gradient of log p(y) by each output, summed over positions, with y drawn from
     the model's own prediction: half of it times a small squared error of an output is about the divergence it causes.
-    Outputs (B, classes) are logits; anything else is the mean of a Gaussian of unit variance.
+    Outputs (B, classes) are logits; anything else that can be compared (`comparable.ComparableOutputs`) is the mean of
+    a Gaussian of unit variance.
 
     Args:
         model: Run in evaluation mode; parameters, gradients and flags stay as they are.
@@ -53,12 +55,15 @@ def fisher_weights(
         return output.clone()  # what follows in place must not change what the gradient is taken by
 
     handles = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers.items()]
-    images = 0
+    images, compared = 0, None
     try:
         for batch in batches:
+            if compared is None:
+                with traceable(model):
+                    compared = ComparableOutputs.of(model, batch, call)
             seen.clear()
             with traceable(model), torch.enable_grad():
-                likelihood = _drawn_likelihood(output_tensors(call(model, batch)), generator)
+                likelihood = _drawn_likelihood(compared.read(model, batch, call), generator)
                 # A model that stops gradients reaches no layer.
                 reached = list(seen) if likelihood.requires_grad else []
                 by = [output for _, output in reached]
@@ -81,7 +86,7 @@ def fisher_weights(
 
 def _drawn_likelihood(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
     """Return the sum over images of log p(y), y drawn from the prediction, up to a constant."""
-    if len(outputs) == 1 and outputs[0].dim() == 2 and outputs[0].shape[1] > 1:
+    if are_logits(outputs):
         logs = outputs[0].log_softmax(1)
         drawn = torch.multinomial(logs.detach().double().exp().cpu(), 1, generator=generator).to(logs.device)
         return logs.gather(1, drawn).sum()

@@ -12,10 +12,6 @@ from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.cpd import CoupledFactors, OutputMetric, SpatialFactors, fit_spatial_under, fit_under
 
-# Ridge towards the dense weight, as a share of the mean second moment of the inputs (docs/method.md, section 3).
-RIDGE = 1e-3
-# With fewer samples than this for each number that an output sees, the ridge grows in proportion.
-ENOUGH = 10
 # Scales of channels below this share of the largest count as this share: their rows are divided by them again.
 _LEAST_SCALE = 1e-2
 
@@ -47,13 +43,14 @@ class LayerFit:
 
 
 def fit_layer_(
-    layer: FittedLayer, moments: LayerMoments, *, scale: Tensor | None, norm: nn.Module | None
+    layer: FittedLayer, moments: LayerMoments, *, ridge: float, scale: Tensor | None, norm: nn.Module | None
 ) -> tuple[float, float]:
     """Fit a layer, in place.
 
     Args:
         layer: Changed: its factors or its weight, and its bias.
         moments: Centred where ``takes_bias``.
+        ridge: How strongly it is held to the dense weight (`ridge.ridge_of`).
         scale: What each output channel is multiplied by before it counts, (N,); None for ones.
         norm: The BatchNorm that reads the outputs, whose mean takes up the bias where the layer has none.
 
@@ -62,9 +59,7 @@ def fit_layer_(
     """
     weight = layer.weight.to(moments.metric.second.device)
     before = moments.metric.nmse(_own_weight(layer.own))
-    length = weight.shape[1]
-    share = RIDGE * max(1.0, ENOUGH * length / moments.samples)
-    metric = moments.metric.towards(weight, share)
+    metric = moments.metric.towards(weight, ridge)
     rows = torch.ones_like(weight[:, 0]) if scale is None else _bounded(scale.to(weight))
     _set_weight(layer.own, metric, rows)
     found = _own_weight(layer.own)

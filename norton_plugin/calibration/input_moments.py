@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.calibration.fitting import ENOUGH, RIDGE, takes_bias
+from norton_plugin.calibration.fitting import takes_bias
 from norton_plugin.calibration.layers import contract_of, patch_geometry
 from norton_plugin.calibration.lockstep import does_not_run, trace_layers
 from norton_plugin.calibration.memory import MomentMemory, full_bytes, mode_bytes, sums_to_hold
 from norton_plugin.calibration.mode_moments import ModeSums, in_bases
 from norton_plugin.calibration.moments import MomentSums
+from norton_plugin.calibration.ridge import ENOUGH, RIDGE
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
 from norton_plugin.surgery.contract import ConvContract, LinearContract

@@ -165,11 +165,22 @@ def trace_layers(model: nn.Module, layers: Sequence[nn.Module], run: Callable[[]
         run: Runs the model once.
     """
     trace = StreamTrace(model)
+    followed(trace, layers, run)
+    return trace.places(layers)
+
+
+def followed(trace: OperationCounter, layers: Sequence[nn.Module], run: Callable[[], Any]) -> Any:
+    """Let a counter see one run of a model, without gradients, and return what the run does.
+
+    Args:
+        trace: Told of every operation.
+        layers: Each counts as one operation.
+        run: Runs the model once.
+    """
     with watched(layers):
         _running.run = _TracedRun(trace)
         try:
             with torch.no_grad(), trace:
-                run()
+                return run()
         finally:
             _running.run = None
-    return trace.places(layers)

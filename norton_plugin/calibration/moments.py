@@ -122,6 +122,21 @@ class MomentSums:
             self._sums[key] = self._sums[key].add_(value) if key in self._sums else value
         self.samples += len(patches)
 
+    def take_origin(self, other: MomentSums) -> None:
+        """Add up about the same means as other sums of the layer, so that both can be put together."""
+        if self._origin is None:
+            self._origin = other._origin
+
+    def plus(self, other: MomentSums) -> MomentSums:
+        """Return the sums over all that these and others about the same means saw."""
+        both = MomentSums(self.name, self.geometry, positions=self.positions)
+        both.take_origin(self)
+        both.samples = self.samples + other.samples
+        parts = [sums._sums for sums in (self, other) if sums.samples]
+        for key in parts[0] if parts else ():
+            both._sums[key] = parts[0][key] if len(parts) == 1 else parts[0][key] + parts[1][key]
+        return both
+
     def result(self, *, centred: bool) -> LayerMoments:
         """Return the moments.
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
+from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.memory import MomentMemory
-from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.calibration.places import LayerPlace
+from norton_plugin.calibration.ridge import ridge_of
 from norton_plugin.errors import SurgeryError
 
 Call = Callable[[nn.Module, Any], Any]
@@ -30,6 +31,7 @@ _OTHER_OPERATIONS = "the operations of a calibration batch are not those of the 
 _OTHER_SIZES = "the stream that its output is added to is computed for images of the example's size"
 _CHOSEN = "values decide what it reads, which may differ in the two models"
 _SHARED = "it is called {calls} times"
+_UNREACHED = "no calibration image reaches it"
 _UNEQUAL = "it reads different sizes in the two models"
 
 
@@ -174,8 +176,8 @@ class SequentialPass:
         arrived = [(a, b) for a, b in pairs if a.until(layer.dense, "after") & b.until(layer.own, "before")]
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
-            return "no calibration image reaches it"
-        sums = MomentSums(layer.name, layer.geometry, positions=self.positions, memory=self._memory)
+            return _UNREACHED
+        sums = HalvedSums(layer.name, layer.geometry, positions=self.positions, memory=self._memory)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
@@ -186,28 +188,33 @@ class SequentialPass:
             self._add_all_calls(layer, sums)
         elif place.chosen or any(_sizes(layer, a) != _sizes(layer, b) for a, b in arrived):
             target, note = "symmetric", _CHOSEN if place.chosen else _UNEQUAL
-            for a, _ in arrived:
-                sums.add(layer.kept_inputs(a.inputs[0]), layer.target(a.output), self.generator)
+            for batch, (a, _) in enumerate(arrived):
+                sums.add(batch, layer.kept_inputs(a.inputs[0]), layer.target(a.output), self.generator)
         else:
             target, note = ("stream", "") if pairing.has_stream else ("output", nowhere)
             if not layer.decomposed and all(_same(pairing, a, b) for a, b in arrived):
                 return "it sees what it sees in the dense model"
-            for a, b in arrived:
-                sums.add(b.inputs[0], layer.target(a.output) + pairing.correction(a, b), self.generator)
+            for batch, (a, b) in enumerate(arrived):
+                wanted = layer.target(a.output) + pairing.correction(a, b)
+                sums.add(batch, b.inputs[0], wanted, self.generator)
+        if not sums.samples:  # all its inputs are empty, as where a detector finds nothing
+            return _UNREACHED
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
-        moments = sums.result(centred=takes_bias(layer.own, norm))
-        del sums  # fitting takes several times as much
+        centred = takes_bias(layer.own, norm)
+        moments = sums.whole(centred=centred)
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
         if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"
         scale = pairing.own.channel_scale if pairing.own is not None else None
-        before, after = fit_layer_(layer, moments, scale=scale, norm=norm)
+        ridge = ridge_of(layer.weight, moments, sums.halves(centred=centred))
+        del sums  # fitting takes several times as much
+        before, after = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
         sizes = {"inputs": layer.weight.shape[1], "samples": moments.samples}
         return LayerFit(layer.name, layer.decomposed, target, note, **sizes, nmse_before=before, nmse_after=after)
 
-    def _add_all_calls(self, layer: FittedLayer, sums: MomentSums) -> None:
+    def _add_all_calls(self, layer: FittedLayer, sums: HalvedSums) -> None:
         """Add the calls of a shared layer, from further passes of both models."""
-        for batch in self.batches:
+        for place, batch in enumerate(self.batches):
             calls: list[list[tuple[Tensor, Tensor]]] = []
             for model, module in ((self.dense, layer.dense), (self.compressed, layer.own)):
                 seen: list[tuple[Tensor, Tensor]] = []
@@ -222,7 +229,7 @@ class SequentialPass:
             if [x.shape for x, _ in kept] != [x.shape for x, _ in calls[1]]:
                 calls[1] = kept
             for (_, output), (x, _) in zip(kept, calls[1], strict=True):
-                sums.add(x, output, self.generator)
+                sums.add(place, x, output, self.generator)
 
 
 def _sizes(layer: FittedLayer, run: PausableRun) -> list[int]:

@@ -25,7 +25,7 @@ _SHAPES = {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"}
 _PRODUCTS = {"mul", "mul_", "__mul__", "__rmul__", "__imul__"}
 _SUMS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 # Their results depend on the order of values: two streams of activations may choose different things.
-_CHOICES = {"topk", "sort", "argsort", "argmax", "argmin", "nonzero", "unique", "nms", "batched_nms", "masked_select"}
+CHOICES = {"topk", "sort", "argsort", "argmax", "argmin", "nonzero", "unique", "nms", "batched_nms", "masked_select"}
 
 
 class StreamTrace(OperationCounter):
@@ -60,7 +60,7 @@ class StreamTrace(OperationCounter):
         self._sources.append([self._made[id(tensor)] for tensor in read if id(tensor) in self._made])
         for key in self._sources[-1]:
             self._read.setdefault(key, []).append(place)
-        if operation.name in _CHOICES or any(id(tensor) in self._chosen for tensor in read):
+        if operation.name in CHOICES or any(id(tensor) in self._chosen for tensor in read):
             self._chosen |= {id(tensor) for tensor in results}
         if read and all(id(tensor) in self._constants for tensor in read):
             self._constants |= {id(tensor) for tensor in results}
