@@ -201,13 +201,14 @@ class SequentialPass:
             return _UNREACHED
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
         centred = takes_bias(layer.own, norm)
-        moments = sums.whole(centred=centred)
+        moments, halves = sums.whole(centred=centred), sums.halves(centred=centred)
+        del sums  # what follows takes several times as much
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
         if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
             return f"{moments.samples} samples are too few for {layer.weight.shape[1]} inputs"
         scale = pairing.own.channel_scale if pairing.own is not None else None
-        ridge = ridge_of(layer.weight, moments, sums.halves(centred=centred))
-        del sums  # fitting takes several times as much
+        ridge = ridge_of(layer.weight, moments, halves)
+        del halves
         before, after = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
         sizes = {"inputs": layer.weight.shape[1], "samples": moments.samples}
         return LayerFit(layer.name, layer.decomposed, target, note, **sizes, nmse_before=before, nmse_after=after)
