@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -58,10 +58,9 @@ def build(
     if not isinstance(model, nn.Module):
         raise SourceError(f"python:{name} returned a {type(model).__name__}, expected a torch.nn.Module")
     default = Preprocessing()
-    own_size = getattr(model, "input_size", None)
-    if not _is_shape(own_size):  # a whole shape may be of any number of axes, such as 3x8x112x112 of a clip
-        own_size = input_size if _is_shape(input_size) else default.input_size
-    size = resolve_input_size(input_size, own_size)
+    # A whole shape may be of any number of axes, such as 3x8x112x112 of a clip.
+    shapes = (getattr(model, "input_size", None), input_size, default.input_size)
+    size = resolve_input_size(input_size, next(shape for shape in shapes if _is_shape(shape)))
     mean, std = (getattr(model, key, getattr(default, key)) for key in ("mean", "std"))
     return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, tuple(mean), tuple(std)))
 
@@ -109,5 +108,5 @@ def _takes(function: Callable[..., Any], argument: str) -> bool:
     return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _is_shape(value: Any) -> bool:
+def _is_shape(value: Any) -> TypeGuard[Sequence[int]]:
     return isinstance(value, (tuple, list)) and len(value) >= 3 and all(isinstance(side, int) for side in value)
