@@ -47,7 +47,7 @@ InputSize = Annotated[
     typer.Option(
         "--input-size",
         metavar="SIZE",
-        help="One side in pixels, HxW or CxHxW, such as 3x32x32.",
+        help="One side in pixels, HxW, CxHxW, such as 3x32x32, or CxDxHxW of clips and volumes.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -94,7 +94,8 @@ def parse_input_size(text: str | None) -> tuple[int, ...] | int | None:
     if text is None:
         return None
     if not _SIZE.fullmatch(text):
-        raise SourceError(f"--input-size is {text!r}; expected one side, HxW or CxHxW in pixels, such as 3x32x32")
+        expected = "one side, HxW, CxHxW or (clips and volumes) CxDxHxW in pixels, such as 3x32x32"
+        raise SourceError(f"--input-size is {text!r}; expected {expected}")
     sides = tuple(int(part) for part in text.lower().split("x"))
     numbers = 3 * sides[0] ** 2 if len(sides) == 1 else math.prod(sides)
     if max(sides) > limits.SIDE or numbers > limits.INPUT:

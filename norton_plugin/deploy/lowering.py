@@ -25,12 +25,6 @@ class Pad(nn.Module):
         dilation: Of the convolution that follows.
     """
 
-    # Lists, which torch.jit.script can index by a number that it does not know.
-    amounts: list[int]
-    kernel_size: list[int]
-    stride: list[int]
-    dilation: list[int]
-
     def __init__(
         self,
         padding: PaddingRule,
@@ -43,15 +37,17 @@ class Pad(nn.Module):
         self.dynamic = padding == "dynamic_same"
         geometry = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         # Left, right, top, bottom, the last axis first; the other rules do not look at the size.
-        self.amounts = [] if self.dynamic else list(sides(padding, size=(1,) * len(kernel_size), **geometry))
+        size = (1,) * len(kernel_size)
+        self.amounts = [0] * 2 * len(size) if self.dynamic else list(sides(padding, size=size, **geometry))
         self.mode = "constant" if padding_mode == "zeros" else padding_mode
+        # Lists, which torch.jit.script can index by a number that it does not know.
         self.kernel_size, self.stride, self.dilation = list(kernel_size), list(stride), list(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad (B, C, H, W)."""
         amounts = self.amounts
         if self.dynamic:
-            amounts = []
+            amounts = self.amounts[:0]  # an empty list of integers, for torch.jit.script too
             for axis in range(1, len(self.kernel_size) + 1):  # counted from the end
                 span = same_padding(x.shape[-axis], self.kernel_size[-axis], self.stride[-axis], self.dilation[-axis])
                 amounts += [span // 2, span - span // 2]

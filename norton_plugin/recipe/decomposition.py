@@ -84,8 +84,9 @@ class Decomposition(Section):
         level: Which filters share components: ``"filter"`` none (NORTON), ``"cluster"`` those of a cluster,
             ``"layer"`` all of a layer; ``"spatial"`` all of a layer, but components are kernel columns of their own
             for each channel, and are mixed by kernel rows (spatial SVD, a vertical and a horizontal convolution; 1x1
-            kernels and Linear layers as at ``"layer"``). ``"auto"`` takes in each layer, at equal MACs, the level of
-            the lowest NMSE; at a stride, where a spatial SVD is the fastest, that one up to 1.05 times the lowest.
+            kernels, 1-D and 3-D ones and Linear layers as at ``"layer"``). ``"auto"`` takes in each layer, at equal
+            MACs, the level of the lowest NMSE; at a stride, where a spatial SVD is the fastest, that one up to 1.05
+            times the lowest.
         rank: R per filter; at the other levels, as many components as need no more MACs. ``"auto"`` takes the lowest
             rank that reaches ``target_nmse``; None leaves layers dense.
         components: M of every layer, for the levels ``"cluster"``, ``"layer"`` and ``"spatial"``, in place of ``rank``.

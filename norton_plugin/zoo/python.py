@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -34,7 +34,8 @@ def build(
         name: ``package.module:function``; the current folder is searched too. A class works as well.
         pretrained: Passed on as ``pretrained=True`` when the function takes it, else an error.
         num_classes: Passed on as ``num_classes=`` when given.
-        input_size: Size of the images; 3x224x224 when ``None``, or the model's own attribute ``input_size``.
+        input_size: Size of the images; 3x224x224 when ``None``, or the model's own attribute ``input_size``. Volumes
+            and clips are a whole shape (C, D, H, W), here or there.
         kwargs: Further arguments of the function.
 
     Returns:
@@ -57,8 +58,9 @@ def build(
     if not isinstance(model, nn.Module):
         raise SourceError(f"python:{name} returned a {type(model).__name__}, expected a torch.nn.Module")
     default = Preprocessing()
-    own_size = getattr(model, "input_size", default.input_size)
-    size = resolve_input_size(input_size, own_size if _is_shape(own_size) else default.input_size)
+    # A whole shape may be of any number of axes, such as 3x8x112x112 of a clip.
+    shapes = (getattr(model, "input_size", None), input_size, default.input_size)
+    size = resolve_input_size(input_size, next(shape for shape in shapes if _is_shape(shape)))
     mean, std = (getattr(model, key, getattr(default, key)) for key in ("mean", "std"))
     return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, tuple(mean), tuple(std)))
 
@@ -106,5 +108,5 @@ def _takes(function: Callable[..., Any], argument: str) -> bool:
     return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _is_shape(value: Any) -> bool:
+def _is_shape(value: Any) -> TypeGuard[Sequence[int]]:
     return isinstance(value, (tuple, list)) and len(value) >= 3 and all(isinstance(side, int) for side in value)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock, balance_
+from norton_plugin.blocks import CPDBlock, CPDBlock1d, CPDBlock3d, CPDLinear, SpatialSVDBlock, balance_
 
 BLOCKS = {
     "filter": lambda: CPDBlock(12, 8, 3, 2),
@@ -12,6 +12,9 @@ BLOCKS = {
     "layer": lambda: CPDBlock(12, 8, 3, 6, clusters=1),
     "clusters": lambda: CPDBlock(12, 8, 3, 4, clusters=3),
     "1x1": lambda: CPDBlock(12, 8, 1, 5, clusters=1),
+    "volume": lambda: CPDBlock3d(12, 8, (3, 1, 3), 2),
+    "shared volume": lambda: CPDBlock3d(12, 8, 3, 4, clusters=2),
+    "signal": lambda: CPDBlock1d(12, 8, 3, 2),
     "spatial": lambda: SpatialSVDBlock(12, 8, 3, 2, groups=2),
     "linear": lambda: CPDLinear(12, 8, 5),
 }

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from norton_plugin import CPDBlock, compress
+from norton_plugin.blocks import CPDBlock3d
 from norton_plugin.errors import ExportError
 from norton_plugin.export import export
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
@@ -134,3 +135,23 @@ def test_resnet18_of_timm(tmp_path):
         assert torch.allclose(run(tmp_path / "a.onnx", x), model(x), atol=1e-5)
     # the constants are the lowered weights, less biases that are equal, and a few axes
     assert 0.99 * report.weight_bytes < report.constant_bytes < report.weight_bytes + 1024
+
+
+@pytest.mark.parametrize("level", ["filter", "layer"])
+def test_a_network_of_volumes_computes_the_same_in_both_runtimes(level, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv3d(2, 16, 3, padding=1, bias=False), nn.BatchNorm3d(16), nn.ReLU(),
+        nn.Conv3d(16, 16, (3, 3, 1), 2, padding_mode="replicate", padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 3),
+    ).eval()  # fmt: skip
+    size = {"rank": 1} if level == "filter" else {"share": 0.6}
+    x = torch.randn(3, 2, 6, 8, 10)
+    settings = Decomposition(level=level, sweeps=10, restarts=1, **size)
+    small = compress(net, x[:1], Recipe(decomposition=settings, pruning=Pruning(keep=0.5))).model
+    assert sum(isinstance(module, CPDBlock3d) for module in small) == 2
+    report = export(small, x[:1], tmp_path / "a.onnx", forms={"0": "separable", "3": "separable"})
+    with torch.no_grad():
+        torch.testing.assert_close(run(tmp_path / "a.onnx", x), small(x), rtol=1e-4, atol=1e-5)
+    assert [check.runtime for check in report.checks] == ["onnxruntime", "openvino"]
+    assert max(check.difference for check in report.checks) < 1e-5

@@ -1,11 +1,13 @@
 """Torch-Pruning on blocks of every level and on CPDLinear."""
 
+import copy
+
 import pytest
 import torch
 import torch_pruning as tp
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPD_BLOCKS, CPDBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.errors import SurgeryError
 from norton_plugin.integrations.torch_pruning import (
@@ -153,3 +155,27 @@ def test_the_pruners_of_all_blocks_are_among_the_options():
     pruners, kinds = pruner_options()["customized_pruners"], {CPDBlock, SpatialSVDBlock, CPDLinear}
     assert set(pruners) == kinds and all(type(p).TARGET_MODULES is kind for kind, p in pruners.items())
     assert kinds <= set(pruner_options()["root_module_types"])
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_a_pruner_halves_blocks_of_other_kernels(axes):
+    """What a pruner keeps computes what the same filters computed before, with the others' channels zero."""
+    torch.manual_seed(0)
+    kind, x = CPD_BLOCKS[axes], torch.randn(2, 2, *(4, 5, 6)[-axes:])
+    net = nn.Sequential(
+        kind(2, 8, 3, 2, padding=1), nn.ReLU(), kind(8, 12, 3, 4, clusters=1), nn.ReLU(), kind(12, 3, 1, 1)
+    )
+    whole = copy.deepcopy(net.eval())
+    pruner = tp.pruner.BasePruner(
+        net, x, PABSImportance(), pruning_ratio=0.5, ignored_layers=[net[4]], **pruner_options()
+    )
+    pruner.step()
+    assert [block.out_channels for block in net[::2]] == [4, 6, 3]
+    for before, after, factor in ((whole[0], net[0], "head"), (whole[2], net[2], "mix")):
+        rows = list(getattr(before, factor)[:, 0] if factor == "head" else before.bias[:, None])
+        kept = getattr(after, factor)[:, 0] if factor == "head" else after.bias[:, None]
+        names = [next(n for n, row in enumerate(rows) if torch.equal(row, own)) for own in kept]
+        gone = [n for n in range(before.out_channels) if n not in names]
+        getattr(before, factor).data[gone] = 0
+        before.bias.data[gone] = 0
+    torch.testing.assert_close(net(x), whole(x), rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin.blocks import CPDBlock, CPDLinear, SpatialSVDBlock
+from norton_plugin.blocks import CPDBlock, CPDBlock3d, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import RecipeError, SourceError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
@@ -218,6 +218,16 @@ def net_at(level):
     if level == "linear":
         model[7] = CPDLinear(32, 3, 2)
     return model
+
+
+def test_a_block_of_three_axes_decays_by_its_four_factors():
+    model = nn.Sequential(CPDBlock3d(4, 6, 3, 2), CPDBlock3d(4, 6, 3, 5, clusters=1))
+    groups = parameter_groups(model, weight_decay=0.02)
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [
+        (2, 0.02),
+        (5, pytest.approx(0.02 / 5)),
+        (4, pytest.approx(0.02 / 4)),
+    ]
 
 
 def test_every_factor_decays_by_the_number_of_factors():

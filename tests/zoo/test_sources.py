@@ -78,6 +78,18 @@ def test_python_function(tmp_path, monkeypatch):
             load_source(f"python:mine_for_norton:{name}", pretrained=name == "net")
 
 
+def test_a_function_of_the_user_may_read_clips(tmp_path, monkeypatch):
+    (tmp_path / "clips_for_norton.py").write_text(
+        "from torch import nn\n"
+        "def net():\n    return nn.Sequential(nn.Conv3d(2, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = load_source("python:clips_for_norton:net", input_size=(2, 5, 6, 7))
+    assert source.input_size == (2, 5, 6, 7) and source.model(*source.example_inputs).shape == (1, 4)
+    with pytest.raises(SourceError, match="does not fit"):
+        load_source("python:clips_for_norton:net", input_size=(2, 0, 6, 7))
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
