@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.budget import Chooser, LatencyBudget, OutOfReachError, layer_menus
+from norton_plugin.budget import Chooser, LatencyBudget, LayerMenu, OutOfReachError, layer_menus, timed_menus
 from norton_plugin.cost import count_cost
+from norton_plugin.errors import RecipeError
 from norton_plugin.insight.fitted_table import Column, FittedTable
 from norton_plugin.insight.numbers import percent
+from norton_plugin.latency import LayerClock
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.recipe import Budget, Decomposition, Recipe, Scope
 
@@ -62,11 +64,12 @@ def model_front(
         model: Any model; not changed.
         example_inputs: As of ``pipeline.compress``.
         scope: Layers outside stay dense; Linear layers inside are decomposed, too.
-        table: A ``latency.json``, or the artefact that holds one; None for none.
+        table: A ``latency.json``, or the artefact that holds one; levels of layers that it lacks are left out. None for
+            none.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call.
 
     Raises:
-        RecipeError: The table cannot be read, or lacks a layer.
+        RecipeError: The table cannot be read, or is of other layers.
         SurgeryError: No layer can be decomposed.
     """
     cost = count_cost(model, lambda: run_model(model, example_inputs, counted_by(forward_fn)))
@@ -77,7 +80,9 @@ def model_front(
     if table is not None:
         timed = replace(recipe, budget=Budget(latency=0.5, table=str(table)))
         clock = LatencyBudget(model, timed, cost, example_inputs=example_inputs, forward_fn=forward_fn)
-    menus = layer_menus(model, recipe, cost, clock)
+    menus = layer_menus(model, recipe, cost)
+    if clock is not None:
+        menus = timed_menus(_known(menus, clock.clock), clock)
     chooser = Chooser(model, cost, menus, None, whole=None if clock is None else clock.clock.whole)
     found = []
     for share in _within_reach(chooser, recipe):
@@ -88,6 +93,19 @@ def model_front(
             milliseconds = latency * clock.table.milliseconds
         found.append(FrontPoint(plan.macs, plan.params, plan.error, latency, milliseconds))
     return tuple(found)
+
+
+def _known(menus: Sequence[LayerMenu], clock: LayerClock) -> list[LayerMenu]:
+    """Return menus of what a table has; layers that it lacks stay dense."""
+    found = []
+    for menu in menus:
+        name = menu.target.names[0]
+        options = tuple(own for own in menu.options if own.layout is None or clock.knows(name, own.layout))
+        if len(options) > 1:
+            found.append(replace(menu, options=options))
+    if not found:
+        raise RecipeError("the table of milliseconds has none of the model's layers; give the one of this very model")
+    return found
 
 
 def _within_reach(chooser: Chooser, recipe: Recipe) -> list[float]:
