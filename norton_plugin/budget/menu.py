@@ -73,7 +73,7 @@ def layer_menus(
         if macs and layouts:
             menus.append(LayerMenu(target, _options(target, macs, layouts)))
     if latency is not None:
-        menus = _timed(menus, latency)
+        menus = timed_menus(menus, latency)
     if not menus:
         level = recipe.decomposition.level
         raise SurgeryError(f"no layer can become smaller at level {level!r}: {summary(skipped) or 'there is none'}")
@@ -91,8 +91,12 @@ def _options(target: Target, macs: int, layouts: Sequence[Layout]) -> tuple[Opti
     return dense, *smaller
 
 
-def _timed(menus: Sequence[LayerMenu], latency: LatencyBudget) -> list[LayerMenu]:
-    """Return menus whose options also tell their time."""
+def timed_menus(menus: Sequence[LayerMenu], latency: LatencyBudget) -> list[LayerMenu]:
+    """Return menus whose options also tell their time.
+
+    Raises:
+        RecipeError: A table that was given lacks a layer.
+    """
     layouts = {m.target.names[0]: [o.layout for o in m.options if o.layout is not None] for m in menus}
     latency.settle(layouts)
     timed = []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
+from norton_plugin.cli.paths import read_path
 from norton_plugin.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -48,10 +50,21 @@ def inspect(
         bool,
         typer.Option("--nmse", help="Also the error of each point on the model's weights.", rich_help_panel=_CURVE),
     ] = False,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="PATH",
+            help="The latency.json of an artefact, or its directory: milliseconds of the whole model's front.",
+            parser=read_path,
+            rich_help_panel=_CURVE,
+        ),
+    ] = None,
 ) -> None:
     """List a model's layers with their cost, and up to which rank or components a decomposition saves MACs.
 
-    With --curve: what each level of sharing costs, from rank 1 to the break-even, for layers of every shape.
+    With --curve: what each level of sharing costs, from rank 1 to the break-even, for layers of every shape, and what
+    the whole model loses at each cost, with the best sizes of all layers.
 
     Example: norton inspect timm:resnet18 --input-size 224
 
@@ -61,8 +74,11 @@ def inspect(
     from norton_plugin.insight import inspect_model
     from norton_plugin.recipe import Scope
 
-    if not curve and (layer or nmse):
-        raise RecipeError(f"{'--layer' if layer else '--nmse'} says what --curve shows; add --curve")
+    given = {"--layer": layer, "--nmse": nmse, "--latency-table": latency_table}
+    if not curve and any(given.values()):
+        raise RecipeError(
+            f"{next(name for name, value in given.items() if value)} says what --curve shows; add --curve"
+        )
     scope = Scope(include=tuple(include or ()), exclude=tuple(exclude or ()))
     with out.status(f"building {source}"):
         opened = open_model(
@@ -74,18 +90,21 @@ def inspect(
             trust_code=trust_code,
         )
         if curve:
-            _show_curves(out, opened, scope=scope, layers=layer or (), nmse=nmse)
+            _show_curves(out, opened, scope=scope, layers=layer or (), nmse=nmse, table=latency_table)
             return
         found = inspect_model(opened.model, opened.example_inputs, scope=scope, forward_fn=opened.forward_fn)
     out.show(_table(found, source), _totals(found))
     out.result({"source": opened.spec, "input_size": list(opened.preprocessing.input_size), **asdict(found)})
 
 
-def _show_curves(out: Output, opened: Opened, *, scope: Scope, layers: Sequence[str], nmse: bool) -> None:
-    from norton_plugin.insight import cost_curves, curve_tables
+def _show_curves(
+    out: Output, opened: Opened, *, scope: Scope, layers: Sequence[str], nmse: bool, table: Path | None
+) -> None:
+    from norton_plugin.insight import cost_curves, curve_tables, front_table, model_front
 
     asked: dict[str, Any] = {"scope": scope, "layers": layers, "nmse": nmse, "forward_fn": opened.forward_fn}
     curves = cost_curves(opened.model, opened.example_inputs, **asked)
+    front = model_front(opened.model, opened.example_inputs, scope=scope, table=table, forward_fn=opened.forward_fn)
     out.show(*curve_tables(curves))
     out.show(
         "MACs are a share of the dense layer's. A row holds, level by level, as many components as need no more MACs "
@@ -93,7 +112,19 @@ def _show_curves(out: Output, opened: Opened, *, scope: Scope, layers: Sequence[
         "components that the filters of a cluster share; spatial, components of a spatial SVD."
         + (" NMSE: ||W - W^||^2 / ||W||^2, without any fine-tuning." if nmse else "")
     )
-    out.result({"source": opened.spec, "curves": [asdict(each) for each in curves]})
+    out.show(front_table(front))
+    out.show(
+        "The best sizes of all layers within each share of the MACs, at level auto, Linear layers too. Error: -log of "
+        "the share of each weight that stays, summed over layers, foretold without decomposing; signal kept: "
+        "exp(-error), before any fitting."
+    )
+    out.result(
+        {
+            "source": opened.spec,
+            "curves": [asdict(each) for each in curves],
+            "front": [{**asdict(each), "kept": each.kept} for each in front],
+        }
+    )
 
 
 def _table(found: Inspection, source: str) -> FittedTable:

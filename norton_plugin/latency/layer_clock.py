@@ -43,6 +43,12 @@ class LayerClock:
         """Nanoseconds of the whole dense model."""
         return round(self.table.milliseconds * _NANOSECONDS)
 
+    def knows(self, name: str, layout: Layout) -> bool:
+        """Tell whether the table has a layer at the level of a layout."""
+        layer = self._layers.get(name)
+        known = [] if layer is None else [self.table.layers.get(layer.key(shape)) for shape in layer.inputs]
+        return bool(known) and all(times is not None and _level(layout) in times.factored for times in known)
+
     def settle(
         self, asked: Mapping[str, Sequence[Layout]], *, on_layer: Callable[[int, int], None] | None = None
     ) -> None:

@@ -15,6 +15,7 @@ from norton_plugin.artifact import read_manifest
 from norton_plugin.cli.images import even_batches
 from norton_plugin.recipe import Decomposition, Pruning
 from norton_plugin.zoo import load_source
+from tests.stopwatch import counted_macs
 
 FRESH = """
 import sys, torch
@@ -302,10 +303,10 @@ def test_a_budget_is_met_and_its_sizes_are_written(norton, tmp_path):
     assert answer.code == 0
     found = json.loads(answer.out)
     assert 0.392 <= found["report"]["macs_after"] / found["report"]["macs_before"] <= 0.4
-    assert found["report"]["budget"]["budget"] == {"macs": 0.4, "params": None, "prune": False}
+    assert {name: value for name, value in found["report"]["budget"]["budget"].items() if value} == {"macs": 0.4}
     written = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
     assert written == found["recipe"]
-    assert written["budget"] == {"macs": None, "params": None, "prune": False}
+    assert not any(written["budget"].values())
     assert written["decomposition"]["level"] == "auto"
     again = norton("compress", "demo:digits", "--recipe", tmp_path / "a" / "recipe.yaml", "-o", tmp_path / "b")
     assert again.code == 0
@@ -318,9 +319,16 @@ def test_a_budget_is_met_and_its_sizes_are_written(norton, tmp_path):
     ("options", "message"),
     [
         (["--budget", "0.5"], "--budget is '0.5'; expected NAME=F"),
-        (["--budget", "flops=0.5"], "a budget is one of macs and params"),
+        (["--budget", "flops=0.5"], "a budget is one of macs, params, latency"),
         (["--budget", "macs=0.5,macs=0.4"], "--budget gives macs twice"),
         (["--budget", "macs=half"], "budget.macs is 'half'"),
+        (["--budget", "latency=0"], "budget.latency is 0.0; expected a number in (0, 1]"),
+        (["--budget", "latency=2"], "budget.latency is 2.0; expected a number in (0, 1]"),
+        (["--budget", "latency=5ms"], "budget.latency is '5ms'; expected a number in (0, 1]"),
+        (["--budget", "latency=0.5", "--latency-table", "none"], "the table of milliseconds 'none' cannot be read"),
+        (["--budget", "macs=0.5", "--latency-table", "none"], "budget.latency is not set"),
+        (["--budget", "macs=0.5", "--reuse", "none"], "the sensitivities 'none' cannot be read"),
+        (["--budget", "macs=0.5", "--memory", "much"], "calibration.memory is 'much'; expected an amount of memory"),
         (["--budget", "macs=1.5"], "budget.macs is 1.5; expected a number in (0, 1]"),
         (["--budget", "macs=1"], "changes nothing"),
         (["--budget", "macs=0.5", "--rank", 2], "decomposition.rank is 2, but a budget is given"),
@@ -335,6 +343,35 @@ def test_a_bad_budget_is_refused(norton, tmp_path, options, message):
     assert answer.code != 0
     assert message in " ".join(answer.err.split())
     assert not (tmp_path / "a").exists()
+
+
+def test_a_budget_of_time_leaves_its_table_and_another_takes_it(norton, tmp_path, monkeypatch):
+    options = ["compress", "demo:digits", "--level", "layer", "--budget"]
+    with counted_macs(monkeypatch):
+        answer = norton(*options, "latency=0.5", "-o", tmp_path / "a")
+    told = " ".join(answer.out.split())
+    assert answer.code == 0 and "milliseconds 0.5: 0." in told and "as delivered, predicted" in told
+    assert (tmp_path / "a" / "latency.json").is_file()
+    with counted_macs(monkeypatch) as seen:
+        given = ["--latency-table", tmp_path / "a", "-o", tmp_path / "b", "--json"]
+        found = json.loads(norton(*options, "latency=0.4,macs=0.6", *given).out)
+    plan = found["report"]["budget"]
+    assert seen == [] and plan["milliseconds"]["measured"] is None
+    assert plan["milliseconds"]["predicted"] <= 0.4 * plan["milliseconds"]["dense"] * 1.001 and plan["macs"] <= 0.6
+    front = ["inspect", "demo:digits", "--curve", "--layer", "fc", "--latency-table", tmp_path / "a", "--json"]
+    assert all(point["milliseconds"] > 0 for point in json.loads(norton(*front).out)["front"])
+
+
+def test_another_budget_in_the_same_folder_measures_nothing(norton, tmp_path, digit_folder):
+    options = ["compress", "demo:digits", "--level", "layer", "--data", digit_folder / "train", "--calibrate"]
+    first = norton(*options, "--budget", "macs=0.5", "-o", tmp_path / "a")
+    assert first.code == 0 and "sensitivities" not in first.out
+    for more, words in (
+        (["-o", tmp_path / "a"], f"sensitivities taken from {tmp_path / 'a'}"),
+        (["-o", tmp_path / "b", "--reuse", tmp_path / "a", "--images", 16], "are not used, since the images differ"),
+    ):
+        answer = norton(*options, "--budget", "macs=0.4", *more)
+        assert answer.code == 0 and words in " ".join(answer.out.split())
 
 
 def test_criterion_and_budget_that_prune_by_images(norton, tmp_path, digit_folder):

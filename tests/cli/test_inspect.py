@@ -71,7 +71,10 @@ def test_curves(norton):
     found = json.loads(answer.out)
     assert [curve["name"] for curve in found["curves"]] == ["layer3.conv2", "fc"]
     assert {point["nmse"] for curve in found["curves"] for point in curve["points"]} == {None}
+    assert [point["macs"] for point in found["front"]] == sorted(point["macs"] for point in found["front"])
+    assert {point["milliseconds"] for point in found["front"]} == {None}
     shown = norton("inspect", "demo:digits", *options[:-1]).out
+    assert "the whole model, as foretold" in shown
     assert "Conv2d 3x3 128 -> 128, 2.36 M MACs" in shown and "NMSE" not in shown
     assert "NMSE: ||W - W^||^2 / ||W||^2" in norton("inspect", "demo:digits", "--curve", "--layer", "fc", "--nmse").out
 
@@ -81,6 +84,8 @@ def test_curves(norton):
     [
         (["--nmse"], "--nmse says what --curve shows; add --curve"),
         (["--layer", "fc"], "--layer says what --curve shows; add --curve"),
+        (["--latency-table", "x"], "--latency-table says what --curve shows; add --curve"),
+        (["--curve", "--layer", "fc", "--latency-table", "x"], "the table of milliseconds 'x' cannot be read"),
         (["--curve", "--layer", "layer9"], "--layer pattern 'layer9' matches none of the model's"),
         (["--curve", "--layer", "conv1"], "no layer can be decomposed at any level: one input channel per filter"),
     ],
