@@ -46,7 +46,7 @@ def decompose_coupled(
     clusters: Sequence[Tensor | None] | None = None,
     metrics: Sequence[Tensor | None] | None = None,
     restarts: int = 3,
-    sweeps: int = 180,
+    sweeps: int = 150,
     tolerance: float = 1e-4,
     ridge: float = 3e-4,
     seed: int = 0,
@@ -69,8 +69,8 @@ def decompose_coupled(
         metrics: Per layer None, or for kernels 1x1 the second moment of the inputs (C, C), symmetric positive
             semidefinite: the error of the output is then the smallest, not that of the weight.
         restarts: Starts per cluster, >= 1: one from the weight and ``restarts - 1`` random ones; above one, up to four
-            times as many where a cluster has few components, whose local minima differ most.
-        sweeps: Most ALS sweeps per cluster, >= 1.
+            times as many where a cluster has few components, whose local minima differ most, and one above 64.
+        sweeps: Most ALS sweeps per cluster, >= 1; 60 % of them for clusters of more than 64 components.
         tolerance: A cluster is done when its error fell by less than this share of itself in ten sweeps; >= 0.
         ridge: Weight of the components' squared norms, relative to the squared error; in (0, 1). No component
             exceeds the norm of its cluster's weight over sqrt(ridge); without it, components may grow huge and cancel

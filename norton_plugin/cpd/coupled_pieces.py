@@ -9,14 +9,11 @@ from torch import Tensor
 
 from norton_plugin.cpd.als import decompose_layers
 from norton_plugin.cpd.coupled_exact import ClusterTerms
-from norton_plugin.cpd.coupled_solve import solve
+from norton_plugin.cpd.coupled_solve import MANY, solve
 from norton_plugin.cpd.coupled_starts import random_starts, structured_start
 from norton_plugin.cpd.coupled_sweep import Columns, solve_mix
 from norton_plugin.cpd.options import ALSOptions
 from norton_plugin.cpd.scaling import unit_scale
-
-# Components beyond which one start is as good as another.
-_ALIKE = 64
 
 
 class Piece(NamedTuple):
@@ -127,7 +124,7 @@ def starts_of_cluster(rank: int, restarts: int) -> int:
         rank: Components R of the cluster.
         restarts: As asked for.
     """
-    return 1 if restarts == 1 or rank > _ALIKE else restarts * min(4, max(1, _ALIKE // rank))
+    return 1 if restarts == 1 or rank > MANY else restarts * min(4, max(1, MANY // rank))
 
 
 def _gather(starts: Sequence[Columns], chunk: Sequence[tuple[int, slice]]) -> Columns:

@@ -13,9 +13,10 @@ from norton_plugin.cpd.coupled_sweep import Columns, solve_mix, sweep, unit_colu
 # two bounds. With many components one start ends nearly as low as another, and costs more.
 _TRIAL_WORK, _TRIAL_LEAST, _TRIAL_MOST = 2000, 10, 60
 _ALIGNMENT = 8
-# So many first sweeps have a ridge at least this large: components that share the work from the start, rather than
-# cancel each other, come as near to a minimum in 180 sweeps as they do in 300 with the small ridge alone.
-_FIRST_SWEEPS, _FIRST_RIDGE = 60, 0.03
+# Components beyond which one start is as good as another. Their first sweeps have a ridge at least this large: if they
+# share the work from the start, rather than cancel each other, they need this share of the sweeps only.
+MANY = 64
+_FIRST_SWEEPS, _FIRST_RIDGE, _SHARE = 60, 0.03, 0.6
 # Sweeps between two looks at convergence.
 _CHECK_EVERY = 10
 # The error is a difference of numbers near one: below these, single and double precision see rounding only.
@@ -102,13 +103,13 @@ class Solution(NamedTuple):
 def solve(tensor: Tensor, starts: Sequence[Columns], *, sweeps: int, tolerance: float, ridge: float) -> Solution:
     """Run extrapolated ALS: every start for a few sweeps, then the best of each cluster until it converges.
 
-    Sweeps are made in single precision while it can see progress, then in double precision; the first third of them, up
-    to a bound, with a larger ridge.
+    Sweeps are made in single precision while it can see progress, then in double precision. Many components (`MANY`) go
+    on from the first start only.
 
     Args:
         tensor: Float64, shape (b, n, Kh*Kw, C), norm one or zero.
         starts: At least one; the first is the one to fall back on.
-        sweeps: Most sweeps a cluster is given, >= 1.
+        sweeps: Most sweeps a cluster is given, >= 1; many components get 60 % of them.
         tolerance: A cluster is done when its objective fell by less than this share of itself over ten sweeps.
         ridge: Weight of the squared norms of the components, as a share of the squared error; > 0.
 
@@ -118,31 +119,43 @@ def solve(tensor: Tensor, starts: Sequence[Columns], *, sweeps: int, tolerance: 
     rank = starts[0].head.shape[2]
     starts = [_padded(start) for start in starts]
     single = tensor.float()
-    trial = min(max(_TRIAL_WORK // rank, _TRIAL_LEAST), _TRIAL_MOST, sweeps - 1) if len(starts) > 1 else 0
-    first = min(_FIRST_SWEEPS, sweeps // 3)
-    ridges = [max(ridge, _FIRST_RIDGE)] * first + [ridge] * max(trial - first, 0)
-    begun = [_State.start(_single(start), ridge=ridges[0] if ridges else ridge) for start in starts]
-    state = begun[0]
-    for other in begun[: len(begun) if trial else 1]:
-        for each in ridges[:trial]:
-            other.advance(single, ridge=each)
-        state = other.where(other.objective < state.objective, state)
-    for each in ridges[trial:]:
-        state.advance(single, ridge=each)
+    if rank > MANY:
+        sweeps = max(1, round(_SHARE * sweeps))
+        state, begun = _begun(single, starts[0], sweeps=min(_FIRST_SWEEPS, sweeps // 3), ridge=max(ridge, _FIRST_RIDGE))
+    else:
+        trial = min(max(_TRIAL_WORK // rank, _TRIAL_LEAST), _TRIAL_MOST, sweeps - 1)
+        state, begun = _best_begun(single, starts, sweeps=trial if len(starts) > 1 else 0, ridge=ridge)
     state, coarse = _converge(
         single,
         state,
-        sweeps=sweeps - len(ridges) - _CHECK_EVERY,
+        sweeps=sweeps - begun - _CHECK_EVERY,
         tolerance=max(tolerance, _SINGLE_TOLERANCE),
         ridge=ridge,
     )
     state = state.map(Tensor.double)
     state.objective = torch.full_like(state.objective, torch.inf)
-    used = len(ridges) + coarse
+    used = begun + coarse
     state, fine = _converge(tensor, state, sweeps=sweeps - used, tolerance=tolerance, ridge=ridge)
     found, start = (Columns(*(unit_columns(x[:, :, :rank]) for x in columns)) for columns in (state.plain, starts[0]))
     last = state.ridge.clamp_min(_LEAST_RIDGE[torch.float64])
     return _checked(tensor, found, start, used + fine, ridge=last)
+
+
+def _begun(tensor: Tensor, start: Columns, *, sweeps: int, ridge: float) -> tuple[_State, int]:
+    """Make the first sweeps from a start; give the state and how many there were."""
+    state = _State.start(_single(start), ridge=ridge)
+    for _ in range(sweeps):
+        state.advance(tensor, ridge=ridge)
+    return state, sweeps
+
+
+def _best_begun(tensor: Tensor, starts: Sequence[Columns], *, sweeps: int, ridge: float) -> tuple[_State, int]:
+    """Make the first sweeps from all starts; give the best state of each cluster, and how many sweeps there were."""
+    state, _ = _begun(tensor, starts[0], sweeps=sweeps, ridge=ridge)
+    for start in starts[1:] if sweeps else ():
+        other, _ = _begun(tensor, start, sweeps=sweeps, ridge=ridge)
+        state = other.where(other.objective < state.objective, state)
+    return state, sweeps
 
 
 def _padded(columns: Columns) -> Columns:

@@ -100,9 +100,8 @@ class Decomposition(Section):
         target_nmse: Mean NMSE over a layer's filters that rank ``"auto"`` aims at, in (0, 1].
         allow_more_macs: Also decompose where the block needs more MACs than the convolution.
         restarts: Starts per filter or cluster; the best is kept.
-        sweeps: Most ALS sweeps per start; 60 % of them where filters share components.
-        tolerance: A filter is done when its error fell by less than this share of itself over ten sweeps; filters that
-            share components, by less than ten times this share.
+        sweeps: Most ALS sweeps per start; 60 % of them for more than 64 shared components.
+        tolerance: A filter is done when its error fell by less than this share of itself over ten sweeps.
         seed: Of the random starts.
     """
 

@@ -149,11 +149,6 @@ def _all(jobs: Sequence[Job], decomposition: Decomposition, count: Callable[[], 
     return [found[i] for i in range(len(jobs))]
 
 
-# Of the sweeps and the tolerance asked for: a sweep over shared components costs far more than one over a filter's own,
-# and the last sweeps bring least.
-_SHARED_SWEEPS, _SHARED_TOLERANCE = 0.6, 10
-
-
 def _options(decomposition: Decomposition) -> dict[str, Any]:
     names = ("restarts", "sweeps", "tolerance", "seed")
     return {name: getattr(decomposition, name) for name in names}
@@ -182,15 +177,12 @@ def _shared_components(
         key = (target.module, layout.clusters)
         if key not in known:
             known[key] = _clusters(target, layout, seed=decomposition.seed)
-    options = _options(decomposition)
-    options["sweeps"] = max(1, round(_SHARED_SWEEPS * decomposition.sweeps))
-    options["tolerance"] = _SHARED_TOLERANCE * decomposition.tolerance
     results = decompose_coupled(
         [target.contract.weight for _, target, _ in jobs],
         [layout.components or 0 for _, _, layout in jobs],
         clusters=[known[target.module, layout.clusters] for _, target, layout in jobs],
         on_layer=count,
-        **options,
+        **_options(decomposition),
     )
     return [
         Factorised(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tensorly.decomposition import parafac
 from torch import Tensor
 
-from norton_plugin.cpd import CoupledFactors, decompose_coupled, decompose_filters, full_components
+from norton_plugin.cpd import CoupledFactors, coupled_solve, decompose_coupled, decompose_filters, full_components
 from norton_plugin.errors import DecompositionError
 
 PAIRS = torch.arange(12) % 6
@@ -59,6 +59,22 @@ def best_parafac(weight: Tensor, rank: int) -> float:
 def test_no_worse_than_the_best_of_three_of_tensorly(weight: Tensor, rank: int) -> None:
     result = decompose_coupled([weight], rank)[0]
     assert result.layer_nmse <= best_parafac(weight, rank)
+
+
+@pytest.mark.parametrize(("weight", "rank"), [(trained_like(32, 32, seed=3), 72), (gaussian(24, 40, 3, 3), 80)])
+def test_many_components_are_as_near_in_fewer_sweeps(
+    weight: Tensor, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = decompose_coupled([weight], rank, sweeps=300, tolerance=1e-5)[0]
+    assert quick.sweeps == 180
+    assert quick.layer_nmse <= best_parafac(weight, rank)
+    monkeypatch.setattr(coupled_solve, "MANY", 1000)  # the small ridge alone
+    slow = decompose_coupled([weight], rank, sweeps=300, tolerance=1e-5)[0]
+    assert slow.sweeps == 300
+    assert quick.layer_nmse < 1.005 * slow.layer_nmse
+    monkeypatch.undo()
+    monkeypatch.setattr(coupled_solve, "_FIRST_RIDGE", 0.0)  # as few sweeps without a larger ridge
+    assert decompose_coupled([weight], rank, sweeps=300)[0].layer_nmse > 1.005 * quick.layer_nmse
 
 
 @pytest.mark.parametrize("name", ["layer1.1.conv1", "layer2.1.conv2", "layer3.2.conv1"])

@@ -22,8 +22,8 @@ def compress_time(facts: Facts) -> str:
         f"`compress` from the model to the report, rank {facts['rank']} at the filter level, and what costs no more "
         "MACs at the layer level; random weights, nothing pruned, each in a process of its own on one thread of a "
         "machine that does other work too, so times are processor seconds. **before**: one small ridge from the first "
-        "sweep on, three starts for layers of any size, up to 300 sweeps. **after**: a larger ridge in the first 60 "
-        "sweeps, one start for layers of more than 64 components, up to 180 sweeps.\n\n" + table(_HEADER, rows)
+        "sweep on, three starts for layers of any size, up to 300 sweeps. **after**, for more than 64 components: a "
+        "larger ridge in the first 60 sweeps, one start, up to 180 sweeps.\n\n" + table(_HEADER, rows)
     )
 
 
