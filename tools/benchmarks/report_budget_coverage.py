@@ -16,13 +16,14 @@ def budget_coverage(facts: Facts) -> str:
     rows = facts["rows"]
     parts = [
         "Random weights, norms with statistics of random images, 32 such images of 64 to 224 pixels, a budget of "
-        f"{100 * rows[0]['asked']:g} % of the MACs; narrow variants of wide models (`tools/budget_models.json`), each in "
-        "a process of its own on a shared machine. *Met*: within 2 % of the budget; *below*: further below it; *minimum*: "
-        "out of reach, the least was said, and met when asked for. Kept is what brings the outputs of 4 held-back images "
-        "nearest to the dense model's (divergence: nats of logits, otherwise a relative squared error).",
+        f"{100 * rows[0]['asked']:g} % of the MACs; narrow variants of wide models (`tools/budget_models.json`), each "
+        "in a process of its own on a shared machine. *Met*: within 2 % of the budget; *below*: further below it; "
+        "*minimum*: out of reach, the least was said, and met when asked for. Kept is what brings the outputs of 4 "
+        "held-back images nearest to the dense model's (divergence: nats of logits, otherwise a relative squared "
+        "error).",
         _summary(rows),
-        "Layers fitted one after the other: to the **stream** that their output is added to, or to their own **output**; "
-        "**symmetric**: to the inputs of the dense model as well. Left: not fitted.",
+        "Layers fitted one after the other: to the **stream** that their output is added to, or to their own "
+        "**output**; **symmetric**: to the inputs of the dense model as well. Left: not fitted.",
         _models(rows),
         _reasons(rows),
     ]
