@@ -5,7 +5,7 @@
     python tools/budget_coverage.py --redo timeout error -- timm:resnet18
 
 Models are those of budget_models.json, with the size of their images: random weights and random images, each model in a
-process of its own. Decomposition of every level, Linear layers included, then fitted to the images; with "both phases"
+process of its own. Components shared by a layer, Linear layers included, then fitted to the images; with "both phases"
 channels are pruned too. Rows (budget_coverage_row.py says what each status means) are added to a JSONL file as they
 come; a run that was stopped goes on where it was.
 """

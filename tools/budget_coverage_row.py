@@ -120,7 +120,7 @@ def _compress(loaded: Any, batches: list[Any], macs: float, *, prune: bool, excl
 
     recipe = Recipe(
         scope=Scope(exclude=exclude),
-        decomposition=Decomposition(level="auto", linear=True, sweeps=20, restarts=1),
+        decomposition=Decomposition(level="layer", linear=True, sweeps=20, restarts=1),
         budget=Budget(macs=macs, prune=prune),
         calibration=Calibration(fit=True),
     )

@@ -32,6 +32,9 @@ parameters that are constant at the start, which would hide mistakes.
 - **narrowest**: the smallest share of its channels that any layer kept; counts are rounded to multiples of 8.
 - **seconds** are those of `compress` on a shared machine, **verifying** its share for verification, which tries no
   further group after a quarter of the time limit or 60 s; **GiB** is the peak of the process.
+
+Whether budgets are met and layers can be fitted to images, on a sample of these models, is in the
+[results](results/README.md#budgets-over-models-of-all-kinds-random-weights).
 """
 COMMANDS = {
     "timm": "python tools/coverage.py --list timm-families timm-known",

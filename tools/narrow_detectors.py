@@ -9,6 +9,7 @@ from torchvision import models
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 _CLASSES = 5
 # Outputs of these blocks of MobileNetV3-Small, at strides 8, 16 and 32, and their channels.
@@ -36,7 +37,8 @@ def fcos() -> nn.Module:
 
 def faster_rcnn() -> nn.Module:
     """Return a Faster R-CNN."""
-    return FasterRCNN(_backbone(), _CLASSES, rpn_anchor_generator=_anchors(3), **_SIZES)
+    heads = {"box_head": TwoMLPHead(_WIDTH * 7 * 7, 64), "box_predictor": FastRCNNPredictor(64, _CLASSES)}
+    return FasterRCNN(_backbone(), rpn_anchor_generator=_anchors(3), **heads, **_SIZES)
 
 
 def deeplab() -> nn.Module:

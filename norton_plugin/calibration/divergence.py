@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
-from norton_plugin.calibration.lockstep import does_not_run
+from norton_plugin.calibration.lockstep import failures_explained
 from norton_plugin.modules.running import output_tensors
 
 
@@ -21,7 +20,7 @@ def outputs_of(model: nn.Module, batches: Sequence[Any], call: Callable[[nn.Modu
     Raises:
         SurgeryError: The model does not run on one.
     """
-    with _failures_explained():
+    with failures_explained():
         return [output_tensors(call(model, batch)) for batch in batches]
 
 
@@ -39,7 +38,7 @@ class Comparison:
 
     def __init__(self, dense: nn.Module, batches: Sequence[Any], call: Callable[[nn.Module, Any], Any]) -> None:
         self._batches, self._call = batches, call
-        with _failures_explained():
+        with failures_explained():
             self._compared = ComparableOutputs.of(dense, batches[0], call)
         self._expected = self._read(dense)
 
@@ -49,16 +48,8 @@ class Comparison:
 
     @torch.no_grad()
     def _read(self, model: nn.Module) -> list[list[Tensor]]:
-        with _failures_explained():
+        with failures_explained():
             return [self._compared.read(model, batch, self._call) for batch in self._batches]
-
-
-@contextmanager
-def _failures_explained() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise does_not_run(error) from error
 
 
 def divergence(dense: Sequence[Sequence[Tensor]], own: Sequence[Sequence[Tensor]]) -> float:

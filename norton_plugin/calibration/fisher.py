@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
+from norton_plugin.calibration.lockstep import failures_explained
+from norton_plugin.calibration.moments import not_finite
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
 
@@ -41,7 +43,8 @@ def fisher_weights(
         (N,) in double precision for every layer that was reached.
 
     Raises:
-        SurgeryError: No image came, or a gradient is not finite; the layer is named.
+        SurgeryError: No image came, the model does not run on one, or an output or a gradient is not finite; the layer
+            is named.
     """
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
@@ -50,6 +53,8 @@ def fisher_weights(
     def remember(name: str, module: nn.Module, args: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.numel():
             return output
+        if not bool(torch.isfinite(output).all()):
+            raise not_finite(name)
         output = output if output.requires_grad else output.detach().requires_grad_()
         seen.append((name, output))
         return output.clone()  # what follows in place must not change what the gradient is taken by
@@ -59,11 +64,13 @@ def fisher_weights(
     try:
         for batch in batches:
             if compared is None:
-                with traceable(model):
+                with traceable(model), failures_explained():
                     compared = ComparableOutputs.of(model, batch, call)
             seen.clear()
             with traceable(model), torch.enable_grad():
-                likelihood = _drawn_likelihood(compared.read(model, batch, call), generator)
+                with failures_explained():
+                    outputs = compared.read(model, batch, call)
+                likelihood = _drawn_likelihood(outputs, generator)
                 # A model that stops gradients reaches no layer.
                 reached = list(seen) if likelihood.requires_grad else []
                 by = [output for _, output in reached]

@@ -1,4 +1,4 @@
-"""Moments of one layer, those of two halves of the batches apart: what is fitted to one half is tried on the other."""
+"""Moments of one layer for two halves of the batches, so that what is fitted to one is tried on the other."""
 
 from __future__ import annotations
 

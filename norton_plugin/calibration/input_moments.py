@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from norton_plugin.calibration.fitting import takes_bias
 from norton_plugin.calibration.layers import contract_of, patch_geometry
-from norton_plugin.calibration.lockstep import does_not_run, trace_layers
+from norton_plugin.calibration.lockstep import failures_explained, trace_layers
 from norton_plugin.calibration.memory import MomentMemory, full_bytes, mode_bytes, sums_to_hold
 from norton_plugin.calibration.mode_moments import ModeSums, in_bases
 from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.calibration.ridge import ENOUGH, RIDGE
-from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
 from norton_plugin.surgery.contract import ConvContract, LinearContract
 
@@ -206,12 +205,8 @@ def collect(
     try:
         with traceable(model):
             for batch in batches:
-                try:
+                with failures_explained():
                     call(model, batch)
-                except SurgeryError:
-                    raise
-                except Exception as error:
-                    raise does_not_run(error) from error
     finally:
         for handle in handles:
             handle.remove()

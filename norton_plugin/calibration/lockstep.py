@@ -18,7 +18,7 @@ from torch import nn
 from norton_plugin.calibration.operations import OperationCounter
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.streams import StreamTrace
-from norton_plugin.errors import SurgeryError
+from norton_plugin.errors import NortonError, SurgeryError
 
 Moment = Literal["before", "after"]
 _running = threading.local()
@@ -34,6 +34,17 @@ def does_not_run(error: BaseException) -> SurgeryError:
         f"the model does not run on a calibration batch ({type(error).__name__}: {error}); give batches like the "
         "example inputs"
     )
+
+
+@contextmanager
+def failures_explained() -> Iterator[None]:
+    """While entered, whatever a model raises on a calibration batch becomes an error of this package."""
+    try:
+        yield
+    except NortonError:
+        raise
+    except Exception as error:
+        raise does_not_run(error) from error
 
 
 class PausableRun:

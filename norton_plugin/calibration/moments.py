@@ -14,6 +14,14 @@ from norton_plugin.cpd.metric import OutputMetric
 from norton_plugin.errors import SurgeryError
 
 
+def not_finite(name: str) -> SurgeryError:
+    """Return what to say of the first layer that NaN or infinity reaches."""
+    return SurgeryError(
+        f"{name} reads or gives values that are not finite on the calibration images; check the images and the weights "
+        "of this layer and those before it"
+    )
+
+
 class LayerMoments(NamedTuple):
     """Moments of a layer.
 
@@ -79,9 +87,11 @@ class MomentSums:
         """
         if x.numel() == 0 or target.numel() == 0:
             return
-        if (
-            not self.geometry.channels_last and x.dim() == -self.geometry.channel_axis
-        ):  # an input without a batch axis is legal
+        # All of them, not only the chosen positions: a layer further on would be named in the place of the first.
+        if not bool(torch.isfinite(x).all()) or not bool(torch.isfinite(target).all()):
+            raise not_finite(self.name)
+        unbatched = -self.geometry.channel_axis
+        if not self.geometry.channels_last and x.dim() == unbatched:  # an input without a batch axis is legal
             x, target = x[None], target[None]
         if self.geometry.channels_last and x.dim() == 2:
             x, target = x[:, None], target[:, None]
@@ -115,10 +125,7 @@ class MomentSums:
         for key, value in found.items():
             value = value.double()
             if not bool(torch.isfinite(value).all()):
-                raise SurgeryError(
-                    f"{self.name} reads or should give values that are not finite on the calibration images; check "
-                    "the images and the weights of the layers before it"
-                )
+                raise not_finite(self.name)
             self._sums[key] = self._sums[key].add_(value) if key in self._sums else value
         self.samples += len(patches)
 

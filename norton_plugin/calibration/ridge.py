@@ -12,8 +12,8 @@ from norton_plugin.calibration.moments import LayerMoments
 RIDGE = 1e-3
 # With fewer samples than this for each number that an output sees, the ridge grows in proportion.
 ENOUGH = 10
-# What a ridge is multiplied by as long as that lowers the error, and how often.
-_STEP, _MOST_STEPS = 10.0, 5
+# What it is multiplied by where that lowers the error on other images.
+_STRONGER = (10.0, 100.0, 1000.0)
 # Share by which an error has to fall for a stronger ridge; less is chance.
 _LEAST_GAIN = 0.01
 
@@ -22,7 +22,7 @@ def ridge_of(weight: Tensor, moments: LayerMoments, halves: Sequence[LayerMoment
     """Return the ridge of a layer, as a share of the mean second moment of its inputs.
 
     Samples of one image are alike, so their number alone does not tell how far they can be trusted. The layer is fitted
-    to each half of the images and tested on the other, with stronger ridges as long as they lower that error.
+    to each half of the images and tested on the other, with several ridges.
 
     Args:
         weight: Of the dense layer, (N, D).
@@ -32,13 +32,9 @@ def ridge_of(weight: Tensor, moments: LayerMoments, halves: Sequence[LayerMoment
     share = RIDGE * max(1.0, ENOUGH * weight.shape[1] / moments.samples)
     if len(halves) != 2:
         return share
-    error = _error_of_others(weight, halves, share)
-    for _ in range(_MOST_STEPS):
-        found = _error_of_others(weight, halves, share * _STEP)
-        if not found < error * (1 - _LEAST_GAIN):
-            break
-        share, error = share * _STEP, found
-    return share
+    errors = {share: _error_of_others(weight, halves, share) for share in (share, *(share * x for x in _STRONGER))}
+    best = min(errors, key=errors.__getitem__)
+    return best if errors[best] < errors[share] * (1 - _LEAST_GAIN) else share
 
 
 def _error_of_others(weight: Tensor, halves: Sequence[LayerMoments], share: float) -> float:

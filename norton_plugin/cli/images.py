@@ -82,14 +82,14 @@ def calibration_batches(
 
 
 def even_batches(order: Sequence[int], *, fewest: int) -> list[list[int]]:
-    """Cut a list of images into batches of nearly one size, so that none is left out and all count alike.
+    """Cut a list of images into batches of nearly one size, larger ones first, so that all count alike.
 
     Args:
         order: Places of the images.
         fewest: As of ``calibration_batches``.
     """
     count = max(math.ceil(len(order) / _BATCH), min(fewest, len(order) // 2), 1)
-    ends = [len(order) * (i + 1) // count for i in range(count)]
+    ends = [len(order) - len(order) * (count - i - 1) // count for i in range(count)]
     return [list(order[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
 

@@ -70,3 +70,10 @@ def test_bad_input_is_named():
     model = nn.Sequential(layer, nn.Unflatten(1, (3, 1)))
     with pytest.raises(SurgeryError, match="outputs of fc are not finite"):
         fisher_weights(model, {"fc": layer}, [torch.ones(1, 2)], call=lambda m, x: m(x) * float("inf"))
+    with pytest.raises(SurgeryError, match=r"does not run on a calibration batch .* give batches like the example"):
+        fisher_weights(model, {"fc": layer}, [torch.ones(1, 5)], call=call)
+    chain = nn.Sequential(nn.Linear(2, 2), nn.Threshold(0, float("nan")), nn.Linear(2, 2), nn.Linear(2, 2))
+    chain[0].bias.data.fill_(-9.0)
+    layers = {name: chain[int(name)] for name in ("3", "2", "0")}
+    with pytest.raises(SurgeryError, match=r"^2 reads or gives values that are not finite"):
+        fisher_weights(chain, layers, [torch.ones(4, 2)], call=call)

@@ -119,3 +119,7 @@ def test_what_is_not_finite_is_named_and_empty_batches_add_nothing():
     x[1, 2] = torch.nan
     with pytest.raises(SurgeryError, match=r"layer3\.conv2 reads .* not finite"):
         sums.add(x, torch.ones(2, 6, 3, 3), seeded())
+    pixel = torch.ones(1, 4, 9, 9)
+    pixel[0, 0, 4, 4] = torch.nan
+    with pytest.raises(SurgeryError, match="one reads or gives"):
+        MomentSums("one", PatchGeometry((1, 1)), positions=1).add(pixel, torch.ones(1, 6, 9, 9), seeded())

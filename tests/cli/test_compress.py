@@ -240,14 +240,15 @@ def test_images_may_lie_in_the_folder_itself_and_as_many_as_asked_count(norton, 
     [
         (1, 8, [1]),
         (3, 8, [3]),
-        (9, 8, [2, 2, 2, 3]),
-        (100, 8, [12, 13] * 4),
+        (5, 8, [3, 2]),
+        (9, 8, [3, 2, 2, 2]),
+        (100, 8, [13, 12] * 4),
         (100, 1, [50, 50]),
-        (65, 1, [32, 33]),
+        (65, 1, [33, 32]),
         (640, 8, [64] * 10),
     ],
 )
-def test_batches_hold_all_images_and_are_of_one_size(images, fewest, sizes):
+def test_batches_hold_all_images_and_are_of_one_size_larger_ones_first(images, fewest, sizes):
     batches = even_batches(list(range(images)), fewest=fewest)
     assert [len(batch) for batch in batches] == sizes
     assert sum(batches, []) == list(range(images))

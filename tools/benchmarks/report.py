@@ -12,6 +12,7 @@ from pathlib import Path
 
 from report_bccd import bccd, bccd_levels
 from report_budget import budget
+from report_budget_coverage import budget_coverage
 from report_calibration import calibration
 from report_comparison import comparison
 from report_compress_time import compress_time
@@ -189,6 +190,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
+    ("budget_coverage.jsonl", "Budgets over models of all kinds, random weights", budget_coverage),
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
@@ -218,6 +220,14 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
 ]
 
 
+def read(path: Path) -> Facts:
+    """Return the facts of a section; a file of lines has one row in each."""
+    if path.suffix == ".jsonl":
+        return {"command": f"python tools/{path.stem}.py", "rows": [*map(json.loads, path.read_text().splitlines())]}
+    facts: Facts = json.loads(path.read_text())
+    return facts
+
+
 def main() -> None:
     """Read what is there and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,7 +240,7 @@ def main() -> None:
     for file, title, render in SECTIONS:
         if not (folder / file).exists():
             continue
-        facts = json.loads((folder / file).read_text())
+        facts = read(folder / file)
         parts.append(f"## {title}\n\n`{facts['command']}`\n\n{render(facts)}")
     (folder / "README.md").write_text("\n\n".join(parts) + "\n")
 
