@@ -17,7 +17,7 @@ from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.calibration.fitting import LayerFit
 from norton_plugin.calibration.held_back import split_batches
-from norton_plugin.calibration.layers import layers_to_fit
+from norton_plugin.calibration.layers import FittedLayer, layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
 from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
@@ -124,8 +124,7 @@ def calibrate_(
     call = partial(run_model, forward_fn=forward_fn)
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits, removed)
-    bound = MomentMemory(memory)
-    bound.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
+    bound = _bound(memory, layers)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
@@ -159,6 +158,13 @@ def calibrate_(
         divergence=found,
         seconds=time.perf_counter() - start,
     )
+
+
+def _bound(memory: int | None, layers: Sequence[FittedLayer]) -> MomentMemory:
+    """Return the bound on moments; one that does not suffice for a layer is an error."""
+    bound = MomentMemory(memory)
+    bound.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
+    return bound
 
 
 def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:

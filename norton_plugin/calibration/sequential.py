@@ -20,6 +20,7 @@ from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.memory import MomentMemory
+from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.ridge import ridge_of
 from norton_plugin.errors import SurgeryError
@@ -200,8 +201,7 @@ class SequentialPass:
         if not sums.samples:  # all its inputs are empty, as where a detector finds nothing
             return _UNREACHED
         norm = self._norms.get(self._names[place.norm]) if place.norm is not None else None
-        centred = takes_bias(layer.own, norm)
-        moments, halves = sums.whole(centred=centred), sums.halves(centred=centred)
+        moments, halves = _in_whole_and_halves(sums, centred=takes_bias(layer.own, norm))
         del sums  # what follows takes several times as much
         # What lost inputs errs in any case, and few samples hold it close to its old weight.
         if not layer.decomposed and layer.inputs is None and moments.samples < layer.weight.shape[1]:
@@ -210,8 +210,9 @@ class SequentialPass:
         ridge = ridge_of(layer.weight, moments, halves)
         del halves
         before, after = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
-        sizes = {"inputs": layer.weight.shape[1], "samples": moments.samples}
-        return LayerFit(layer.name, layer.decomposed, target, note, **sizes, nmse_before=before, nmse_after=after)
+        return LayerFit(
+            layer.name, layer.decomposed, target, note, layer.weight.shape[1], moments.samples, before, after
+        )
 
     def _add_all_calls(self, layer: FittedLayer, sums: HalvedSums) -> None:
         """Add the calls of a shared layer, from further passes of both models."""
@@ -231,6 +232,10 @@ class SequentialPass:
                 calls[1] = kept
             for (_, output), (x, _) in zip(kept, calls[1], strict=True):
                 sums.add(place, x, output, self.generator)
+
+
+def _in_whole_and_halves(sums: HalvedSums, *, centred: bool) -> tuple[LayerMoments, list[LayerMoments]]:
+    return sums.whole(centred=centred), sums.halves(centred=centred)
 
 
 def _sizes(layer: FittedLayer, run: PausableRun) -> list[int]:
