@@ -209,10 +209,8 @@ class SequentialPass:
         scale = pairing.own.channel_scale if pairing.own is not None else None
         ridge = ridge_of(layer.weight, moments, halves)
         del halves
-        before, after = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
-        return LayerFit(
-            layer.name, layer.decomposed, target, note, layer.weight.shape[1], moments.samples, before, after
-        )
+        errors = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
+        return LayerFit(layer.name, layer.decomposed, target, note, layer.weight.shape[1], moments.samples, *errors)
 
     def _add_all_calls(self, layer: FittedLayer, sums: HalvedSums) -> None:
         """Add the calls of a shared layer, from further passes of both models."""
