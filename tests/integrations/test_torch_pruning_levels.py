@@ -152,8 +152,8 @@ def test_importances_see_a_spatial_svd_as_the_convolution_it_equals():
 
 
 def test_the_pruners_of_all_blocks_are_among_the_options():
-    pruners, kinds = pruner_options()["customized_pruners"], {CPDBlock, SpatialSVDBlock, CPDLinear}
-    assert set(pruners) == kinds and all(type(p).TARGET_MODULES is kind for kind, p in pruners.items())
+    pruners, kinds = pruner_options()["customized_pruners"], {*CPD_BLOCKS.values(), SpatialSVDBlock, CPDLinear}
+    assert set(pruners) == kinds and all(issubclass(kind, type(p).TARGET_MODULES) for kind, p in pruners.items())
     assert kinds <= set(pruner_options()["root_module_types"])
 
 
