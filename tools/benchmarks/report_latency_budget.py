@@ -1,0 +1,33 @@
+"""The section on sizes found from a budget of milliseconds."""
+
+from __future__ import annotations
+
+from report_table import Facts, table
+
+
+def latency_budget(facts: Facts) -> str:
+    """Return what budgets of milliseconds came to, by model."""
+    rows = [
+        [
+            title,
+            f"{100 * row['budget']:g}",
+            f"{100 * row['predicted_share']:.1f}",
+            f"{100 * row['measured_share']:.1f}",
+            f"{100 * row['measured_again_share']:.1f}",
+            f"{row['dense_milliseconds']:.1f}",
+            row["plans"],
+            f"{100 * row['macs_share']:.1f}",
+            f"{100 * row['parameters_share']:.1f}",
+            f"{row['wall_seconds']:.0f}",
+            f"{row['processor_seconds']:.0f}",
+        ]
+        for title, row in facts["models"].items()
+    ]
+    header = ["model", "budget, ms %", "predicted %", "measured %", "measured again %", "dense ms", "plans timed"]
+    header += ["MACs %", "parameters %", "wall s", "processor s"]
+    return (
+        f"{facts['image']} pixels, one image, one thread of a shared machine ({facts['processor']}), torch "
+        f"{facts['torch']}, processor time, medians of 25 turns; both models as delivered. Predicted: by the times of "
+        "the layers alone; measured: by the job itself, of the model it wrote; measured again: by another preparation of "
+        "both models, afterwards.\n\n" + table(header, rows)
+    )
