@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tools/benchmarks/latency_budget.py
 
-One image, one thread, random weights, few sweeps (it is the time alone that is asked for), processor time. Written after
-every model; models that stand in the file already are left as they are.
+One image, one thread, random weights, few sweeps (it is the time alone that is asked for), processor time. Written
+after every model; models that stand in the file already are left as they are.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     path = arguments.output / "latency_budget.json"
     facts = json.loads(path.read_text()) if path.exists() else {"models": {}}
+    facts |= {"command": "OMP_NUM_THREADS=1 python tools/benchmarks/latency_budget.py"}
     facts |= {"processor": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
     facts |= {"machine": platform.machine(), "image": 224}
     for title in arguments.models:

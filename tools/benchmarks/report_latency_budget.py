@@ -28,6 +28,6 @@ def latency_budget(facts: Facts) -> str:
     return (
         f"{facts['image']} pixels, one image, one thread of a shared machine ({facts['processor']}), torch "
         f"{facts['torch']}, processor time, medians of 25 turns; both models as delivered. Predicted: by the times of "
-        "the layers alone; measured: by the job itself, of the model it wrote; measured again: by another preparation of "
-        "both models, afterwards.\n\n" + table(header, rows)
+        "the layers alone; measured: by the job itself, of the model it wrote; measured again: by another preparation "
+        "of both models, afterwards.\n\n" + table(header, rows)
     )
