@@ -33,7 +33,9 @@ def latency_budget(facts: Facts) -> str:
         f"{facts['torch']}, processor time, medians of 25 turns; both models as delivered. Predicted: by the times of "
         "the layers alone; measured: by the job itself, of the model it wrote; measured again: by another preparation "
         "of both models, afterwards; `norton bench`: the delivered model, in forms chosen by size, over the dense one "
-        "with its norms folded, each in its faster memory format.\n\n" + table(header, rows)
+        "with its norms folded, each in its faster memory format. Other work ran beside it all the time, six processes "
+        "for each core, which the spread between the three shows, most for the smallest model.\n\n"
+        + table(header, rows)
     )
 
 
