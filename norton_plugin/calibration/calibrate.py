@@ -17,9 +17,8 @@ from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.calibration.fitting import LayerFit
 from norton_plugin.calibration.held_back import split_batches
-from norton_plugin.calibration.layers import FittedLayer, layers_to_fit
+from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
-from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.ridge import ENOUGH
 from norton_plugin.calibration.sequential import SequentialPass
@@ -124,7 +123,6 @@ def calibrate_(
     call = partial(run_model, forward_fn=forward_fn)
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits, removed)
-    bound = _bound(memory, layers)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
@@ -134,9 +132,8 @@ def calibrate_(
                 trace_layers(model, own, partial(run_model, model, example_inputs, forward_fn))
                 for model, own in ((dense, [x.dense for x in layers]), (compressed, [x.own for x in layers]))
             ]
-            drawn: dict[str, Any] = {"positions": positions, "seed": seed, "memory": bound}
-            sequential = SequentialPass(dense, compressed, fitted_on, call=call, **drawn)
-            fits, unfitted = sequential.run_(layers, *places, on_layer=on_layer)
+            run = SequentialPass(dense, compressed, fitted_on, call=call, positions=positions, seed=seed, memory=memory)
+            fits, unfitted = run.run_(layers, *places, on_layer=on_layer)
             found["fitted"] = comparison.of(compressed)
             states = {"plain": before, "fitted": _state(compressed)}
             settings = {"example_inputs": example_inputs, "call": call, "forward_fn": forward_fn, "removed": removed}
@@ -158,13 +155,6 @@ def calibrate_(
         divergence=found,
         seconds=time.perf_counter() - start,
     )
-
-
-def _bound(memory: int | None, layers: Sequence[FittedLayer]) -> MomentMemory:
-    """Return the bound on moments; one that does not suffice for a layer is an error."""
-    bound = MomentMemory(memory)
-    bound.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
-    return bound
 
 
 def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:

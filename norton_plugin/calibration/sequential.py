@@ -19,7 +19,7 @@ from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
-from norton_plugin.calibration.memory import MomentMemory
+from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.ridge import ridge_of
@@ -105,7 +105,7 @@ class SequentialPass:
         call: Runs a model on a batch.
         positions: Output positions read of every image.
         seed: Of the positions.
-        memory: Bounds the patches of a layer.
+        memory: Most bytes that the moments of a layer, and what is computed of them, may take; None for no limit.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class SequentialPass:
         call: Call,
         positions: int,
         seed: int,
-        memory: MomentMemory | None = None,
+        memory: int | None = None,
     ) -> None:
-        self._memory = memory
+        self._memory = MomentMemory(memory)
         self.dense, self.compressed = dense, compressed
         self.batches, self.call = batches, call
         self.positions = positions
@@ -145,7 +145,11 @@ class SequentialPass:
 
         Returns:
             What was done, and why layers were left as they are, by name.
+
+        Raises:
+            RecipeError: The memory does not suffice; the least that would do is said.
         """
+        self._memory.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
         by_module = {layer.dense: layer for layer in layers}
         standing = {place.module: place for place in own_places}
         pairings = [_Pairing(by_module[p.module], p, standing.get(by_module[p.module].own)) for p in places]

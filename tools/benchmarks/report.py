@@ -24,6 +24,7 @@ from report_fitted_finetune import fitted_finetune
 from report_fuzz import fuzz
 from report_hybrid_budget import hybrid_budget
 from report_int8 import int8
+from report_latency_budget import latency_budget
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
 from report_speed_accuracy import speed_accuracy
@@ -191,6 +192,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
     ("budget_coverage.jsonl", "Budgets over models of all kinds, random weights", budget_coverage),
+    ("latency_budget.json", "Sizes of layers from a budget of milliseconds", latency_budget),
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
