@@ -92,5 +92,5 @@ def heard(on_step: Tell | None, on_detail: Tell | None, *, tell: Tell) -> Iterat
     if on_step is not None or on_detail is not None:
         yield on_step, on_detail
         return
-    with StepLog(tell).running() as log:
+    with StepLog(tell, every=SECONDS).running() as log:
         yield log, log.detail

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def main() -> None:
         return
     content: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     content |= {
-        "command": "python tools/benchmarks/compress_time.py --label after",
+        "command": shlex.join(["python", "tools/benchmarks/compress_time.py", *arguments.models, "--label", "after"]),
         "rank": arguments.rank,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1},
     }
