@@ -1,4 +1,4 @@
-"""The sequential pass on models of all kinds: every layer is fitted, to a stream where there is one, or says why not."""
+"""The sequential pass on models of all kinds: every layer is fitted, or says why not."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from norton_plugin.recipe import Calibration, Decomposition
 from norton_plugin.zoo import load_source
 
 NARROW = {"channels": [16, 32, 64, 64]}
-NO_STREAM = "output: its output is added to no stream that is there before it is called"
 
 
 def _detector(name: str, heads: tuple[str, ...]):
@@ -34,10 +33,6 @@ def _timm(name: str, **kwargs):
     return load_source(f"timm:{name}", input_size=64, kwargs=kwargs)
 
 
-def _torchvision(name: str, **kwargs):
-    return load_source(f"torchvision:{name}", input_size=64, kwargs=kwargs)
-
-
 # Model, and whether outputs of some of its layers are added to a stream.
 MODELS = {
     "ResNet-18": (lambda: _timm("resnet18", **NARROW), True),
@@ -54,7 +49,10 @@ MODELS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.mm] if name in ("RetinaNet", "Faster R-CNN") else []) for name in MODELS],
+)
 def test_every_layer_is_fitted_or_says_why_not(name):
     torch.manual_seed(0)
     build, added = MODELS[name]
