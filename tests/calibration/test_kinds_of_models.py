@@ -48,6 +48,9 @@ MODELS = {
 }
 
 
+DETECTORS = ("RetinaNet", "Faster R-CNN")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
