@@ -14,16 +14,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 Function = Callable[..., Any]
+# Places between a layer and the next one: what runs for every image before a layer shifts nothing behind it.
+_STRIDE = 1 << 20
 
 
 class OperationCounter(TorchFunctionMode):
     """While entered, counts functions of torch that return tensors, and keeps the results of some.
 
     Args:
-        wanted: Places (counted from 0) whose results are kept in ``kept``.
+        wanted: Places whose results are kept in ``kept``.
 
     Attributes:
-        count: Operations so far.
+        count: Place of the next operation: how many there were since the last layer, from a number of that layer's own.
         kept: Tensors that operations returned, by their places.
     """
 
@@ -51,6 +53,7 @@ class OperationCounter(TorchFunctionMode):
         """End a layer, which is one operation."""
         self._depth -= 1
         if not self._depth:
+            self.count = (self.count // _STRIDE + 1) * _STRIDE
             self.note(module, inputs, {}, [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)])
 
     def note(self, what: Function | nn.Module, args: Any, kwargs: dict[str, Any], results: list[Tensor]) -> None:

@@ -38,6 +38,7 @@ class StreamTrace(OperationCounter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._operations: list[Operation] = []
+        self._labels: list[int] = []  # operation -> its place, by which another run finds it
         self._made: dict[int, Key] = {}  # id of a tensor -> operation and which of its results
         self._read: dict[Key, list[int]] = {}  # a result -> operations that read it
         self._sources: list[list[Key]] = []  # operation -> results that it reads
@@ -64,6 +65,7 @@ class StreamTrace(OperationCounter):
             self._chosen |= {id(tensor) for tensor in results}
         if read and all(id(tensor) in self._constants for tensor in read):
             self._constants |= {id(tensor) for tensor in results}
+        self._labels.append(self.count)
         self._operations.append(operation)  # holds the tensors, so that no id is used again
         for position, tensor in enumerate(results):
             self._made[id(tensor)] = (place, position)
@@ -129,7 +131,8 @@ class StreamTrace(OperationCounter):
         if not sources:
             return None
         operations = tuple(self._operations[place] for place in sorted(replayed))
-        return Summand(tuple(sources), tuple(map(self._tensor, sources)), operations, others[0])
+        places = tuple((self._labels[place], result) for place, result in sources)
+        return Summand(places, tuple(map(self._tensor, sources)), operations, others[0])
 
     def _tensor(self, key: Key) -> Tensor:
         return self._operations[key[0]].results[key[1]]

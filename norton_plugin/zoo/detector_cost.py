@@ -51,9 +51,10 @@ def image_samples(size: tuple[int, ...], images: Tensor) -> list[DetDataSample]:
         "ori_shape": size,
         "scale_factor": (1.0, 1.0),
     }
-    samples = [DetDataSample(metainfo=dict(facts)) for _ in images]
+    samples = [DetDataSample(metainfo=dict(facts)) for _ in range(len(images))]
+    boxes, labels = images.new_zeros(0, 4), images.new_zeros(0).long()
     for sample in samples:  # mmdet's pipelines pack them always, and some heads ask for them always
-        sample.gt_instances = InstanceData(bboxes=images.new_zeros(0, 4), labels=images.new_zeros(0).long())
+        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     return samples
 
 

@@ -337,3 +337,25 @@ def test_images_of_another_size_than_the_example(size, target):
     found = {layer.name: layer for layer in report.layers}
     assert found["fine"].target == target
     assert ("of the example's size" in found["fine"].note) == (target == "output")
+
+
+class _ImageByImage(nn.Module):
+    """Prepares each image by itself, as detectors of torchvision do."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.stack([(image + 1) * 2 - 2 for image in x]) / 2)
+
+
+def test_what_runs_for_every_image_hides_no_stream():
+    model = network()
+    own, wrapped = compressed(model), compressed(model)
+    expected = calibrate_(model, own, images(), example_inputs=images()[0][:1])
+    found = calibrate_(_ImageByImage(model), _ImageByImage(wrapped), images(), example_inputs=images()[0][:1])
+    assert [layer.target for layer in found.layers] == [layer.target for layer in expected.layers]
+    assert any(layer.target == "stream" for layer in found.layers)
+    for mine, other in zip(own.parameters(), wrapped.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)

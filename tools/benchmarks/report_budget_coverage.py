@@ -20,7 +20,9 @@ def budget_coverage(facts: Facts) -> str:
         "in a process of its own on a shared machine. *Met*: within 2 % of the budget; *below*: further below it; "
         "*minimum*: out of reach, the least was said, and met when asked for. Kept is what brings the outputs of 4 "
         "held-back images nearest to the dense model's (divergence: nats of logits, otherwise a relative squared "
-        "error).",
+        "error). A two-stage detector's MACs are those of the regions that it proposes itself, which are not as many "
+        "afterwards. Rows with a star are of an earlier run: level `auto`, and a ridge by the number of samples alone, "
+        "which overfits.",
         _summary(rows),
         "Layers fitted one after the other: to the **stream** that their output is added to, or to their own "
         "**output**; **symmetric**: to the inputs of the dense model as well. Left: not fitted.",
@@ -63,7 +65,8 @@ def _summary(rows: list[Facts]) -> str:
 def _models(rows: list[Facts]) -> str:
     cells = []
     for row in rows:
-        name, size = row["model"].partition(":")[2], "x".join(map(str, row.get("size", ())[1:]))
+        name = row["model"].partition(":")[2] + (" *" if "note" in row else "")
+        size = "x".join(map(str, row.get("size", ())[1:]))
         if "macs_share" not in row:
             cells.append([name, size, row["status"], *(["-"] * 8), row["reason"].replace("|", "/")])
             continue
