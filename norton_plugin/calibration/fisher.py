@@ -85,10 +85,13 @@ def fisher_weights(
             handle.remove()
     if images == 0:
         raise SurgeryError("the calibration data holds no image; give some hundred images")
-    for name, total in sums.items():
-        if not bool(torch.isfinite(total).all()):
-            raise SurgeryError(f"gradients by the outputs of {name} are not finite; check the images and the weights")
-    return {name: total / images for name, total in sums.items()}
+    return {name: _finite(name, total) / images for name, total in sums.items()}
+
+
+def _finite(name: str, total: Tensor) -> Tensor:
+    if not bool(torch.isfinite(total).all()):
+        raise SurgeryError(f"gradients by the outputs of {name} are not finite; check the images and the weights")
+    return total
 
 
 def _drawn_likelihood(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
