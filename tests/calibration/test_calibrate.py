@@ -112,9 +112,11 @@ def test_operations_that_differ_from_the_examples_give_the_plain_target():
 
     class Moody(Stream):
         def forward(self, x: Tensor) -> Tensor:
-            for _ in range(len(x) // 4):
-                x = (x + 1).mean(1, keepdim=True).expand(-1, 3, -1, -1)[:, [0, 1, 2]]
-            return super().forward(x)
+            x = self.stem(x)
+            if len(x) > 2:
+                x = x.mean(1, keepdim=True).expand(-1, 4, -1, -1)
+            x = x * 2
+            return (x + self.norm(self.conv(x))).mean((2, 3))
 
     torch.manual_seed(0)
     model = settle(Moody())
