@@ -95,11 +95,7 @@ class Candidates:
             self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
             for runtime, memory in _MEMORY_FORMATS.items():
-                try:
-                    placed = lay_out_(duplicate(model), memory)
-                except RuntimeError as error:  # a weight of five axes has no channels-last format
-                    self.left.append((f"{ready} in {runtime}", str(error).partition("\n")[0]))
-                    continue
+                placed = lay_out_(duplicate(model), memory)
                 self.found.append(Candidate(ready, runtime, partial(_in_pytorch, placed, timed_fn, memory=memory)))
 
     def add_files(

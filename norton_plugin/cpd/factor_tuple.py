@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 # Axes of a kernel, as they follow each other in a weight (N, C, Kt, Kh, Kw); smaller kernels have the last of them.
 KERNEL_AXES = ("depth", "vertical", "horizontal")
@@ -14,6 +13,9 @@ KERNEL_AXES = ("depth", "vertical", "horizontal")
 def axis_names(count: int) -> tuple[str, ...]:
     """Return the names of a kernel's axes: (Kt,) Kh and Kw of a 3-D or a 2-D one, the last alone of a 1-D one."""
     return KERNEL_AXES[-count:] if count else ()
+
+
+_Own = TypeVar("_Own", bound="FactorTuple")
 
 
 class FactorTuple(tuple[Tensor, ...]):
@@ -26,7 +28,7 @@ class FactorTuple(tuple[Tensor, ...]):
     __slots__ = ()
     last: ClassVar[tuple[str, ...]] = ()
 
-    def __new__(cls, *factors: Tensor) -> Self:
+    def __new__(cls: type[_Own], *factors: Tensor) -> _Own:
         """Put factors together, in the order of ``fields``."""
         return super().__new__(cls, factors)
 
@@ -68,6 +70,6 @@ class FactorTuple(tuple[Tensor, ...]):
         """Return the factors by name."""
         return dict(zip(self.fields, self, strict=True))
 
-    def _replace(self, **changed: Tensor) -> Self:
+    def _replace(self: _Own, **changed: Tensor) -> _Own:
         """Return the factors with some of them exchanged."""
         return type(self)(*{**self._asdict(), **changed}.values())

@@ -7,8 +7,9 @@ exist on CUDA alone. Here the same values are computed by operators of torch and
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,16 +27,26 @@ Sizes = int | tuple[int, int]
 def visible_operators() -> Iterator[None]:
     """While entered, deformable and masked convolutions of mmcv compute by operators that PyTorch dispatches.
 
-    With gradients mmcv's own run: the others save nothing for a backward pass.
+    With gradients mmcv's own run: the others save nothing for a backward pass. Runs that are paused inside may end in
+    any order (``calibration.lockstep``): mmcv's own are back when the last has left.
     """
-    with ExitStack() as stack:
-        if torch.is_grad_enabled():
-            yield
-            return
-        for function, forward in _FORWARDS.items():
-            stack.callback(setattr, function, "forward", staticmethod(function.forward))
-            function.forward = staticmethod(forward)
+    if torch.is_grad_enabled():
         yield
+        return
+    _count_(1)
+    try:
+        yield
+    finally:
+        _count_(-1)
+
+
+def _count_(change: int) -> None:
+    """Count who is inside, and set the operators by whether anyone is."""
+    global _inside
+    with _LOCK:
+        _inside += change
+        for function, own in _OWN.items():
+            function.forward = staticmethod(_FORWARDS[function] if _inside else own)
 
 
 def _deformable(
@@ -103,3 +114,6 @@ _FORWARDS: dict[Any, Callable[..., Tensor]] = {
     ModulatedDeformConv2dFunction: _modulated,
     MaskedConv2dFunction: _masked,
 }
+_OWN: dict[Any, Callable[..., Tensor]] = {function: function.forward for function in _FORWARDS}
+_LOCK = threading.Lock()
+_inside = 0

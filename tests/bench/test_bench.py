@@ -198,7 +198,7 @@ def test_plot(tmp_path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_without_a_channels_last_format_is_timed_contiguous() -> None:
+def test_convolutions_of_two_and_three_axes_are_timed_in_both_memory_formats() -> None:
     class Volume(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -209,5 +209,5 @@ def test_a_model_without_a_channels_last_format_is_timed_contiguous() -> None:
 
     network, x = Volume().eval(), torch.randn(1, 3, 8, 8)
     report = bench(network, network, x, rounds=1)
-    assert {timing.runtime for timing in report.settings[0].timings} == {PYTORCH}
-    assert [name for name, _ in report.left] == [f"{FOLDED} in {CHANNELS_LAST}", f"{DELIVERED} in {CHANNELS_LAST}"]
+    assert {timing.runtime for timing in report.settings[0].timings} == {PYTORCH, CHANNELS_LAST}
+    assert not report.left

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from norton_plugin.calibration import moments as module
+from norton_plugin.calibration import memory
 from norton_plugin.calibration.moments import MomentSums
 from norton_plugin.calibration.patches import PatchGeometry
 from norton_plugin.errors import SurgeryError
@@ -105,7 +105,7 @@ def test_the_seed_decides_and_parts_of_a_batch_change_nothing(monkeypatch):
     before = second(0)
     assert torch.equal(before, second(0)) and not torch.allclose(before, second(1))
     state = torch.get_rng_state()
-    monkeypatch.setattr(module, "_CHUNK", 200)  # one image at a time
+    monkeypatch.setattr(memory, "USUAL_PART", 1)  # one image at a time
     torch.testing.assert_close(before, second(0), rtol=1e-5, atol=1e-5)
     assert torch.equal(state, torch.get_rng_state())
 

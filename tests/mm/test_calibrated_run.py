@@ -185,7 +185,7 @@ def test_another_budget_is_refused(whole, tmp_path):
         ({"rank": 2, "calibrat": True}, "did you mean 'calibrate'"),
         ({"keep": 0.5, "calibrate": True}, "nothing is decomposed"),
         ({"budget": {"macs": 2}}, "budget.macs is 2"),
-        ({"budget": {"latency": 0.5}}, "unknown setting budget.'latency'"),
+        ({"budget": {"time": 0.5}}, "unknown setting budget.'time'"),
         ({"budget": {"macs": 0.5}, "rank": 2}, "leave one of them out"),
         ({"budget": 0.5}, "expected a table of settings"),
     ],

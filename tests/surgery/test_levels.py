@@ -158,15 +158,17 @@ def test_auto_favours_the_spatial_svd_at_a_stride_where_it_errs_nearly_as_little
 ):
     own = factorise_module._spatial
 
-    def as_told(jobs, decomposition):
+    def as_told(jobs, decomposition, count):
         errors = {id(t.module): f.layer_nmse for t, f in layer_level(jobs)}
-        found = own(jobs, decomposition)
+        found = own(jobs, decomposition, count)
         return [replace(f, layer_nmse=ratio * errors[id(t.module)]) for (_, t, _), f in zip(jobs, found, strict=True)]
 
     def layer_level(jobs):
         shared = [(place, target, next(x for x in target.layouts if x.level == "layer")) for place, target, _ in jobs]
         options = Decomposition(level="auto", share=0.3, **QUICK)
-        return zip([t for _, t, _ in shared], factorise_module._shared_components(shared, options), strict=True)
+        return zip(
+            [t for _, t, _ in shared], factorise_module._shared_components(shared, options, lambda: None), strict=True
+        )
 
     monkeypatch.setattr(factorise_module, "_spatial", as_told)
     torch.manual_seed(0)

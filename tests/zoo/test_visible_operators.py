@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
 
 from mmcv.ops import DeformConv2d, MaskedConv2d, ModulatedDeformConv2d
+from mmcv.ops.deform_conv import DeformConv2dFunction
 
 from norton_plugin.zoo.visible_operators import visible_operators
 
@@ -79,3 +80,16 @@ def test_gradients_are_those_of_mmcv():
     with visible_operators(), Names() as names:
         layer(torch.randn(1, 2, 4, 4), torch.zeros(1, 18, 4, 4)).sum().backward()
     assert "torchvision.deform_conv2d.default" not in names.seen and layer.weight.grad.abs().sum() > 0
+
+
+def test_those_who_are_inside_may_leave_in_any_order():
+    """Runs of two models that are paused inside: the first to enter leaves first."""
+    before = DeformConv2dFunction.forward
+    with torch.no_grad():
+        first, second = visible_operators(), visible_operators()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert DeformConv2dFunction.forward is not before  # the second still runs
+        second.__exit__(None, None, None)
+    assert DeformConv2dFunction.forward is before
