@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.artifact import bounded_json
-from norton_plugin.artifact.folder import temporary_name
+from norton_plugin.artifact import write_whole
+from norton_plugin.artifact.json_file import inside, read_json
 from norton_plugin.budget.solve import Values
-from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.errors import RecipeError
 from norton_plugin.modules.running import output_tensors
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.layouts import Layout
@@ -62,10 +61,10 @@ class SensitivityRecord:
             measure: Returns them, where one is not known.
         """
         known = self.lost.setdefault(key, {})
-        if any(str(layout.rank) not in known.get(_level(layout), {}) for layout in layouts):
+        if any(str(layout.rank) not in known.get(layout.kind, {}) for layout in layouts):
             for layout, value in zip(layouts, measure(), strict=True):
-                known.setdefault(_level(layout), {})[str(layout.rank)] = float(value)
-        return np.array([known[_level(layout)][str(layout.rank)] for layout in layouts])
+                known.setdefault(layout.kind, {})[str(layout.rank)] = float(value)
+        return np.array([known[layout.kind][str(layout.rank)] for layout in layouts])
 
     def difference(self, other: SensitivityRecord) -> str | None:
         """Say in words in what another record's model, images or options differ; None where they do not."""
@@ -73,8 +72,8 @@ class SensitivityRecord:
             return "the model or its weights differ"
         if other.images != self.images:
             return "the images differ"
-        names = [name for name in self.options if other.options.get(name) != self.options[name]]
-        return f"{names[0]} differs" if names or other.options.keys() != self.options.keys() else None
+        names = [name for name in self.options | other.options if other.options.get(name) != self.options.get(name)]
+        return f"{names[0]} differs" if names else None
 
     def write(self, path: Path) -> None:
         """Write it as a file: whole, or not at all.
@@ -82,18 +81,8 @@ class SensitivityRecord:
         Raises:
             ArtifactError: It cannot be written; what was there before is untouched.
         """
-        work = path.with_name(temporary_name())
-        try:
-            work.write_text(json.dumps({"format": FORMAT, "version": VERSION, **vars(self)}) + "\n")
-            os.replace(work, path)
-        except OSError as error:
-            raise ArtifactError(f"{str(path)!r} could not be written ({error.strerror})") from error
-        finally:
-            work.unlink(missing_ok=True)
-
-
-def _level(layout: Layout) -> str:
-    return layout.level if layout.clusters is None else f"{layout.level} {layout.clusters}"
+        content = {"format": FORMAT, "version": VERSION, **vars(self)}
+        write_whole(path, (json.dumps(content) + "\n").encode())
 
 
 def new_record(
@@ -144,13 +133,9 @@ def read_record(path: str | Path) -> SensitivityRecord:
     Raises:
         RecipeError: It cannot be read, or is no such record.
     """
-    file = Path(path) / SENSITIVITIES if Path(path).is_dir() else Path(path)
+    file = inside(path, SENSITIVITIES)
     where = f"the sensitivities {str(file)!r}"
-    try:
-        with file.open("rb") as opened:
-            data = bounded_json.parse(opened.read(bounded_json.MOST_BYTES + 1))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{where} cannot be read ({error})") from error
+    data = read_json(file, where)
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT or data.pop("version", None) != VERSION:
         raise RecipeError(
             f"{where} are none of version {VERSION}; expected the {SENSITIVITIES} that 'norton compress' wrote"

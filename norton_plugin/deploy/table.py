@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from norton_plugin.artifact import bounded_json
-from norton_plugin.artifact.folder import temporary_name
+from norton_plugin.artifact import write_whole
+from norton_plugin.artifact.json_file import read_json
 from norton_plugin.blocks import FORMS, Form
 from norton_plugin.deploy.memory_format import FORMATS as _LAYOUTS
-from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.errors import RecipeError
 
 FORMAT = "norton-plugin forms"
 VERSION = 1
@@ -74,14 +73,7 @@ class DeploymentTable:
         Raises:
             ArtifactError: It cannot be written; what was there before is untouched.
         """
-        work = path.with_name(temporary_name())
-        try:
-            work.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-            os.replace(work, path)
-        except OSError as error:
-            raise ArtifactError(f"the table {str(path)!r} could not be written ({error.strerror})") from error
-        finally:
-            work.unlink(missing_ok=True)
+        write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 def read_table(path: str | Path) -> DeploymentTable:
@@ -90,12 +82,7 @@ def read_table(path: str | Path) -> DeploymentTable:
     Raises:
         RecipeError: The file cannot be read, or is no such table.
     """
-    try:
-        with Path(path).open("rb") as file:
-            data = bounded_json.parse(file.read(bounded_json.MOST_BYTES + 1))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"the table {str(path)!r} cannot be read ({error})") from error
-    return table_from(data, str(path))
+    return table_from(read_json(path, f"the table {str(path)!r}"), str(path))
 
 
 def table_from(data: Any, where: str) -> DeploymentTable:

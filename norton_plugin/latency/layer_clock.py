@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks import CPDLinear
 from norton_plugin.deploy import compare_latency, lower_block
 from norton_plugin.deploy.measured import clock
-from norton_plugin.deploy.memory_format import FORMATS, lay_out_
+from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 from norton_plugin.errors import RecipeError
 from norton_plugin.latency.layers import Shape, TimedLayer, dense_layer, random_block, with_bias
 from norton_plugin.latency.monotone import interpolated, spread
@@ -47,7 +47,7 @@ class LayerClock:
         """Tell whether the table has a layer at the level of a layout."""
         layer = self._layers.get(name)
         known = [] if layer is None else [self.table.layers.get(layer.key(shape)) for shape in layer.inputs]
-        return bool(known) and all(times is not None and _level(layout) in times.factored for times in known)
+        return bool(known) and all(times is not None and layout.kind in times.factored for times in known)
 
     def settle(
         self, asked: Mapping[str, Sequence[Layout]], *, on_layer: Callable[[int, int], None] | None = None
@@ -102,7 +102,7 @@ class LayerClock:
         """Return what is known of a shape, after measuring what is not."""
         key = layer.key(shape)
         known = self.table.layers.get(key)
-        missing = [each for each in layouts if known is None or _level(each) not in known.factored]
+        missing = [each for each in layouts if known is None or each.kind not in known.factored]
         if known is not None and not missing:
             return known
         if not self._measures:
@@ -119,13 +119,9 @@ class LayerClock:
         return found
 
 
-def _level(layout: Layout) -> str:
-    return layout.level if layout.clusters is None else f"{layout.level} {layout.clusters}"
-
-
 def _read(times: LayerTimes, layout: Layout) -> float:
     """Return the milliseconds of a layout; a block that is slower than the dense layer runs as the dense one."""
-    curve = times.factored[_level(layout)]
+    curve = times.factored[layout.kind]
     found = float(interpolated([layout.rank], list(curve), list(curve.values()))[0])
     return min(found, times.dense)
 
@@ -134,15 +130,14 @@ def _anchors(layouts: Iterable[Layout]) -> list[Layout]:
     """Return the sizes of each level that are measured."""
     by_level: dict[str, dict[int, Layout]] = {}
     for layout in layouts:
-        by_level.setdefault(_level(layout), {})[layout.rank] = layout
+        by_level.setdefault(layout.kind, {})[layout.rank] = layout
     return [sizes[rank] for sizes in by_level.values() for rank in spread(sorted(sizes), _SIZES)]
 
 
 def _measured(layer: TimedLayer, shape: Shape, layouts: Sequence[Layout], memory_format: str) -> LayerTimes:
     """Time the dense layer and blocks of these sizes in all their forms, each in turn."""
     memory, contract = FORMATS[memory_format], with_bias(layer.contract)
-    x = layer.example(shape)
-    x = x.contiguous(memory_format=memory) if x.dim() == 4 else x
+    x = laid_out(layer.example(shape), memory)
     owners: list[Layout | None] = [None]
     modules: list[nn.Module] = [dense_layer(contract)]
     for layout in layouts:
@@ -162,6 +157,6 @@ def _measured(layer: TimedLayer, shape: Shape, layouts: Sequence[Layout], memory
     found = LayerTimes(1e3 * seconds[0])
     for owner, taken in zip(owners, seconds, strict=False):
         if owner is not None:
-            curve = found.factored.setdefault(_level(owner), {})
+            curve = found.factored.setdefault(owner.kind, {})
             curve[owner.rank] = min(1e3 * taken, curve.get(owner.rank, float("inf")))
     return found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from norton_plugin.artifact import bounded_json
-from norton_plugin.artifact.folder import temporary_name
+from norton_plugin.artifact import write_whole
+from norton_plugin.artifact.json_file import inside, read_json
 from norton_plugin.deploy.table import MEMORY_FORMATS
-from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.errors import RecipeError
 
 FORMAT = "norton-plugin milliseconds"
 VERSION = 1
@@ -61,14 +60,7 @@ class LatencyTable:
         Raises:
             ArtifactError: It cannot be written; what was there before is untouched.
         """
-        work = path.with_name(temporary_name())
-        try:
-            work.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-            os.replace(work, path)
-        except OSError as error:
-            raise ArtifactError(f"the table {str(path)!r} could not be written ({error.strerror})") from error
-        finally:
-            work.unlink(missing_ok=True)
+        write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 def read_table(path: str | Path) -> LatencyTable:
@@ -80,13 +72,9 @@ def read_table(path: str | Path) -> LatencyTable:
     Raises:
         RecipeError: It cannot be read, or is no such table.
     """
-    file = Path(path) / TABLE if Path(path).is_dir() else Path(path)
+    file = inside(path, TABLE)
     where = f"the table of milliseconds {str(file)!r}"
-    try:
-        with file.open("rb") as opened:
-            data = bounded_json.parse(opened.read(bounded_json.MOST_BYTES + 1))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{where} cannot be read ({error})") from error
+    data = read_json(file, where)
     if not isinstance(data, Mapping) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise RecipeError(
             f"{where} is no table of milliseconds of version {VERSION}; expected the {TABLE} that 'norton compress "

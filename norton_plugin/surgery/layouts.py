@@ -119,6 +119,11 @@ class Layout:
         """M of the layer, None at the level "filter"."""
         return None if self.clusters is None else self.clusters * self.rank
 
+    @property
+    def kind(self) -> str:
+        """All but the rank, in words: ``filter``, ``layer 1``."""
+        return self.level if self.clusters is None else f"{self.level} {self.clusters}"
+
 
 def layouts_for(shape: LayerShape, request: LayerRequest, *, name: str, more_macs: bool) -> tuple[Layout, ...] | Cause:
     """Return the layouts that satisfy a request: one, or for level "auto" one per level at equal MACs.

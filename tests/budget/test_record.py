@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from norton_plugin import Budget, Recipe, RecipeError, compress
-from norton_plugin.budget import SENSITIVITIES, read_record
+from norton_plugin.budget import SENSITIVITIES, SensitivityRecord, read_record
 from norton_plugin.recipe import Calibration, Decomposition, Pruning
 from tests.calibration.test_calibrate import images
 from tests.networks import Residual, settle
@@ -116,3 +116,9 @@ def test_a_damaged_record_is_refused_before_any_work(network, tmp_path, change):
     with pytest.raises(RecipeError, match="sensitivities"):
         compress(*network, recipe(macs=0.5, reuse=str(tmp_path)), calibration=images(64), on_step=steps.append)
     assert steps == ["measure"]
+
+
+def test_an_option_that_only_one_record_has_is_named():
+    one, other = (SensitivityRecord("w", "i", options) for options in ({"seed": 0}, {"seed": 0, "masks": True}))
+    assert one.difference(other) == other.difference(one) == "masks differs"
+    assert one.difference(one) is None
