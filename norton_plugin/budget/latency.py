@@ -29,6 +29,7 @@ TOLERANCE = 0.02
 # Plans that are measured until one meets the budget.
 _ROUNDS = 5
 _ABOVE = 1 + 1e-6  # of the least that can be reached, for rounding
+_NEARLY_ALL = 1 - 1e-6  # the highest aim: a budget of all the milliseconds is none
 
 Solve = Callable[[Recipe], BudgetPlan]
 
@@ -101,7 +102,7 @@ class LatencyBudget:
             RecipeError: It cannot be met; the least that can be is said.
         """
         asked = recipe.budget.limits["latency"]
-        aim, tried = min(1.0, asked / self.table.correction), list[tuple[float, BudgetPlan]]()
+        aim, tried = min(_NEARLY_ALL, asked / self.table.correction), list[tuple[float, BudgetPlan]]()
         for attempt in range(1, _ROUNDS + 1):
             plan, fastest = self._solved(recipe, solve, aim)
             plan = self._timed(plan, recipe, attempt)
@@ -111,7 +112,7 @@ class LatencyBudget:
                 raise OutOfReachError("latency", asked, share, recipe)
             if self._delivered is None or abs(share / asked - 1) <= TOLERANCE or plan.latency is None:
                 break
-            before, aim = aim, min(1.0, plan.latency * asked / share)
+            before, aim = aim, min(_NEARLY_ALL, plan.latency * asked / share)
             if aim == before:
                 break
         within = [entry for entry in tried if entry[0] <= asked * (1 + TOLERANCE)]
@@ -138,10 +139,10 @@ class LatencyBudget:
         except OutOfReachError as error:
             if error.name != "latency":
                 raise
-            if self._delivered is None:
+            if self._delivered is None or error.least * _ABOVE > _NEARLY_ALL:  # no plan saves any time
                 least = error.least * self.table.correction
                 raise OutOfReachError("latency", recipe.budget.limits["latency"], least, recipe) from error
-            return aiming_at(min(1.0, error.least * _ABOVE)), True
+            return aiming_at(error.least * _ABOVE), True
 
     def _timed(self, plan: BudgetPlan, recipe: Recipe, attempt: int) -> BudgetPlan:
         """Return a plan with what it takes."""

@@ -45,7 +45,7 @@ class TimedLayer:
         if isinstance(smaller, ConvContract):
             depthwise = smaller.groups > 1 and weight.shape[1] == 1
             groups = max(1, smaller.groups * filters // len(weight)) if depthwise else smaller.groups
-            axis, width = -3, channels * groups
+            axis, width = -1 - len(smaller.kernel_size), channels * groups
             smaller = replace(smaller, groups=groups, in_channels=width)
         inputs = {(*shape[:axis], width, *shape[len(shape) + axis + 1 :]): n for shape, n in self.inputs.items()}
         return TimedLayer(smaller, inputs)
@@ -87,7 +87,7 @@ def timed_layers(
     """
     contracts = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
             contract = read_linear(module) if isinstance(module, nn.Linear) else read_contract(module)
             if isinstance(contract, Contract):
                 contracts[name] = contract
@@ -139,5 +139,5 @@ def with_bias(contract: Contract) -> Contract:
 def dense_layer(contract: Contract) -> nn.Module:
     """Return the layer itself as a plain module, its padding done as by a lowered block."""
     groups = contract.groups if isinstance(contract, ConvContract) else 1
-    level: LayoutLevel = "spatial" if isinstance(contract, ConvContract) else "layer"
+    level: LayoutLevel = "spatial" if isinstance(contract, ConvContract) and len(contract.kernel_size) == 2 else "layer"
     return lower_block(random_block(contract, Layout(level, groups, 1)), "dense").eval()

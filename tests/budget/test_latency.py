@@ -78,6 +78,24 @@ def test_a_budget_out_of_reach_says_the_least_that_was_measured(monkeypatch, net
     assert plan.milliseconds.share <= least * 1.02
 
 
+def test_where_no_size_saves_time_the_budget_is_out_of_reach(monkeypatch, network):
+    """Each call takes a second whatever it computes."""
+    with counted_macs(monkeypatch, overhead=1.0), pytest.raises(RecipeError) as said:
+        compress(*network, recipe(latency=0.6))
+    assert "budget.latency is 0.6, but the least that can be reached is " in str(said.value)
+
+
+def test_layers_of_three_axes_are_timed_too(monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv3d(8, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(16, 16, 3)
+    ).eval()
+    with counted_macs(monkeypatch):
+        found = compress(model, torch.randn(1, 8, 4, 6, 6), recipe(latency=0.5)).report
+    assert abs(found.budget.milliseconds.share / 0.5 - 1) <= 0.02
+    assert found.budget.latency == pytest.approx(found.budget.macs, rel=0.02)
+
+
 def test_a_table_is_written_beside_the_artefact_and_given_again(monkeypatch, network, tmp_path):
     model, example = network
     with counted_macs(monkeypatch, slower=lambda: 1.3):

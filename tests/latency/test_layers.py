@@ -28,8 +28,10 @@ def test_a_layer_that_loses_channels_computes_maps_of_the_rest():
         (nn.Conv2d(8, 12, 3, 2, padding=1), (6, 4), (6, 4, 3, 3)),
         (nn.Conv2d(8, 8, 3, groups=8), (4, 1), (4, 1, 3, 3)),
         (nn.Linear(8, 12), (3, 5), (3, 5)),
+        (nn.Conv3d(8, 12, 3, 2, padding=1), (6, 4), (6, 4, 3, 3, 3)),
+        (nn.Conv1d(8, 8, 5, groups=8), (4, 1), (4, 1, 5)),
     ):
-        example = torch.randn(2, 8) if isinstance(layer, nn.Linear) else torch.randn(2, 8, 9, 9)
+        example = torch.randn(2, 8, *[9] * (layer.weight.dim() - 2))
         whole = timed_layers(nn.Sequential(layer), example)["0"]
         smaller = whole.cut(*cut)
         (inputs,) = smaller.inputs
