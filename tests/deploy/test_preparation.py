@@ -1,6 +1,7 @@
 """A model made ready for inference: the same outputs, forms as chosen, the given model untouched."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -274,7 +275,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(deploy.table.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ArtifactError, match="No space left on device"):
         deploy.DeploymentTable(()).write(path)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
