@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from norton_plugin.calibration.moments import LayerMoments
+from norton_plugin.cpd import OutputMetric
 
 # Ridge towards the dense weight, as a share of the mean second moment of the inputs (docs/method.md, section 3).
 RIDGE = 1e-3
@@ -16,6 +18,8 @@ ENOUGH = 10
 _STRONGER = (10.0, 100.0, 1000.0)
 # Share by which an error has to fall for a stronger ridge; less is chance.
 _LEAST_GAIN = 0.01
+# Outputs that are fitted for the choice: they share their inputs, so more of them say little more.
+_OUTPUTS = 64
 
 
 def ridge_of(weight: Tensor, moments: LayerMoments, halves: Sequence[LayerMoments]) -> float:
@@ -32,12 +36,25 @@ def ridge_of(weight: Tensor, moments: LayerMoments, halves: Sequence[LayerMoment
     share = RIDGE * max(1.0, ENOUGH * weight.shape[1] / moments.samples)
     if len(halves) != 2:
         return share
-    errors = {share: _error_of_others(weight, halves, share) for share in (share, *(share * x for x in _STRONGER))}
+    chosen = _some_outputs(len(weight), groups=len(moments.metric.second))
+    metrics = [half.metric.of_outputs(chosen) for half in halves]
+    candidates = (share, *(share * stronger for stronger in _STRONGER))
+    errors = {candidate: _error_of_others(weight[chosen], metrics, candidate) for candidate in candidates}
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] < errors[share] * (1 - _LEAST_GAIN) else share
 
 
-def _error_of_others(weight: Tensor, halves: Sequence[LayerMoments], share: float) -> float:
+def _some_outputs(count: int, *, groups: int) -> Tensor:
+    """Return evenly spaced outputs, as many of each group, sorted, int64."""
+    size = count // groups
+    own = torch.linspace(0, size - 1, min(size, max(1, _OUTPUTS // groups))).round().long()
+    return (torch.arange(groups)[:, None] * size + own).flatten()
+
+
+def _error_of_others(weight: Tensor, halves: Sequence[OutputMetric], share: float) -> float:
     """Return the error on each half of the weight that is fitted to the other half."""
-    pairs = (halves, halves[::-1])
-    return sum(float(b.metric.errors(a.metric.towards(weight, share).best_weight()).sum()) for a, b in pairs)
+    found = 0.0
+    for own, other in (halves, halves[::-1]):
+        fitted = own.towards(weight, share).to(own.fitting_precision).best_weight()
+        found += float(other.errors(fitted.to(weight)).sum())
+    return found

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Layers with more inputs to an output than this are fitted in single precision: minutes become seconds.
+_MOST_INPUTS_IN_DOUBLE = 1152
+
 
 class OutputMetric(NamedTuple):
     """What decides how well a weight reproduces a target output.
@@ -23,6 +26,20 @@ class OutputMetric(NamedTuple):
     second: Tensor
     cross: Tensor
     energy: Tensor
+
+    @property
+    def fitting_precision(self) -> torch.dtype:
+        """In what to search for a weight of a low error: double precision, single precision for wide layers."""
+        return torch.float64 if self.second.shape[1] <= _MOST_INPUTS_IN_DOUBLE else torch.float32
+
+    def to(self, dtype: torch.dtype) -> OutputMetric:
+        """Return the metric in another precision."""
+        return OutputMetric(*(tensor.to(dtype) for tensor in self))
+
+    def of_outputs(self, chosen: Tensor) -> OutputMetric:
+        """Return the metric of some outputs, as many of each group, sorted, int64 (n,)."""
+        chosen = chosen.to(self.cross.device)
+        return OutputMetric(self.second, self.cross[chosen], self.energy[chosen])
 
     def times(self, rows: Tensor) -> Tensor:
         """Multiply rows (N, D), sorted by group as the outputs are, by the second moments of their groups."""

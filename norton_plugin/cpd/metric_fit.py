@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ from norton_plugin.cpd.metric_terms import HEAD, Terms
 Factors = TypeVar("Factors", CPDFactors, CoupledFactors)
 # Relative to the mean of a diagonal: what keeps systems solvable where components overlap.
 _RIDGE = 1e-8
+# The same in roundings of the numbers, where these are larger.
+_ROUNDING = 30
 # The same for the channels' moments, which are whitened: it bounds how much a nearly dead channel is raised.
 _CHANNEL_RIDGE = 1e-3
-# Steps of conjugate gradients in a sweep, for the head and for each axis of the kernel.
+# Most steps of conjugate gradients in a sweep, for the head and for each axis of the kernel; they end earlier where the
+# last one lowered the error by less than this share of what all did.
 _HEAD_STEPS, _AXIS_STEPS = 8, 3
+_LEAST_GAIN = 0.05
 
 
 def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolerance: float = 1e-3) -> Factors:
@@ -44,7 +48,8 @@ def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolera
     if all(factor.shape[2] == 1 for factor in start.kernel) and start.clusters == len(metric.second):
         found = _closed_form(start, metric)
     else:
-        problem = _Problem(start, metric)
+        precision = metric.fitting_precision
+        problem = _Problem(start.to(dtype=precision), metric.to(precision))
         found = problem.leave(problem.descend(problem.enter(start), sweeps=sweeps, tolerance=tolerance))
     before, after = (metric.errors(x.reconstruct().flatten(1)).sum() for x in (start, found))
     found = found if after < before else start
@@ -76,6 +81,20 @@ def _closed_form(factors: CoupledFactors, metric: OutputMetric) -> CoupledFactor
     return CoupledFactors(torch.stack(heads), *[ones] * len(factors.kernel), torch.cat(mixes), factors.cluster)
 
 
+class _Fit(NamedTuple):
+    """Components, and what costs most to compute of them.
+
+    Attributes:
+        terms: The components.
+        weight: The filters at their places, (K, S, D).
+        image: The filters times the second moments of their groups, likewise.
+    """
+
+    terms: Terms
+    weight: Tensor
+    image: Tensor
+
+
 class _Problem:
     """One layer: filters at the places of their clusters, channels whitened.
 
@@ -97,8 +116,8 @@ class _Problem:
 
         channels = factors.head.shape[2]
         moments = metric.channel_second(channels)
-        mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(torch.float64).tiny)
-        eye = torch.eye(channels, dtype=torch.float64, device=moments.device)
+        mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(moments.dtype).tiny)
+        eye = torch.eye(channels, dtype=moments.dtype, device=moments.device)
         values, vectors = torch.linalg.eigh(moments + _CHANNEL_RIDGE * mean[:, None, None] * eye)
         self.root = (vectors * values.sqrt()[:, None]) @ vectors.mT
         white = (vectors / values.sqrt()[:, None]) @ vectors.mT
@@ -120,7 +139,7 @@ class _Problem:
 
     def enter(self, factors: CoupledFactors) -> Terms:
         """Return factors at their places and with whitened channels."""
-        factors = factors.to(dtype=torch.float64)
+        factors = factors.to(dtype=self.root.dtype)
         head = torch.bmm(factors.head, self._per_cluster(self.root))
         return Terms((head, *factors.kernel), self._placed(factors.mix))
 
@@ -128,68 +147,84 @@ class _Problem:
         """Return what ``enter`` was given."""
         head = torch.bmm(terms.head, self._per_cluster(self.white))
         mix = terms.mix.flatten(0, 1)[self.place]
-        return CoupledFactors(head, *terms.factors[1:], mix, self.cluster)
+        return CoupledFactors(head, *terms.factors[1:], mix, self.cluster).to(dtype=torch.float64)
 
     def times(self, rows: Tensor) -> Tensor:
         """Multiply (K, S, D) by the second moments of their groups."""
         groups, length, _ = self.second.shape
         return torch.bmm(rows.reshape(groups, -1, length), self.second).view_as(rows)
 
-    def errors(self, terms: Terms) -> Tensor:
-        """Return the errors of all clusters, (K,)."""
+    def fit_of(self, terms: Terms) -> _Fit:
+        """Return components with what is computed of them."""
         weight = terms.weight()
-        return self.energy.sum(1) + ((self.times(weight) - 2 * self.cross) * weight).sum((1, 2))
+        return _Fit(terms, weight, self.times(weight))
+
+    def errors(self, fit: _Fit) -> Tensor:
+        """Return the errors of all clusters, (K,)."""
+        return self.energy.sum(1) + ((fit.image - 2 * self.cross) * fit.weight).sum((1, 2))
 
     def descend(self, terms: Terms, *, sweeps: int, tolerance: float) -> Terms:
         """Sweep over all factors until the error falls no more."""
-        before = float(self.errors(terms).sum())
+        fit = self.fit_of(terms)
+        before = float(self.errors(fit).sum())
         for _ in range(sweeps):
+            new = fit
             for place in range(len(terms.factors)):
-                terms = self._step(terms, place)
+                new = self._step(new, place)
             if not self.single:
-                terms = self._solve_mix(terms)
-            after = float(self.errors(terms).sum())
+                new = self._solve_mix(new)
+            fit = self._better(fit, self.fit_of(new.terms))  # computed afresh: roundings of the steps add up
+            after = float(self.errors(fit).sum())
             if before - after <= tolerance * abs(after):
                 break
             before = after
-        return terms
+        return fit.terms
 
-    def _step(self, terms: Terms, place: int) -> Terms:
+    def _step(self, old: _Fit, place: int) -> _Fit:
         """Improve one factor by preconditioned conjugate gradients, cluster by cluster."""
-        terms = terms if self.single else terms.with_unit_columns()
-        value = terms.factors[place]
+        terms = old.terms if self.single else old.terms.with_unit_columns()
+        value, weight, image = terms.factors[place], old.weight, old.image
         inverse = _inverse(terms.gram(place, self.spatial))
-        residual = terms.transposed(place, self.cross - self.times(terms.weight()))
+        residual = terms.transposed(place, self.cross - image)
         direction = ready = inverse @ residual
         product = (residual * ready).sum((1, 2))
+        gained = 0.0
         for _ in range(_HEAD_STEPS if place == HEAD else _AXIS_STEPS):
-            image = terms.transposed(place, self.times(terms.with_factor(place, direction).weight()))
-            curvature = (direction * image).sum((1, 2))
+            change = terms.with_factor(place, direction).weight()
+            pushed = self.times(change)
+            curvature = (change * pushed).sum((1, 2))
             length = torch.where(curvature > 0, product / curvature, 0.0)[:, None, None]
-            value, residual = value + length * direction, residual - length * image
+            value, weight, image = value + length * direction, weight + length * change, image + length * pushed
+            gain = float((length[:, 0, 0] * product).sum())
+            gained += gain
+            if gain <= _LEAST_GAIN * gained:
+                break
+            residual = residual - length * terms.transposed(place, pushed)
             ready = inverse @ residual
             again = (residual * ready).sum((1, 2))
             direction = ready + torch.where(product > 0, again / product, 0.0)[:, None, None] * direction
             product = again
-        return self._better(terms, terms.with_factor(place, value))
+        return self._better(old, _Fit(terms.with_factor(place, value), weight, image))
 
-    def _solve_mix(self, terms: Terms) -> Terms:
+    def _solve_mix(self, old: _Fit) -> _Fit:
         """Solve for how filters mix the components of their clusters."""
-        basis = terms.basis()
-        inverse = _inverse(self.times(basis) @ basis.mT)
-        mix = self.cross @ basis.mT @ inverse
-        return self._better(terms, Terms(terms.factors, mix))
+        basis = old.terms.basis()
+        pushed = self.times(basis)
+        mix = self.cross @ basis.mT @ _inverse(pushed @ basis.mT)
+        return self._better(old, _Fit(Terms(old.terms.factors, mix), mix @ basis, mix @ pushed))
 
-    def _better(self, old: Terms, new: Terms) -> Terms:
+    def _better(self, old: _Fit, new: _Fit) -> _Fit:
         """Take of every cluster the components of the lower error."""
         better = (self.errors(new) <= self.errors(old))[:, None, None]
-        pairs = zip(new.factors, old.factors, strict=True)
+        pairs = zip(new.terms.factors, old.terms.factors, strict=True)
         factors = tuple(torch.where(better, x, y) for x, y in pairs)
-        return Terms(factors, torch.where(better, new.mix, old.mix))
+        terms = Terms(factors, torch.where(better, new.terms.mix, old.terms.mix))
+        return _Fit(terms, torch.where(better, new.weight, old.weight), torch.where(better, new.image, old.image))
 
 
 def _inverse(gram: Tensor) -> Tensor:
     """Invert symmetric positive semidefinite matrices (K, R, R), with a ridge."""
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     mean = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(gram.dtype).tiny)
-    return torch.cholesky_inverse(cholesky(gram + _RIDGE * mean[:, None, None] * eye))
+    ridge = max(_RIDGE, _ROUNDING * torch.finfo(gram.dtype).eps)
+    return torch.cholesky_inverse(cholesky(gram + ridge * mean[:, None, None] * eye))

@@ -29,19 +29,22 @@ def fit_spatial_under(
         Float64 factors of the same shapes.
     """
     start = factors.to(dtype=torch.float64)
-    found, best = start, _error(start, metric)
+    precision = metric.fitting_precision
+    own, found = metric.to(precision), factors.to(dtype=precision)
+    best = _error(found, own)
     for _ in range(sweeps):
-        trial = _with_horizontal(found, metric)
-        trial = _with_vertical(trial, metric)
-        trial = _with_horizontal(trial, metric)
-        error = _error(trial, metric)
+        trial = _with_horizontal(found, own)
+        trial = _with_vertical(trial, own)
+        trial = _with_horizontal(trial, own)
+        error = _error(trial, own)
         if not error < best:
             break
         done = best - error < tolerance * best
         found, best = trial, error
         if done:
             break
-    return found
+    found = found.to(dtype=torch.float64)
+    return found if _error(found, metric) < _error(start, metric) else start
 
 
 def _error(factors: SpatialFactors, metric: OutputMetric) -> float:
@@ -64,26 +67,26 @@ def _with_horizontal(factors: SpatialFactors, metric: OutputMetric) -> SpatialFa
 
 def _with_vertical(factors: SpatialFactors, metric: OutputMetric) -> SpatialFactors:
     """Make a few steps of conjugate gradients on the vertical factor, in which the error is quadratic."""
-    residual = -_gradient(factors, metric)
+    weight = factors.reconstruct()
+    residual = _transposed(factors, (metric.cross - metric.times(weight.flatten(1))).view_as(weight))
     direction, value = residual, factors.vertical
     for _ in range(_STEPS):
-        change = factors._replace(vertical=direction).reconstruct().flatten(1)
-        curvature = float((change * metric.times(change)).sum())
+        change = factors._replace(vertical=direction).reconstruct()
+        image = _transposed(factors, metric.times(change.flatten(1)).view_as(change))
+        curvature = float((direction * image).sum())
         slope = float((direction * residual).sum())
         if curvature <= 0 or slope <= 0:
             break
         value = value + slope / curvature * direction
-        following = -_gradient(factors._replace(vertical=value), metric)
+        following = residual - slope / curvature * image
         momentum = float(following.square().sum() / residual.square().sum())
         residual, direction = following, following + momentum * direction
     return factors._replace(vertical=value)
 
 
-def _gradient(factors: SpatialFactors, metric: OutputMetric) -> Tensor:
-    """Return half the gradient of the error by the vertical factor, (M, C, Kh)."""
-    weight = factors.reconstruct()
-    by_weight = (metric.times(weight.flatten(1)) - metric.cross).view_as(weight)  # (N, C, Kh, Kw)
+def _transposed(factors: SpatialFactors, rows: Tensor) -> Tensor:
+    """Apply the transpose of the map from the vertical factor to the weight: (N, C, Kh, Kw) to (M, C, Kh)."""
     groups, rank = factors.groups, factors.rank
-    split = by_weight.unflatten(0, (groups, -1))  # (G, n, C, Kh, Kw)
-    rows = factors.horizontal.unflatten(0, (groups, -1))  # (G, n, R, Kw)
-    return torch.einsum("gnchw,gnrw->grch", split, rows).reshape(groups * rank, *factors.vertical.shape[1:])
+    split = rows.unflatten(0, (groups, -1))  # (G, n, C, Kh, Kw)
+    horizontal = factors.horizontal.unflatten(0, (groups, -1))  # (G, n, R, Kw)
+    return torch.einsum("gnchw,gnrw->grch", split, horizontal).reshape(groups * rank, *factors.vertical.shape[1:])

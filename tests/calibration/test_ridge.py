@@ -7,7 +7,7 @@ from norton_plugin import Recipe, compress
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.patches import PatchGeometry
-from norton_plugin.calibration.ridge import RIDGE, ridge_of
+from norton_plugin.calibration.ridge import RIDGE, _some_outputs, ridge_of
 from norton_plugin.modules.running import run_model
 from norton_plugin.recipe import Budget, Calibration, Decomposition
 from norton_plugin.zoo import load_source
@@ -51,6 +51,14 @@ def test_the_ridge_grows_where_samples_of_an_image_are_alike():
 def test_a_single_batch_is_not_tried_on_another():
     weight, sums = _sums(0.99, batches=1)
     assert _ridge(weight, sums) == pytest.approx(RIDGE * 10 * INPUTS / 64)  # 64 samples are few for 12 inputs
+
+
+@pytest.mark.parametrize(("count", "groups", "expected"), [(6, 1, 6), (6, 3, 6), (1000, 1, 64), (1000, 4, 64)])
+def test_some_outputs_of_every_group_tell_the_ridge(count, groups, expected):
+    chosen = _some_outputs(count, groups=groups)
+    assert len(chosen) == expected
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert torch.bincount(chosen // (count // groups)).tolist() == [expected // groups] * groups
 
 
 def test_halves_add_up_to_the_moments_of_all():

@@ -42,6 +42,12 @@ def metric_of(x: Tensor, target: Tensor) -> OutputMetric:
     return OutputMetric(torch.einsum("mgd,mge->gde", x, x) / count, cross / count, target.square().mean(0))
 
 
+@pytest.fixture(name="single_precision")
+def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit layers of any width as wide ones are."""
+    monkeypatch.setattr("norton_plugin.cpd.metric._MOST_INPUTS_IN_DOUBLE", 0)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_the_error_is_the_mean_squared_error_of_the_outputs(groups):
     x, weight, target = samples(groups=groups)
@@ -207,3 +213,39 @@ def test_a_spatial_svd_of_full_rank_reaches_the_best_weight():
     start = decompose_spatial([weight.view(4, 3, 3, 3)], [9])[0].factors
     found = fit_spatial_under(start, metric, sweeps=40, tolerance=0.0)
     assert metric.nmse(found.reconstruct().flatten(1)) == pytest.approx(metric.nmse(metric.best_weight()), rel=1e-3)
+
+
+@pytest.mark.parametrize("level", ["filter", "layer", "clusters", "spatial"])
+def test_wide_layers_are_fitted_in_single_precision_just_as_well(level, single_precision):
+    x, weight, target = samples()
+    metric = metric_of(x, target).towards(weight, 1e-3)
+    if level == "spatial":
+        start, fit = decompose_spatial([weight.view(8, 6, 3, 3)], [4])[0].factors, fit_spatial_under
+    else:
+        start, fit = starts(weight, level), fit_under
+    assert metric.fitting_precision == torch.float32
+    found = fit(start, metric)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("norton_plugin.cpd.metric._MOST_INPUTS_IN_DOUBLE", 10**6)
+        expected = fit(start, metric)
+    assert all(factor.dtype == torch.float64 for factor in found[:3])
+    errors = [metric.nmse(factors.reconstruct().flatten(1)) for factors in (start, found, expected)]
+    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] == pytest.approx(errors[2], rel=1e-2)
+
+
+def test_factors_without_error_are_given_back_from_single_precision(single_precision):
+    x, weight, _ = samples()
+    exact = decompose_coupled([weight.view(8, 6, 3, 3)], 54)[0].factors
+    metric = metric_of(x, outputs(x, weight))
+    found = fit_under(exact, metric)
+    assert metric.nmse(found.reconstruct().flatten(1)) <= metric.nmse(exact.reconstruct().flatten(1)) + 1e-15
+
+
+def test_outputs_can_be_looked_at_alone():
+    x, weight, target = samples(groups=2)
+    chosen = torch.tensor([1, 3, 4, 6])  # two of each group
+    metric = metric_of(x, target)
+    some = metric.of_outputs(chosen)
+    torch.testing.assert_close(some.errors(weight[chosen]), metric.errors(weight)[chosen])
+    torch.testing.assert_close(some.best_weight(), metric.best_weight()[chosen])
