@@ -32,9 +32,7 @@ def fitted_finetune(facts: Facts) -> str:
             f"{_ASKED[row['budget']]:g}",
             f"{row['processor_seconds']:.0f}",
         ]
-        for row in sorted(
-            facts["variants"].values(), key=lambda row: (-row["budget"], row["start"], row["distill_weight"], row["lr"])
-        )
+        for row in sorted(facts["variants"].values(), key=_place)
     ]
     header = ["budget, MACs %", "start", "MACs %", "groups pruned", "fitted, top-1 %", "optimizer, rate (momentum)"]
     header += ["loss towards the dense model"]
