@@ -6,14 +6,19 @@ out, whether or not it is the best before fine-tuning). Epochs, batch, decay and
 ``hybrid_resnet20.json``, whose dense model is the one to compare with. Runs can be made one by one: each adds its row
 to ``fitted_finetune.json``.
 
+A run with a share of distillation learns from the dense model too, fine-tuned by the schedule of ``hybrid.py``: the
+model that a user of a labelled data set has. ``--teacher`` names the file of its weights, which is made where there is
+none.
+
     python tools/benchmarks/fitted_finetune.py --weights WEIGHTS
-    python tools/benchmarks/fitted_finetune.py --weights WEIGHTS --runs layer:0.16:AdamW:0.005:0.5:0
+    python tools/benchmarks/fitted_finetune.py --weights WEIGHTS --runs layer:0.16:AdamW:0.005:0.5:0:0
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +27,7 @@ from cifar_data import add_arguments, batches, load_images, load_resnet, machine
 from hybrid import SETTINGS, Images, add_row
 from hybrid_budget import plans_of
 from levels_recipe import run_dense_
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from norton_plugin import CompressionReport, compress
@@ -31,14 +37,14 @@ from norton_plugin.zoo import ModelSource
 
 # Highest rate and first beta (AdamW) or momentum (SGD) of every kind of start, as in levels_finetune.json.
 RUNS = [
-    "layer:0.16:AdamW:0.005:0.5:0",
-    "layer:0.32:AdamW:0.005:0.5:0",
-    "hybrid:0.16:AdamW:0.04:0.5:0",
-    "hybrid:0.32:AdamW:0.04:0.5:0",
-    "filter:0.16:AdamW:0.04:0.5:0",
-    "filter:0.32:AdamW:0.04:0.5:0",
+    "layer:0.16:AdamW:0.005:0.5:0:0",
+    "layer:0.32:AdamW:0.005:0.5:0:0",
+    "hybrid:0.16:AdamW:0.04:0.5:0:0",
+    "hybrid:0.32:AdamW:0.04:0.5:0:0",
+    "filter:0.16:AdamW:0.04:0.5:0:0",
+    "filter:0.32:AdamW:0.04:0.5:0:0",
 ]
-_OWN = ("optimizer", "lr", "momentum", "seed")
+_OWN = ("optimizer", "lr", "momentum", "seed", "distill_weight")
 
 
 class Run(NamedTuple):
@@ -51,6 +57,7 @@ class Run(NamedTuple):
         lr: Highest learning rate.
         momentum: Of SGD; of AdamW the first beta.
         seed: Of the calibration images, their order and their augmentation.
+        distill_weight: Share of the loss towards the fine-tuned dense model, in [0, 1]; 0 for labels alone.
     """
 
     start: str
@@ -59,12 +66,27 @@ class Run(NamedTuple):
     lr: float
     momentum: float
     seed: int
+    distill_weight: float
 
     @classmethod
     def parse(cls, text: str) -> Run:
-        """Read ``start:budget:optimizer:lr:momentum:seed``."""
-        start, budget, optimizer, lr, momentum, seed = text.split(":")
-        return cls(start, float(budget), optimizer, float(lr), float(momentum), int(seed))
+        """Read ``start:budget:optimizer:lr:momentum:seed:distill_weight``."""
+        start, budget, optimizer, lr, momentum, seed, distill_weight = text.split(":")
+        return cls(start, float(budget), optimizer, float(lr), float(momentum), int(seed), float(distill_weight))
+
+
+def finetuned_dense(images: Images, arguments: argparse.Namespace) -> nn.Module:
+    """Return the dense model after the schedule of ``hybrid.py``: from its file, or trained now and kept in it."""
+    source = load_resnet("resnet20", arguments.weights)
+    model = source.model
+    if not arguments.teacher.exists():
+        statistics = {"mean": source.mean, "std": source.std}
+        result = finetune(model, images.train, images.test, **statistics, **SETTINGS, epochs=arguments.epochs)
+        print("the dense model, fine-tuned:", result.last_top1, flush=True)
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, arguments.teacher, metadata={"top1": str(result.last_top1)})
+    model.load_state_dict(load_file(arguments.teacher))
+    return model.eval()
 
 
 def compressed(run: Run, source: ModelSource, images: Images, count: int) -> tuple[nn.Module, CompressionReport]:
@@ -101,11 +123,13 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         "top1_before_finetuning": round(evaluate(model, images.test, **statistics).top1, 2),
     }
     print(row, flush=True)
+    teacher = finetuned_dense(images, arguments) if run.distill_weight else None
     begin = time.process_time()
     result = finetune(
         model,
         images.train,
         images.test,
+        teacher=teacher,
         on_epoch=lambda record, total: print(f"  {record}", flush=True),
         **statistics,
         **{**SETTINGS, "epochs": arguments.epochs, **{name: getattr(run, name) for name in _OWN}},
@@ -120,8 +144,11 @@ def main() -> None:
     """Parse the arguments and run one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--runs", nargs="+", default=RUNS, help="start:budget:optimizer:lr:momentum:seed")
+    parser.add_argument(
+        "--runs", nargs="+", default=RUNS, help="start:budget:optimizer:lr:momentum:seed:distill_weight"
+    )
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--teacher", type=Path, default=Path("resnet20-finetuned.safetensors"), help="its weights")
     parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from report_ablation import ablation
 from report_bccd import bccd, bccd_levels
 from report_budget import budget
 from report_budget_coverage import budget_coverage
@@ -196,6 +197,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
+    ("ablation.json", "Each step left out, and published baselines", ablation),
     ("fitted_finetune.json", "Fine-tuned from what a budget and a few unlabelled images give", fitted_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),

@@ -80,8 +80,11 @@ _PAPER = (
     Point("(a) paper, backbone alone, 111.47 G", RANK1, 0.95, _BODY),
     Point("(a) paper, backbone alone, 93.39 G", RANK1, 0.6, _BODY),
 )
-_WHOLE = (Point("(b) whole, rank 1, keep 0.7", RANK1, 0.7), Point("(b) whole, rank 1, keep 0.5", RANK1, 0.5))
-_HALF = (Point("(b) whole, rank 1, keep 0.5", RANK1, 0.5),)
+_HALF = (
+    Point("(b) whole, rank 1, keep 0.5", RANK1, 0.5),
+    Point("(b) whole, pruned, keep 0.5", NOTHING, 0.5),
+)
+_WHOLE = (Point("(b) whole, rank 1, keep 0.7", RANK1, 0.7), *_HALF)
 MODELS: dict[str, Entry] = {
     "ResNet-50": Entry(
         "timm:resnet50",
@@ -93,7 +96,15 @@ MODELS: dict[str, Entry] = {
             Point("rank 1, keep 0.5", RANK1, 0.5),
         ),
     ),
-    "ResNet-18": Entry("timm:resnet18", 224, (Point("rank 1, keep 0.7", RANK1, 0.7),)),
+    "ResNet-18": Entry(
+        "timm:resnet18",
+        224,
+        (
+            Point("rank 1, keep 0.7", RANK1, 0.7),
+            Point("level auto, share 0.5", Decomposition(level="auto", share=0.5), 1.0),
+            Point("pruned, keep 0.5", NOTHING, 0.5),
+        ),
+    ),
     "MobileNetV3-large": Entry("timm:mobilenetv3_large_100", 224, (Point("pruned, keep 0.5", NOTHING, 0.5),)),
     "ConvNeXt-tiny": Entry("timm:convnext_tiny", 224, (Point("pruned, keep 0.5", NOTHING, 0.5),)),
     "Faster R-CNN (torchvision)": Entry(
