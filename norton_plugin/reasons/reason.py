@@ -69,10 +69,10 @@ class Reason(Enum):
         example="the convolution beside a shortcut whose missing channels are padded with zeros (ResNets for CIFAR)")
     WIDTH_AS_VALUE = Entry("width-as-value", "its width enters a computed value",
         advice="read the width off the tensor only to give sizes or a factor of scale; keep other uses constant",
-        example="x / float(x.shape[1]); attention of mmdet:conditional_detr/conditional-detr_r50_8xb2-50e_coco.py")
+        example="x + float(x.shape[1]); x * math.cos(x.shape[1])")
     WIDTH_AS_SCALE = Entry("width-as-scale", "its width sets the scale of an attention whose rows are not known",
-        advice="compute the keys by a single layer without an activation, so that its weight can be rescaled",
-        example="scaled_dot_product_attention(q(x), k1(x) + k2(x), v(x))")
+        advice="compute the keys by layers without an activation, so that their weights can be rescaled",
+        example="scaled_dot_product_attention(q(x), relu(k(x)), v(x)); relu(x) / math.sqrt(x.shape[1])")
     COMPUTED_WIDTH = Entry("computed-width", "its width is computed from the width of other channels",
         advice="give the sizes as widths of the tensors themselves, or as whole multiples or parts of these",
         example="context_encoder.conv of torchvision:raft_small")

@@ -49,9 +49,15 @@ def stack(trace: Trace, call: Call) -> ChannelLabels:
     return _joined(trace, entries, dim, call)._replace(producer_rows=rows)
 
 
-def _joined_rows(trace: Trace, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+def _joined_rows(trace: Trace, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, ...]:
+    """Return producer rows side by side; those of fewer layers than their neighbours are filled up with none."""
     rows = [trace.labels_of(tensor).producer_rows for tensor in tensors]
-    return None if any(entry is None for entry in rows) else compact(join(rows))  # type: ignore[arg-type]
+    if not all(rows):
+        return ()
+    none = [torch.zeros(1, dtype=torch.long).expand(tensor.shape) for tensor in tensors]
+    levels = range(max(map(len, rows)))
+    filled = [[own[i] if i < len(own) else zero for own, zero in zip(rows, none, strict=True)] for i in levels]
+    return tuple(compact(join(level)) for level in filled)
 
 
 def _joined(trace: Trace, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: int, call: Call) -> ChannelLabels:

@@ -99,7 +99,7 @@ def _matrix_product(trace: Trace, call: Call, first: int, bias: Tensor | None) -
     trace.mask([label_map[0] for label_map in summed])
     out = tuple(label_map[0] for label_map in maps)
     filters = [label_map for label_map in labels_b.maps if varying(label_map) == [1]]
-    rows = filters[0][:1].expand(call.out.shape) if labels_b.constant and len(filters) == 1 else None
+    rows = (filters[0][:1].expand(call.out.shape),) if labels_b.constant and len(filters) == 1 else ()
     if bias is not None:
         shape = tuple(call.out.shape)
         out = combine(trace, [(ChannelLabels(out), shape), (trace.labels_of(bias), tuple(bias.shape))], shape)

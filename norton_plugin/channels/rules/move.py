@@ -19,7 +19,7 @@ from norton_plugin.reasons import Cause, Reason
 
 def _mapped(trace: Trace, call: Call, function: Any) -> ChannelLabels:
     labels = trace.labels_of(call.args[0])
-    rows = None if labels.producer_rows is None else function(labels.producer_rows)
+    rows = tuple(function(own) for own in labels.producer_rows)
     return ChannelLabels(tuple(function(label_map) for label_map in labels.maps), labels.constant, rows)
 
 
