@@ -75,7 +75,9 @@ class Tracer(TorchDispatchMode):
         if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
             emptied = self._handle_empty(call, sources)
             results = [ChannelLabels((), constant, emptied=emptied)] * len(outputs)
-        elif any(labels.maps for labels in sources) or (not operands and self.trace.function is not None):
+        elif any(labels.maps or labels.stays for labels in sources) or (
+            not operands and self.trace.function is not None
+        ):
             results = self._follow(call, sources) or results
         else:
             self._pin_emptied(sources, outputs)

@@ -113,6 +113,10 @@ def product(trace: Trace, call: Call) -> ChannelLabels | None:
     """Follow a factor: multiplied by a constant, elements stay multiples of one output of a layer."""
     labels = pointwise(trace, call)
     first, *others = _tensors(call)
+    for other in others:
+        for weights, values in ((first, other), (other, first)):
+            operand = trace.labels_of(values).maps, tuple(values.shape)
+            weighed_positions(trace, trace.labels_of(weights).stays, *operand)
     rows = trace.labels_of(first).producer_rows
     if labels is None or any(not trace.labels_of(tensor).constant for tensor in others):
         return labels
@@ -146,6 +150,23 @@ def _distinct(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return producer rows without those that name the same rows again; none of a sum of too many layers."""
     found = {tuple(torch.unique(core(own)).tolist()): own for own in reversed(rows)}
     return tuple(found.values())[::-1] if len(found) <= _MAX_ROWS else ()
+
+
+def weighed_positions(trace: Trace, weights: Sequence[Tensor], maps: Sequence[Tensor], shape: Sequence[int]) -> None:
+    """Pin what a softmax gave for positions of a tensor that has its channels elsewhere: it numbers those positions.
+
+    Args:
+        trace: Takes the pins.
+        weights: Label maps that had to stay of what the tensor is multiplied with.
+        maps: Label maps of the tensor.
+        shape: Of the tensor.
+    """
+    for label_map in weights:
+        shift = len(shape) - label_map.dim()
+        dims = {d + shift for d in varying(label_map)}
+        apart = maps and not any(dims & set(varying(other)) for other in maps)
+        if apart and all(d >= 0 and shape[d] == label_map.shape[d - shift] for d in dims):
+            trace.pin(label_map, _POSITIONS)
 
 
 def _with_rows(labels: ChannelLabels, call: Call, rows: tuple[Tensor, ...]) -> ChannelLabels:

@@ -11,7 +11,7 @@ from norton_plugin.channels.masking import PAIRS_OVER_KEPT, ZERO_FIRST, ZERO_SEC
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.attention import compensate_product
-from norton_plugin.channels.rules.elementwise import combine, pin_unpaired
+from norton_plugin.channels.rules.elementwise import combine, pin_unpaired, weighed_positions
 from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
@@ -110,6 +110,9 @@ def _matrix_product(trace: Trace, call: Call, first: int, bias: Tensor | None) -
 def bmm(trace: Trace, call: Call) -> ChannelLabels:
     """Multiply (B, N, K) by (B, K, M)."""
     a, b = call.args
+    weights = [label_map.unsqueeze(3) for label_map in trace.labels_of(a).stays]
+    values = [label_map.unsqueeze(1) for label_map in trace.labels_of(b).maps]
+    weighed_positions(trace, weights, values, (b.shape[0], 1, *b.shape[1:]))
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
     for label_map in summed:

@@ -20,7 +20,9 @@ from norton_plugin.reasons import Cause, Reason
 def _mapped(trace: Trace, call: Call, function: Any) -> ChannelLabels:
     labels = trace.labels_of(call.args[0])
     rows = tuple(function(own) for own in labels.producer_rows)
-    return ChannelLabels(tuple(function(label_map) for label_map in labels.maps), labels.constant, rows)
+    stays = tuple(function(label_map) for label_map in labels.stays)
+    maps = tuple(function(label_map) for label_map in labels.maps)
+    return ChannelLabels(maps, labels.constant, rows, stays=stays)
 
 
 @register_rule(

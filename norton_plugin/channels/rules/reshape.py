@@ -48,7 +48,8 @@ def reshape(trace: Trace, call: Call) -> ChannelLabels:
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
                 trace.pin(size.labels, Reason.FOREIGN_SIZE.because())
     rows = tuple(compact(own.reshape(target.shape)) for own in before.producer_rows)
-    return ChannelLabels(tuple(maps), producer_rows=rows)
+    stays = tuple(compact(label_map.reshape(target.shape)) for label_map in before.stays)
+    return ChannelLabels(tuple(maps), producer_rows=rows, stays=stays)
 
 
 def _whole(maps: Sequence[Tensor], dims: Sequence[int]) -> Tensor | None:
