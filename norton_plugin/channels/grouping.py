@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.label_table import Classes
 from norton_plugin.channels.layers import is_producer
-from norton_plugin.channels.tensor_axes import AxisTable, TensorAxis
+from norton_plugin.channels.tensor_axes import RETURNED, AxisTable, TensorAxis
 from norton_plugin.reasons import Cause
 
 
@@ -146,7 +146,7 @@ def _member(axis: TensorAxis, own: Tensor, position: Tensor, count: int, parts: 
     part = occurrence * parts // repeats if repeats > parts else occurrence % parts
     module: nn.Module | nn.Parameter = axis.owner
     name = axis.name
-    if not is_producer(axis.owner) and not hasattr(axis.owner, "weight"):
+    if axis.tensor != RETURNED and not is_producer(axis.owner) and not hasattr(axis.owner, "weight"):
         tensor = getattr(axis.owner, axis.tensor)
         module = tensor if isinstance(tensor, nn.Parameter) else axis.owner
         name = f"{axis.name}.{axis.tensor}" if axis.name else axis.tensor

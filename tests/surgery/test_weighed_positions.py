@@ -1,4 +1,4 @@
-"""Softmax over positions, and places that a layer computes: their number is no width, so that nothing is left to prune."""
+"""Positions that a softmax weighs, and places that a layer computes: their number is no width that could be pruned."""
 
 import pytest
 import torch
