@@ -107,7 +107,7 @@ def _group(
         root, parts = present[first], int((axis_of == first).sum()) // count
     members: list[Member] = []
     for number, axis in present.items():
-        if not _covered(axis, present.values()):
+        if axis.sites and not _covered(axis, present.values()):
             mine = axis_of == number
             members.append(_member(axis, labels[mine] - axis.base, which[mine], count, parts))
     name = root.name if root is not None else "?"

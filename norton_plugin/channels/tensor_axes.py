@@ -16,6 +16,8 @@ from norton_plugin.modules.swap import names_by_identity
 
 # In place of a tensor's name: what a module without weights returns.
 RETURNED = "<returned>"
+# In place of a tensor's name: a constant that is made anew in every run, in the size that an attribute says.
+COUNTED = "<counted>"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class TensorAxis:
     Attributes:
         owner: The module that holds the tensor.
         name: Dotted name of the module.
-        tensor: Name of the tensor in it, or ``RETURNED``.
+        tensor: Name of the tensor in it, ``RETURNED`` or ``COUNTED``.
         dim: Dimension.
         base: Label of position 0; position i has the label base + i.
         size: Number of positions.
@@ -135,6 +137,18 @@ class AxisTable:
         for axis in self._add(module, name, "weight", weight, sorted(dims)):
             axis.sites = [CutSite(module, tensor, cut) for tensor, cut in cuts[axis.dim]]
         self.dense_weights[module] = weight
+
+    def counted(self, module: nn.Module, size: int) -> Tensor:
+        """Return new labels for a dimension of a constant that fits any channels, (size,): no tensor is cut for them.
+
+        Args:
+            module: Makes the constant.
+            size: Positions along the dimension.
+        """
+        base = self._table.allocate(size)
+        self.axes.append(TensorAxis(module, self._names.get(module, ("",))[0], COUNTED, 0, base, size, False))
+        self._number_labels()
+        return consecutive(base, size)
 
     def axis_of(self, labels: Tensor) -> Tensor:
         """Return the positions in ``axes`` of the axes that labels belong to."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from norton_plugin.channels.hard_coded_sizes import holds_width
 from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
 from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.masking import Masking
@@ -171,6 +172,18 @@ class Trace:
         elif type(given) is int and given > 0:
             stack = tuple(self.module_stack)
             self.notes.hard_coded_sizes.append(HardCodedSize(stack, given, labels.clone(), whole))
+
+    def counted(self, size: int) -> Tensor | None:
+        """Return labels for a dimension of a new constant, sized by an attribute that holds a width; None by another.
+
+        Args:
+            size: The plain integer that the code gave.
+        """
+        if self.module is None or not holds_width(self.module_stack, size):
+            return None
+        labels = self.axes.counted(self.module, size)
+        self.relate_size(labels, size)
+        return labels
 
     def compensate(self, rows: Tensor, width: Tensor, exponent: float) -> None:
         """Note that the outputs of rows are multiplied by a power of a width.

@@ -76,7 +76,7 @@ class Tracer(TorchDispatchMode):
             emptied = self._handle_empty(call, sources)
             results = [ChannelLabels((), constant, emptied=emptied)] * len(outputs)
         elif any(labels.maps or labels.stays for labels in sources) or (
-            not operands and self.trace.function is not None
+            (self.trace.operation.creates or not operands) and self.trace.function is not None
         ):
             results = self._follow(call, sources) or results
         else:

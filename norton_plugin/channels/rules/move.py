@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import ChannelLabels, along, compact, core, varying
+from norton_plugin.channels.label_maps import ChannelLabels, along, compact, core, spread, varying
 from norton_plugin.channels.operations import Number, register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.given import after_tensor, all_arguments
@@ -51,27 +51,35 @@ def like(trace: Trace, call: Call) -> ChannelLabels:
 register_rule("full_like", number=Number.VALUE)(like)
 
 
+_UNIFORM = ("zeros", "ones", "new_zeros", "new_ones")
+
+
 @register_rule(
-    "zeros",
-    "ones",
+    *_UNIFORM,
     "empty",
     "rand",
     "randn",
-    "new_zeros",
-    "new_ones",
     "new_empty",
+    creates=True,
     sizes=dict.fromkeys(("zeros", "ones", "empty", "rand", "randn"), all_arguments)
     | dict.fromkeys(("new_zeros", "new_ones", "new_empty"), after_tensor),
 )
 def factory(trace: Trace, call: Call) -> ChannelLabels:
-    """Give a constant whose sizes were read off a tensor the channels of that tensor."""
+    """Give a constant whose sizes were read off a tensor the channels of that tensor.
+
+    Zeros and ones of a width that an attribute holds fit any channels: they get labels of their own.
+    """
     maps = []
     for d, size in enumerate(trace.given_sizes(call.out.dim()) or []):
         if isinstance(size, Width) and len(size.labels) == call.out.shape[d]:
-            view = [1] * call.out.dim()
-            view[d] = -1
-            maps.append(size.labels.view(view).expand(call.out.shape))
+            maps.append(spread(size.labels, call.out.shape, d))
+        elif _fits_any(call, size) and (labels := trace.counted(size)) is not None:
+            maps.append(spread(labels, call.out.shape, d))
     return ChannelLabels(tuple(maps))
+
+
+def _fits_any(call: Call, size: Any) -> bool:
+    return type(size) is int and size > 1 and call.name in _UNIFORM and call.out.is_floating_point()
 
 
 @register_rule("as_strided")
