@@ -95,18 +95,26 @@ def copy(trace: Trace, call: Call) -> ChannelLabels:
 
 @register_rule("index_put")
 def put(trace: Trace, call: Call) -> ChannelLabels | None:
-    """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs."""
+    """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs.
+
+    Rows are numbered along the first dimensions, by one list of numbers for each.
+    """
     target, indices, source = call.args[:3]
     old, new = trace.labels_of(target), trace.labels_of(source)
     if source.numel() == 0:
         return old
-    rows_alone = len(indices) == 1 and indices[0].dim() == 1 and source.dim() == target.dim() and not target._is_view()
-    if not rows_alone or any(0 in varying(label_map) for label_map in (*old.maps, *new.maps)):
+    count = len(indices)
+    listed = all(index is not None and index.dim() == 1 for index in indices)
+    if not listed or source.dim() != target.dim() - count + 1 or target._is_view():
         return None
-    shape = (1, *target.shape[1:])
+    if any(d < count for label_map in old.maps for d in varying(label_map)):
+        return None
+    if any(0 in varying(label_map) for label_map in new.maps):
+        return None
+    shape = tuple(target.shape[count:])
     operands = [
-        (ChannelLabels(tuple(label_map.narrow(0, 0, 1) for label_map in labels.maps), labels.constant), shape)
-        for labels in (old, new)
+        (ChannelLabels(tuple(label_map[(0,) * first] for label_map in labels.maps), labels.constant), shape)
+        for labels, first in ((old, count), (new, 1))
     ]
     return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))
 
