@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -92,6 +92,11 @@ class AxisTable:
                 self._add_dense(module, names[0], layer.dense)
         self._number_labels()
 
+    @property
+    def modules(self) -> Container[nn.Module]:
+        """All modules of the model."""
+        return self._names
+
     def _number_labels(self) -> None:
         self._bases = torch.tensor([axis.base for axis in self.axes] or [1])
 
@@ -142,11 +147,11 @@ class AxisTable:
         """Return new labels for a dimension of a constant that fits any channels, (size,): no tensor is cut for them.
 
         Args:
-            module: Makes the constant.
+            module: Of the model; makes the constant.
             size: Positions along the dimension.
         """
         base = self._table.allocate(size)
-        self.axes.append(TensorAxis(module, self._names.get(module, ("",))[0], COUNTED, 0, base, size, False))
+        self.axes.append(TensorAxis(module, self._names[module][0], COUNTED, 0, base, size, False))
         self._number_labels()
         return consecutive(base, size)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from norton_plugin.channels.calling_module import calling_module
 from norton_plugin.channels.hard_coded_sizes import holds_width
 from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
 from norton_plugin.channels.label_table import LabelTable
@@ -43,6 +44,7 @@ class Trace:
         self.unsure: Mapping[nn.Module | None, str] = {}
         self._labels = WeakTensorKeyDictionary()
         self._numbered = WeakTensorKeyDictionary()
+        self._sizes_of_empty = WeakTensorKeyDictionary()
 
     @property
     def module(self) -> nn.Module | None:
@@ -179,11 +181,28 @@ class Trace:
         Args:
             size: The plain integer that the code gave.
         """
-        if self.module is None or not holds_width(self.module_stack, size):
+        module = calling_module(self.axes.modules)
+        if module is None:
             return None
-        labels = self.axes.counted(self.module, size)
-        self.relate_size(labels, size)
+        stack = (*(entry for entry in self.module_stack if entry is not module), module)
+        if not holds_width(stack, size):
+            return None
+        labels = self.axes.counted(module, size)
+        self.notes.hard_coded_sizes.append(HardCodedSize(stack, size, labels.clone()))
         return labels
+
+    def size_empty(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> None:
+        """Note whose channels the sizes of an empty tensor count: it has no element that could carry their labels.
+
+        Args:
+            tensor: Without elements.
+            sizes: Dimension -> labels along it.
+        """
+        self._sizes_of_empty[tensor] = dict(sizes)
+
+    def sizes_of_empty(self, tensor: Tensor) -> dict[int, Tensor]:
+        """Return what ``size_empty`` noted of a tensor."""
+        return self._sizes_of_empty.get(tensor, {})
 
     def compensate(self, rows: Tensor, width: Tensor, exponent: float) -> None:
         """Note that the outputs of rows are multiplied by a power of a width.

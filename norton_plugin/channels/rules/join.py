@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
+from norton_plugin.channels.label_maps import ChannelLabels, compact, core, spread, varying
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import combine
@@ -71,6 +71,7 @@ def _joined(trace: Trace, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: i
             (own if dim in varying(label_map) else side).append(label_map)
         lengthwise.append(own)
         border = tuple(1 if d == dim else n for d, n in enumerate(tensor.shape))
+        side += [spread(labels, border, d) for d, labels in trace.sizes_of_empty(tensor).items() if d != dim]
         across.append((ChannelLabels(tuple(label_map.narrow(dim, 0, 1) for label_map in side)), border))
     common = tuple(1 if d == dim else n for d, n in enumerate(shape))
     joined = [label_map.expand(shape) for label_map in combine(trace, across, common)]

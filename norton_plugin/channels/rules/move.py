@@ -69,13 +69,16 @@ def factory(trace: Trace, call: Call) -> ChannelLabels:
 
     Zeros and ones of a width that an attribute holds fit any channels: they get labels of their own.
     """
-    maps = []
+    widths = {}
     for d, size in enumerate(trace.given_sizes(call.out.dim()) or []):
         if isinstance(size, Width) and len(size.labels) == call.out.shape[d]:
-            maps.append(spread(size.labels, call.out.shape, d))
+            widths[d] = size.labels
         elif _fits_any(call, size) and (labels := trace.counted(size)) is not None:
-            maps.append(spread(labels, call.out.shape, d))
-    return ChannelLabels(tuple(maps))
+            widths[d] = labels
+    if call.out.numel() == 0:
+        trace.size_empty(call.out, widths)
+        return ChannelLabels()
+    return ChannelLabels(tuple(spread(labels, call.out.shape, d) for d, labels in widths.items()))
 
 
 def _fits_any(call: Call, size: Any) -> bool:
