@@ -126,6 +126,17 @@ def test_a_cut_is_taken_back_exactly(image):
         assert output_selection(net.encoding) is None and torch.equal(net(image), dense)
 
 
+def test_containers_that_modules_share_stay_shared():
+    net = build()
+    shared = {"seen": 1}
+    net.stem.cache = net.head.cache = shared
+    before = Snapshot(net.modules())
+    shared["seen"] = 2
+    net.head.cache = {}
+    before.restore_()
+    assert net.stem.cache is net.head.cache is shared and shared == {"seen": 1}
+
+
 def test_an_encoding_of_another_width_is_refused(image):
     small = compress(build(), image, HALF).model
     small.encoding.width = 12

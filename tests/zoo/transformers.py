@@ -38,6 +38,8 @@ def transformer(kind: str) -> nn.Module:
     model.bbox_head.num_classes = 3
     torch.manual_seed(0)
     net = MODELS.build(model).eval()
+    if hasattr(net, "level_embed"):
+        torch.nn.init.normal_(net.level_embed)  # mmdet leaves it as it lies in memory until a run begins
     for parameter in net.parameters():  # what starts as a constant would hide mistakes
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             parameter.data += 0.1 * torch.randn_like(parameter)
