@@ -13,7 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.layers import layer_type
+from norton_plugin.channels.returned import label_returned
 from norton_plugin.channels.tracer import Tracer
+from norton_plugin.modules.output_selection import output_selection
 from norton_plugin.modules.running import traceable
 from norton_plugin.reasons import Reason
 
@@ -52,7 +54,7 @@ def _plain_recurrence() -> Iterator[None]:
             before.append((torch.backends.mkldnn.set_flags(False), torch.backends.cudnn.enabled))
             torch.backends.cudnn.enabled = False
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, nn.RNNBase) and before:
             restore()
 
@@ -70,11 +72,20 @@ def _plain_recurrence() -> Iterator[None]:
 
 
 @contextmanager
-def _calls(enter: Callable[[nn.Module, Any], None], leave: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
-    """While entered, the two functions are called around every call of a module, whatever model it belongs to."""
+def _calls(enter: Callable[[nn.Module, Any], None], leave: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    """While entered, the two functions are called around every call of a module, whatever model it belongs to.
+
+    Args:
+        enter: Is given the module and its positional arguments.
+        leave: Is given the module, all its arguments and its output; what it returns takes the output's place.
+    """
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return leave(module, (args, kwargs), output)
+
     handles = [
         nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave),
+        nn.modules.module.register_module_forward_hook(after, with_kwargs=True),
     ]
     try:
         yield
@@ -115,9 +126,15 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
             with tracer.paused():
                 layer.before_run(trace, module)
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
+    def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
         while trace.module_stack and trace.module_stack.pop() is not module:
             pass
+        selection = output_selection(module)
+        if selection is not None:
+            # Here already, so that what it leaves gets labels; the module's own hook finds nothing left to do.
+            output = selection(module, (), output)
+        with tracer.paused():
+            label_returned(trace, module, inputs, output)
         made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         if trace.unsure:
             with tracer.paused():
@@ -126,10 +143,11 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
             trace.notes.produced_output.add(module)
         if any(not trace.knows(tensor) for tensor in made):
             with tracer.paused():
-                for leaf in tree_leaves(args):
+                for leaf in tree_leaves(inputs):
                     if isinstance(leaf, Tensor):
                         for label_map in trace.labels_of(leaf).maps:
                             trace.pin(label_map, Reason.UNSEEN_CODE.because(module=type(module).__name__))
+        return output
 
     with _calls(enter, leave):
         yield

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels.tensor_axes import CutSite, TensorAxis
+from norton_plugin.channels.tensor_axes import RETURNED, CutSite, TensorAxis
 from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.output_selection import narrow_output_, output_selection
 
 
 def cut_(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[nn.Module]:
@@ -29,7 +30,11 @@ def cut_(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[nn.
     changed = []
     # Tensors that several modules share are cut once; the old ones are kept alive so that no id is used twice.
     shared: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-    for site, keep in _planned(axes, alive, removed):
+    for site, size, keep in _planned(axes, alive, removed):
+        changed.append(site.module)
+        if site.tensor == RETURNED:
+            narrow_output_(site.module, site.axis, size, keep.tolist())
+            continue
         old = getattr(site.module, site.tensor)
         key = (id(old), site.axis, tuple(keep.tolist()))
         if key not in shared:
@@ -38,13 +43,12 @@ def cut_(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[nn.
         tensors[site.tensor] = shared[key][1]  # type: ignore[assignment]
         # No constructor can tell which of its values stayed: a buffer that was cut belongs to the state dict.
         site.module._non_persistent_buffers_set.discard(site.tensor)
-        changed.append(site.module)
     return changed
 
 
-def _planned(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[tuple[CutSite, Tensor]]:
-    """Return each site with the positions that it keeps, after all checks."""
-    planned: list[tuple[CutSite, Tensor]] = []
+def _planned(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[tuple[CutSite, int, Tensor]]:
+    """Return each site with its positions now and those that it keeps, after all checks."""
+    planned: list[tuple[CutSite, int, Tensor]] = []
     for axis in axes:
         own = slice(axis.base, axis.base + axis.size)
         before = alive[own]
@@ -53,14 +57,22 @@ def _planned(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list
         if keep.numel() == 0:
             raise SurgeryError(f"{axis.name}.{axis.tensor} would lose all {size} of its channels")
         for site in axis.sites:
-            tensor = getattr(site.module, site.tensor)
-            if tensor.shape[site.axis] != size:
+            found = _positions(site, size)
+            if found != size:
                 raise SurgeryError(
-                    f"{axis.name}.{axis.tensor} has {tensor.shape[site.axis]} positions along dimension "
-                    f"{site.axis}, expected {size}; it was changed since the trace: trace the model again"
+                    f"{axis.name}.{axis.tensor} has {found} positions along dimension {site.axis}, expected {size}; "
+                    "it was changed since the trace: trace the model again"
                 )
-            planned.append((site, keep))
+            planned.append((site, size, keep))
     return planned
+
+
+def _positions(site: CutSite, expected: int) -> int:
+    """Return the positions of a site now; those of a module that returns all it computes are as expected."""
+    if site.tensor == RETURNED:
+        selection = output_selection(site.module)
+        return expected if selection is None else len(selection.kept)
+    return int(getattr(site.module, site.tensor).shape[site.axis])
 
 
 def _selected(old: Tensor, keep: Tensor, axis: int) -> Tensor:

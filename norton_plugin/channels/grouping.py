@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from norton_plugin.channels.groups import ChannelGroup, Member
 from norton_plugin.channels.label_table import Classes
 from norton_plugin.channels.layers import is_producer
-from norton_plugin.channels.tensor_axes import AxisTable, TensorAxis
+from norton_plugin.channels.tensor_axes import RETURNED, AxisTable, TensorAxis
 from norton_plugin.reasons import Cause
 
 
@@ -107,7 +107,7 @@ def _group(
         root, parts = present[first], int((axis_of == first).sum()) // count
     members: list[Member] = []
     for number, axis in present.items():
-        if not _covered(axis, present.values()):
+        if axis.sites and not _covered(axis, present.values()):
             mine = axis_of == number
             members.append(_member(axis, labels[mine] - axis.base, which[mine], count, parts))
     name = root.name if root is not None else "?"
@@ -146,7 +146,7 @@ def _member(axis: TensorAxis, own: Tensor, position: Tensor, count: int, parts: 
     part = occurrence * parts // repeats if repeats > parts else occurrence % parts
     module: nn.Module | nn.Parameter = axis.owner
     name = axis.name
-    if not is_producer(axis.owner) and not hasattr(axis.owner, "weight"):
+    if axis.tensor != RETURNED and not is_producer(axis.owner) and not hasattr(axis.owner, "weight"):
         tensor = getattr(axis.owner, axis.tensor)
         module = tensor if isinstance(tensor, nn.Parameter) else axis.owner
         name = f"{axis.name}.{axis.tensor}" if axis.name else axis.tensor

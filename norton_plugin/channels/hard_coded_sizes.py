@@ -72,6 +72,17 @@ def _search(entry: HardCodedSize, labels: Tensor, factor: int, counted: Tensor) 
     return None
 
 
+def holds_width(stack: Sequence[nn.Module], size: int) -> bool:
+    """Tell whether an attribute that is named like a width holds a size, in the modules that are searched for one.
+
+    Args:
+        stack: Modules that are running, the innermost last.
+        size: The size.
+    """
+    names = (name for module in stack[-3:] for name in _holding(module, size))
+    return any(word in name for name in names for word in _WIDTHS)
+
+
 def _holding(module: nn.Module, value: int) -> Iterator[str]:
     for name, held in vars(module).items():
         if name.startswith("_") or any(word in name for word in _OTHERS):

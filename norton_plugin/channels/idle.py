@@ -43,6 +43,17 @@ def idle_layers(model: nn.Module, trace: Trace) -> dict[str, nn.Module]:
     return found
 
 
+def has_idle_tables(model: nn.Module, trace: Trace) -> bool:
+    """Tell whether a table that is looked up by number was not: in training its rows may meet other channels.
+
+    Args:
+        model: As it ran under the trace.
+        trace: Of its first pass.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return any(table not in trace.notes.ran and id(table.weight) not in trace.notes.read for table in tables)
+
+
 def surroundings(model: nn.Module, idle: Mapping[str, nn.Module], trace: Trace) -> dict[nn.Module | None, str]:
     """Return the modules whose code may call an idle layer, each with the name of one.
 

@@ -23,9 +23,9 @@ class ChannelLabels(NamedTuple):
     Attributes:
         maps: Label maps, each of the tensor's shape.
         constant: Whether the tensor is computed from parameters and constants alone.
-        producer_rows: A label map: the row of the layer's weight (its filter) that computed each element, as long as
-            every element is a multiple of one output of the layer; None afterwards. These are the labels before any
-            union, so that the rows can be rescaled.
+        producer_rows: Label maps: the rows of layers' weights (their filters) that computed each element, as long as
+            every element is a sum of one multiple of an output of each; none afterwards. These are the labels before
+            any union, so that the rows can be rescaled.
         scores: Whether the tensor holds products of activations summed over their channels, as attention scores are:
             its dimensions are positions and heads.
         stays: Label maps of channels that had to stay, and that are not followed on from here: where the tensor is an
@@ -35,7 +35,7 @@ class ChannelLabels(NamedTuple):
 
     maps: tuple[Tensor, ...] = ()
     constant: bool = True
-    producer_rows: Tensor | None = None
+    producer_rows: tuple[Tensor, ...] = ()
     scores: bool = False
     stays: tuple[Tensor, ...] = ()
     emptied: tuple[Tensor, ...] = ()

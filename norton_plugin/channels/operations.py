@@ -40,6 +40,7 @@ class Operation:
         makes_products: Whether its outputs are sums of products of its inputs: what was said of attention scores
             ends there.
         selects: Whether its outcome jumps when two values change places.
+        creates: Whether it makes a tensor of given sizes, to be followed whatever its operands are.
         sizes: Name of a PyTorch function that runs it -> how to read the sizes that the code gave to that function.
         number: What a plain number among its arguments is.
         before: ``(trace, function_call) -> None``: runs before a PyTorch function of this name, whatever operations
@@ -51,6 +52,7 @@ class Operation:
     masked_by: tuple[Masking, ...] = ()
     makes_products: bool = False
     selects: bool = False
+    creates: bool = False
     sizes: Mapping[str, SizeReader] = field(default_factory=dict)
     number: Number = Number.SIZE
     before: Callable[[Trace, FunctionCall], None] | None = None
@@ -67,6 +69,7 @@ def declare(
     masked_by: Masking | tuple[Masking, ...] = (),
     makes_products: bool = False,
     selects: bool = False,
+    creates: bool = False,
     sizes: Mapping[str, SizeReader] | None = None,
     number: Number = Number.SIZE,
     before: Callable[[Trace, FunctionCall], None] | None = None,
@@ -80,6 +83,7 @@ def declare(
         masked_by: See ``Operation``.
         makes_products: See ``Operation``.
         selects: See ``Operation``.
+        creates: See ``Operation``.
         sizes: See ``Operation``.
         number: See ``Operation``.
         before: See ``Operation``.
@@ -96,7 +100,8 @@ def declare(
             )
     masks = masked_by if isinstance(masked_by, tuple) else (masked_by,)
     for name in names:
-        _OPERATIONS[name] = Operation(name, rule, masks, makes_products, selects, sizes or {}, number, before)
+        facts = makes_products, selects, creates, sizes or {}, number, before
+        _OPERATIONS[name] = Operation(name, rule, masks, *facts)
         _NUMBERS.update(_spellings(name, number))
 
 

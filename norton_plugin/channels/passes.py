@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.conditions import followable, watched_modules
 from norton_plugin.channels.deadline import Deadline
-from norton_plugin.channels.idle import idle_layers, surroundings
+from norton_plugin.channels.idle import has_idle_tables, idle_layers, surroundings
 from norton_plugin.channels.label_maps import ChannelLabels
 from norton_plugin.channels.provenance import SizeProvenance
 from norton_plugin.channels.records import Rescale
@@ -89,7 +89,7 @@ def follow_idle(passes: Passes, example_inputs: Any, run_on: Callable[[Any], Any
     model, trace = passes.model, passes.trace
     notes = trace.notes
     idle = idle_layers(model, trace)
-    if not idle:
+    if not idle and not has_idle_tables(model, trace):
         return idle
     first = replace(notes)
     extra: list[Rescale] = []

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from norton_plugin.channels.label_maps import along, core, varying
 from norton_plugin.channels.operations import Number, declaration_of, number_in
+from norton_plugin.channels.plain_widths import PlainWidths
 from norton_plugin.channels.records import FunctionCall
 from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
@@ -30,6 +31,7 @@ class SizeProvenance(TorchFunctionMode):
         super().__init__()
         self.tracer = tracer
         self.trace = tracer.trace
+        self._plain = PlainWidths()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -44,7 +46,7 @@ class SizeProvenance(TorchFunctionMode):
                 if operation is not None and operation.before is not None:
                     operation.before(self.trace, function)
                 else:
-                    _follow_numbers(self.trace, function)
+                    _follow_numbers(self.trace, function, self._plain)
             return func(*args, **kwargs)
         finally:
             self.trace.function = before
@@ -62,7 +64,9 @@ class SizeProvenance(TorchFunctionMode):
                     widths[d] = along(label_map, d)
 
         def wrap(d: int, value: int) -> int:
-            return Width.of(value, widths[d], self._used_as_value) if d in widths else value
+            if d not in widths:
+                return value
+            return Width.of(value, widths[d], self._used_as_value, on_plain=self._made_plain)
 
         if isinstance(out, int):
             dim = args[1] if len(args) > 1 else kwargs["dim"]
@@ -73,22 +77,40 @@ class SizeProvenance(TorchFunctionMode):
         with self.tracer.paused():
             self.trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
 
+    def _made_plain(self, labels: Tensor, number: float) -> None:
+        self._plain.add(self.trace.module, labels, number)
 
-def _follow_numbers(trace: Trace, function: FunctionCall) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for labels in self._plain.lost():
+            self._used_as_value(labels)
+
+
+def _follow_numbers(trace: Trace, function: FunctionCall, plain: PlainWidths) -> None:
     """Note tensors that are multiplied by a power of a width; any other use of a width as a value pins it."""
     number = number_in(function.name)
+    scales = number in (Number.FACTOR, Number.DIVISOR)
+    tensor = next((a for a in function.args if isinstance(a, Tensor)), None)
     for entry in function.args:
-        if not isinstance(entry, Scale) and not (isinstance(entry, Width) and number is not Number.SIZE):
+        known = _power(entry, number)
+        if known is None and scales and tensor is not None and type(entry) is float:
+            known = plain.power(trace.module, entry)
+        if known is None:
             continue
-        tensor = next((a for a in function.args if isinstance(a, Tensor)), None)
-        exponent = entry.exponent if isinstance(entry, Scale) else 1.0
-        whole = isinstance(entry, Scale) or not entry.offset
-        if whole and tensor is not None and number is Number.FACTOR:
-            compensate_tensor(trace, tensor, entry.labels, exponent)
-        elif whole and tensor is not None and number is Number.DIVISOR:
-            compensate_tensor(trace, tensor, entry.labels, -exponent)
+        labels, exponent = known
+        if scales and tensor is not None and exponent is not None:
+            compensate_tensor(trace, tensor, labels, exponent if number is Number.FACTOR else -exponent)
         else:
-            trace.pin(entry.labels, Reason.WIDTH_AS_VALUE.because())
+            trace.pin(labels, Reason.WIDTH_AS_VALUE.because())
+
+
+def _power(entry: Any, number: Number) -> tuple[Tensor, float | None] | None:
+    """Return the labels and the exponent of a power of a width, None of other arguments and of mere sizes."""
+    if isinstance(entry, Scale):
+        return entry.labels, entry.exponent
+    if isinstance(entry, Width) and number is not Number.SIZE:
+        return entry.labels, None if entry.offset else 1.0
+    return None
 
 
 def compensate_tensor(trace: Trace, tensor: Tensor, width: Tensor, exponent: float) -> None:
@@ -101,7 +123,7 @@ def compensate_tensor(trace: Trace, tensor: Tensor, width: Tensor, exponent: flo
         exponent: The power.
     """
     rows = trace.labels_of(tensor).producer_rows
-    if rows is None:
-        trace.pin(width, Reason.WIDTH_AS_SCALE.because())
+    if rows:
+        trace.compensate(torch.unique(torch.cat([core(own).reshape(-1) for own in rows])), width, exponent)
     else:
-        trace.compensate(torch.unique(core(rows)), width, exponent)
+        trace.pin(width, Reason.WIDTH_AS_SCALE.because())

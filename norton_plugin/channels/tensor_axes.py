@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,15 @@ from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import DenseEquivalent, LayerType, layer_type
 from norton_plugin.modules.swap import names_by_identity
 
+# In place of a tensor's name: what a module without weights returns.
+RETURNED = "<returned>"
+# In place of a tensor's name: a constant that is made anew in every run, in the size that an attribute says.
+COUNTED = "<counted>"
+
 
 @dataclass(frozen=True)
 class CutSite:
-    """A tensor of a module and the axis along which it loses positions."""
+    """A tensor of a module, or what it returns, and the axis along which it loses positions."""
 
     module: nn.Module
     tensor: str
@@ -33,7 +38,7 @@ class TensorAxis:
     Attributes:
         owner: The module that holds the tensor.
         name: Dotted name of the module.
-        tensor: Name of the tensor in it.
+        tensor: Name of the tensor in it, ``RETURNED`` or ``COUNTED``.
         dim: Dimension.
         base: Label of position 0; position i has the label base + i.
         size: Number of positions.
@@ -69,8 +74,10 @@ class AxisTable:
         self.labels = WeakTensorKeyDictionary()
         self.dense_weights: dict[nn.Module, Tensor] = {}
         self._table = table
+        self._names = names_by_identity(model)
+        self._returned: dict[nn.Module, TensorAxis] = {}
         seen: dict[Tensor, list[TensorAxis]] = {}
-        for module, names in names_by_identity(model).items():
+        for module, names in self._names.items():
             layer = layer_type(module)
             for tensor_name, tensor in _tensors(module, layer):
                 if tensor in seen:
@@ -83,7 +90,35 @@ class AxisTable:
                 seen[tensor] = self._add(module, names[0], tensor_name, tensor, dims)
             if layer is not None and layer.dense is not None:
                 self._add_dense(module, names[0], layer.dense)
+        self._number_labels()
+
+    @property
+    def modules(self) -> Container[nn.Module]:
+        """All modules of the model."""
+        return self._names
+
+    def _number_labels(self) -> None:
         self._bases = torch.tensor([axis.base for axis in self.axes] or [1])
+
+    def returned(self, module: nn.Module, dim: int, size: int) -> Tensor | None:
+        """Return the labels of what a module returns, (size,): always the same ones.
+
+        Args:
+            module: Without weights; None is returned where it is no part of the model.
+            dim: Dimension of its output.
+            size: Positions along it; None is returned where it was another number before.
+        """
+        if module not in self._names:
+            return None
+        axis = self._returned.get(module)
+        if axis is None:
+            sites = [CutSite(module, RETURNED, dim)]
+            base = self._table.allocate(size)
+            axis = TensorAxis(module, self._names[module][0], RETURNED, dim, base, size, False, sites)
+            self._returned[module] = axis
+            self.axes.append(axis)
+            self._number_labels()
+        return consecutive(axis.base, size) if (axis.dim, axis.size) == (dim, size) else None
 
     def _add(self, module: nn.Module, name: str, tensor_name: str, tensor: Tensor, dims: list[int]) -> list[TensorAxis]:
         layer = layer_type(module)
@@ -107,6 +142,18 @@ class AxisTable:
         for axis in self._add(module, name, "weight", weight, sorted(dims)):
             axis.sites = [CutSite(module, tensor, cut) for tensor, cut in cuts[axis.dim]]
         self.dense_weights[module] = weight
+
+    def counted(self, module: nn.Module, size: int) -> Tensor:
+        """Return new labels for a dimension of a constant that fits any channels, (size,): no tensor is cut for them.
+
+        Args:
+            module: Of the model; makes the constant.
+            size: Positions along the dimension.
+        """
+        base = self._table.allocate(size)
+        self.axes.append(TensorAxis(module, self._names[module][0], COUNTED, 0, base, size, False))
+        self._number_labels()
+        return consecutive(base, size)
 
     def axis_of(self, labels: Tensor) -> Tensor:
         """Return the positions in ``axes`` of the axes that labels belong to."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from norton_plugin.channels.calling_module import calling_module
+from norton_plugin.channels.hard_coded_sizes import holds_width
 from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
 from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.masking import Masking
@@ -42,6 +44,7 @@ class Trace:
         self.unsure: Mapping[nn.Module | None, str] = {}
         self._labels = WeakTensorKeyDictionary()
         self._numbered = WeakTensorKeyDictionary()
+        self._sizes_of_empty = WeakTensorKeyDictionary()
 
     @property
     def module(self) -> nn.Module | None:
@@ -171,6 +174,35 @@ class Trace:
         elif type(given) is int and given > 0:
             stack = tuple(self.module_stack)
             self.notes.hard_coded_sizes.append(HardCodedSize(stack, given, labels.clone(), whole))
+
+    def counted(self, size: int) -> Tensor | None:
+        """Return labels for a dimension of a new constant, sized by an attribute that holds a width; None by another.
+
+        Args:
+            size: The plain integer that the code gave.
+        """
+        module = calling_module(self.axes.modules)
+        if module is None:
+            return None
+        stack = (*(entry for entry in self.module_stack if entry is not module), module)
+        if not holds_width(stack, size):
+            return None
+        labels = self.axes.counted(module, size)
+        self.notes.hard_coded_sizes.append(HardCodedSize(stack, size, labels.clone()))
+        return labels
+
+    def size_empty(self, tensor: Tensor, sizes: Mapping[int, Tensor]) -> None:
+        """Note whose channels the sizes of an empty tensor count: it has no element that could carry their labels.
+
+        Args:
+            tensor: Without elements.
+            sizes: Dimension -> labels along it.
+        """
+        self._sizes_of_empty[tensor] = dict(sizes)
+
+    def sizes_of_empty(self, tensor: Tensor) -> dict[int, Tensor]:
+        """Return what ``size_empty`` noted of a tensor."""
+        return self._sizes_of_empty.get(tensor, {})
 
     def compensate(self, rows: Tensor, width: Tensor, exponent: float) -> None:
         """Note that the outputs of rows are multiplied by a power of a width.

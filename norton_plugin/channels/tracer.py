@@ -72,10 +72,13 @@ class Tracer(TorchDispatchMode):
         constant = all(labels.constant for labels in sources)
         outputs = call.out if isinstance(call.out, tuple | list) else [call.out]
         results: Sequence[Any] | None = [ChannelLabels((), constant)] * len(outputs)
-        if operands and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs):
+        empty = bool(operands) and all(isinstance(out, Tensor) and out.numel() == 0 for out in outputs)
+        if empty and not self.trace.operation.creates:
             emptied = self._handle_empty(call, sources)
             results = [ChannelLabels((), constant, emptied=emptied)] * len(outputs)
-        elif any(labels.maps for labels in sources) or (not operands and self.trace.function is not None):
+        elif any(labels.maps or labels.stays for labels in sources) or (
+            (self.trace.operation.creates or not operands) and self.trace.function is not None
+        ):
             results = self._follow(call, sources) or results
         else:
             self._pin_emptied(sources, outputs)

@@ -36,12 +36,14 @@ class Width(int):
         ratio: Factor applied to it since.
         offset: Number added to it since.
         on_value: Called where the size becomes part of a computed value other than a power.
+        on_plain: Called with its channels and the number where it becomes a plain number.
     """
 
     labels: Tensor
     ratio: Fraction
     offset: int
     on_value: Callable[[Tensor], None]
+    on_plain: Callable[[Tensor, float], None]
 
     @classmethod
     def of(
@@ -51,14 +53,17 @@ class Width(int):
         on_value: Callable[[Tensor], None],
         ratio: Fraction = Fraction(1),
         offset: int = 0,
+        *,
+        on_plain: Callable[[Tensor, float], None] | None = None,
     ) -> Width:
-        """Make a width of this value."""
+        """Make a width of this value; without ``on_plain``, plain numbers made of it are values like any other."""
         width = cls(value)
         width.labels, width.on_value, width.ratio, width.offset = labels, on_value, ratio, offset
+        width.on_plain = on_plain or (lambda own, number: on_value(own))
         return width
 
     def _derived(self, value: int, ratio: Fraction, offset: int) -> Width:
-        return Width.of(value, self.labels, self.on_value, ratio, offset)
+        return Width.of(value, self.labels, self.on_value, ratio, offset, on_plain=self.on_plain)
 
     def __mul__(self, other: Any) -> Any:
         if not isinstance(other, int):
@@ -107,8 +112,12 @@ class Width(int):
         return value
 
     def __float__(self) -> float:
-        self.on_value(self.labels)
-        return float(int(self))
+        number = float(int(self))
+        if self.offset:
+            self.on_value(self.labels)
+        else:
+            self.on_plain(self.labels, number)
+        return number
 
     def __reduce__(self) -> Any:
         return int, (int(self),)

@@ -11,8 +11,24 @@ from torch import nn
 _STORES = ("_parameters", "_buffers", "_modules")
 
 
-def _copy(value: Any) -> Any:
-    return type(value)(value) if type(value) in (list, dict, set) else value
+class _Container:
+    """A list, dict or set, and what it holds: several modules may hold the very same one."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self._held = own, type(own)(own)
+
+    def restored(self) -> Any:
+        self.own.clear()
+        (self.own.extend if isinstance(self.own, list) else self.own.update)(self._held)
+        return self.own
+
+
+def _kept(value: Any) -> Any:
+    return _Container(value) if type(value) in (list, dict, set) else value
+
+
+def _restored(value: Any) -> Any:
+    return value.restored() if type(value) is _Container else value
 
 
 class Snapshot:
@@ -39,13 +55,13 @@ class Snapshot:
             self._remember(entry)
 
     def _remember(self, live: dict[Any, Any]) -> None:
-        self._saved.append((live, {key: _copy(value) for key, value in live.items()}))
+        self._saved.append((live, {key: _kept(value) for key, value in live.items() if key not in _STORES}))
 
     def restore_(self) -> None:
         """Restore everything, in place."""
         for live, saved in self._saved:
             stores = {key: live[key] for key in _STORES if key in live}
             live.clear()
-            live.update({key: _copy(value) for key, value in saved.items()})
+            live.update({key: _restored(value) for key, value in saved.items()})
             # Parameters, buffers and submodules are dicts with entries of their own: keep the live objects.
             live.update(stores)

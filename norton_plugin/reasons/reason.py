@@ -20,7 +20,7 @@ class Reason(Enum):
         example="fc of timm:resnet18")
     POSITIONS_OR_HEADS = left("positions-or-heads", "its outputs are positions or heads, not channels",
         advice="nothing to do: positions and attention heads are not pruned",
-        example="blocks.0.mlp_tokens.fc2 of timm:mixer_b16_224")
+        example="tokens of timm:mixer_b16_224; points of mmdet:deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
     SINGLE_CHANNEL = left("single-channel", "it has a single channel",
         advice="nothing to do: a layer needs at least one channel",
         example="a convolution with out_channels=1, such as the last one of a segmentation head for one class")
@@ -69,10 +69,10 @@ class Reason(Enum):
         example="the convolution beside a shortcut whose missing channels are padded with zeros (ResNets for CIFAR)")
     WIDTH_AS_VALUE = Entry("width-as-value", "its width enters a computed value",
         advice="read the width off the tensor only to give sizes or a factor of scale; keep other uses constant",
-        example="x / float(x.shape[1]); attention of mmdet:conditional_detr/conditional-detr_r50_8xb2-50e_coco.py")
+        example="x + float(x.shape[1]); x * math.cos(x.shape[1])")
     WIDTH_AS_SCALE = Entry("width-as-scale", "its width sets the scale of an attention whose rows are not known",
-        advice="compute the keys by a single layer without an activation, so that its weight can be rescaled",
-        example="scaled_dot_product_attention(q(x), k1(x) + k2(x), v(x))")
+        advice="compute the keys by layers without an activation, so that their weights can be rescaled",
+        example="scaled_dot_product_attention(q(x), relu(k(x)), v(x)); relu(x) / math.sqrt(x.shape[1])")
     COMPUTED_WIDTH = Entry("computed-width", "its width is computed from the width of other channels",
         advice="give the sizes as widths of the tensors themselves, or as whole multiples or parts of these",
         example="context_encoder.conv of torchvision:raft_small")
@@ -93,7 +93,7 @@ class Reason(Enum):
         example="nn.Conv3d over a map whose depth is its channels; x.roll(3, 1)")
     TAKEN_OVER_CHANNELS = Entry("taken-over-channels", "{operation} is taken over its channels",
         advice="nothing to do: without some channels the outcome for the others would differ",
-        example="x.softmax(1); class scores of torchvision:ssd300_vgg16; attention of timm:volo_d1_224")
+        example="x.softmax(1); class scores of torchvision:ssd300_vgg16")
     COMPUTED_KERNEL = Entry("computed-kernel", "a kernel computed for each image is made of them or reads them",
         advice="nothing to do: the kernel's size is that of another layer, or mixed from kernels of experts",
         example="dynamic convolutions whose weight a layer computes; CondConv2d of timm:tf_efficientnet_cc_b0_4e")
@@ -129,7 +129,7 @@ class Reason(Enum):
         example="a module that calls x.numpy() and makes a new tensor from the result")
     NOT_CONSUMED = Entry("not-consumed", "no traced operation consumes these channels",
         advice="nothing to do where a compiled operator reads them; torch.library makes such an operator visible",
-        example="attention offsets of mmdet:deformable_detr/deformable-detr_r50_16xb2-50e_coco.py")
+        example="a layer whose outputs only a compiled operator reads, bound past PyTorch's dispatcher")
 
     # What cannot be traced, or is not reached by a trace.
     UNTRACEABLE = Entry("untraceable",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDBlock, CPDLinear
 from norton_plugin.modules.feature_info import LISTED_WIDTHS, listed_widths
+from norton_plugin.modules.output_selection import output_selection
 from norton_plugin.modules.swap import names_by_identity
 
 Geometry = dict[str, dict[str, Any]]
@@ -61,6 +62,8 @@ def geometry(model: nn.Module) -> Geometry:
                 plain[LISTED_WIDTHS] = widths
             hidden = {n: list(t.shape) for n, t in kept_out(module).items()}
             entry |= {"shapes": shapes, "attributes": {k: freeze(v) for k, v in plain.items()}, "kept_out": hidden}
+            if (selection := output_selection(module)) is not None:
+                entry["selected"] = {"dim": selection.dim, "size": selection.size, "kept": list(selection.kept)}
         described[names[0]] = entry
     return described
 

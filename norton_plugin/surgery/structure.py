@@ -5,7 +5,8 @@ An entry names a module (all its dotted names) and one of
     ``spatial`` the arguments of the SpatialSVDBlock that took its place
     ``linear``  the arguments of the CPDLinear that took its place
     ``resize``  new shapes of its own parameters and buffers
-and in both cases the plain attributes that changed with them (``out_channels``, ``num_features``, ``num_heads`` ...).
+and in both cases the plain attributes that changed with them (``out_channels``, ``num_features``, ``num_heads`` ...);
+``selected`` beside ``resize`` says which channels stay of what a module without weights returns.
 Nothing in it is executable.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from norton_plugin.blocks import CPD_BLOCKS, ConvBlock, CPDLinear, SpatialSVDBlock
 from norton_plugin.errors import ArtifactError
 from norton_plugin.modules.feature_info import LISTED_WIDTHS, list_widths_
+from norton_plugin.modules.output_selection import select_output_
 from norton_plugin.modules.swap import renew_references_, swap_, take_over_flags_
 from norton_plugin.surgery.geometry import Geometry, geometry, kept_out, kind_of_block, own_tensors, thaw
 from norton_plugin.surgery.structure_arguments import damaged, shortened
@@ -72,8 +74,10 @@ def diff(dense: Geometry, compressed: Geometry) -> Structure:
             "attributes": _renewed(entry["attributes"], old["attributes"]),
         }
         # Tensors and attributes that only one of the two has were made by running the model, not by surgery.
-        if any(changes.values()):
-            entries.append({"names": entry["names"], "resize": changes["shapes"], "attributes": changes["attributes"]})
+        selected = {"selected": entry["selected"]} if entry.get("selected") != old.get("selected") else {}
+        if any(changes.values()) or selected:
+            resized = {"resize": changes["shapes"], "attributes": changes["attributes"]}
+            entries.append({"names": entry["names"], **resized, **selected})
     return {"version": VERSION, "source": _fingerprint(dense), "modules": entries}
 
 
@@ -169,20 +173,22 @@ def apply_structure_(model: nn.Module, structure: Structure) -> None:
             check_resize(entry, module, {**kept_out(module), **own_tensors(module)})
     try:
         blocks = {m: _build_block(entry, m) for entry, m in places if not isinstance(entry, ResizeEntry)}
-        resized = [(m, _resized(m, e.shapes), e.attributes) for e, m in places if isinstance(e, ResizeEntry)]
+        resized = [(m, _resized(m, e.shapes), e) for e, m in places if isinstance(e, ResizeEntry)]
         swap_(model, dict(blocks))
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration, MemoryError) as error:
         raise ArtifactError(
             f"the structure cannot be applied ({type(error).__name__}: {error}); it was edited or damaged"
         ) from error
-    for module, tensors, attributes in resized:
+    for module, tensors, entry in resized:
         for name, tensor in tensors.items():
             (module._parameters if name in module._parameters else module._buffers)[name] = tensor  # type: ignore[assignment]
             module._non_persistent_buffers_set.discard(name)
         renew_references_(module)
-        if isinstance(widths := attributes.get(LISTED_WIDTHS), list):
+        if isinstance(widths := entry.attributes.get(LISTED_WIDTHS), list):
             list_widths_(module, widths)
-        vars(module).update({name: value for name, value in attributes.items() if name != LISTED_WIDTHS})
+        vars(module).update({name: value for name, value in entry.attributes.items() if name != LISTED_WIDTHS})
+        if entry.selected is not None:
+            select_output_(module, entry.selected)
 
 
 def _find(model: nn.Module, entries: Sequence[Entry]) -> list[nn.Module]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from norton_plugin.blocks import CPD_BLOCKS
 from norton_plugin.errors import ArtifactError
+from norton_plugin.modules.output_selection import OutputSelection
 from norton_plugin.surgery.structure_arguments import (
     LARGEST,
     block_arguments,
@@ -114,11 +116,13 @@ class ResizeEntry:
         names: All dotted names of the module.
         shapes: New shapes of its parameters and buffers.
         attributes: New values of plain attributes.
+        selected: What stays of its output, None where all does.
     """
 
     names: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     attributes: dict[str, Attribute]
+    selected: OutputSelection | None = None
 
 
 Entry = BlockEntry | SpatialEntry | LinearEntry | ResizeEntry
@@ -188,13 +192,14 @@ def _entry(where: str, plain: Any) -> Entry:
         return SpatialEntry(tuple(names), spatial_arguments(where, _dict(f"'spatial' of {where}", entry["spatial"])))
     if set(entry) == {"names", "linear"}:
         return LinearEntry(tuple(names), linear_arguments(where, _dict(f"'linear' of {where}", entry["linear"])))
-    if set(entry) == {"names", "resize", "attributes"}:
+    if set(entry) - {"selected"} == {"names", "resize", "attributes"}:
         shapes = _dict(f"'resize' of {where}", entry["resize"])
         attributes = _dict(f"'attributes' of {where}", entry["attributes"])
         return ResizeEntry(
             tuple(names),
             {name: _shape(f"the shape of {name!r} in {where}", shape) for name, shape in shapes.items()},
             {name: _attribute(f"the attribute {name!r} of {where}", value) for name, value in attributes.items()},
+            _selection(f"'selected' of {where}", entry["selected"]) if "selected" in entry else None,
         )
     raise damaged(f"the entry of {where}", sorted(entry), "names with block, spatial, linear, or resize and attributes")
 
@@ -213,6 +218,21 @@ def _shape(what: str, value: Any) -> tuple[int, ...]:
     ):
         raise damaged(what, value, "a list of sizes")
     return tuple(value)
+
+
+def _selection(what: str, value: Any) -> OutputSelection:
+    found = _dict(what, value)
+    if set(found) != {"dim", "size", "kept"}:
+        raise damaged(what, sorted(found), "dim, size and kept")
+    dim, size, kept = found["dim"], found["size"], found["kept"]
+    if not isinstance(kept, list | tuple) or not kept:
+        raise damaged(f"'kept' of {what}", kept, "a list of positions")
+    if not all(map(is_whole, (dim, size, *kept))) or not (0 <= dim < _MOST_AXES and 1 <= size <= LARGEST):
+        raise damaged(what, value, "a dimension, a size and positions")
+    ascending = all(a < b for a, b in pairwise(kept))
+    if not ascending or kept[0] < 0 or kept[-1] >= size:
+        raise damaged(f"'kept' of {what}", kept, f"ascending positions below {size}")
+    return OutputSelection(dim, size, tuple(kept))
 
 
 def _attribute(what: str, value: Any) -> Attribute:

@@ -63,6 +63,8 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
     where = entry.names[0] or "the model"
     if isinstance(module, ConvBlock | CPDLinear):
         raise damaged(f"the entry of {where}", f"new sizes for a {type(module).__name__}", "the arguments of one")
+    if entry.selected is not None and any(tensor.is_floating_point() for tensor in _all_tensors(module)):
+        raise damaged(f"'selected' of {where}", type(module).__name__, "a module without weights")
     for name, shape in entry.shapes.items():
         if name not in own:
             raise damaged(f"a tensor of {where}", name, f"one of {sorted(own)}")
@@ -77,6 +79,10 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         if not may_become(name, own_value, value):
             expected = f"positive numbers of the kind that {shortened(own_value)} is"
             raise damaged(f"the attribute {where}.{name}", value, expected)
+
+
+def _all_tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
 
 
 def check_block(entry: BlockEntry | SpatialEntry, module: nn.Module) -> None:

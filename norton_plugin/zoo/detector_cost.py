@@ -7,12 +7,13 @@ a fixed number of proposals: ``test_cfg.rpn.max_per_img``, or all candidates whe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -32,17 +33,29 @@ def run_tensor_mode(model: nn.Module, example: Tensor) -> Any:
         model: A detector.
         example: Normalised images (B, 3, H, W).
     """
-    samples = image_samples(tuple(example.shape[-2:]), example)
+    trained = model.training and isinstance(model, DetectionTransformer)
+    samples = image_samples(tuple(example.shape[-2:]), example, objects=int(trained))
     with visible_operators():
+        if trained:
+            return _transformer_in_training(model, example, samples)
         return model(example, samples, mode="tensor")
 
 
-def image_samples(size: tuple[int, ...], images: Tensor) -> list[DetDataSample]:
-    """Return what mmdet tells of images that are not padded and hold no object.
+def _transformer_in_training(model: Any, example: Tensor, samples: list[DetDataSample]) -> Any:
+    """Run a detection transformer up to its losses; mmdet's mode ``tensor`` hands its head more than that takes."""
+    made = model.forward_transformer(model.extract_feat(example), samples)
+    taken = inspect.signature(model.bbox_head.forward).parameters
+    outputs = model.bbox_head.forward(**{name: value for name, value in made.items() if name in taken})
+    return [outputs, [value for name, value in made.items() if name not in taken]]
+
+
+def image_samples(size: tuple[int, ...], images: Tensor, *, objects: int = 0) -> list[DetDataSample]:
+    """Return what mmdet tells of images that are not padded.
 
     Args:
         size: (H, W).
         images: A tensor of as many as its first dimension.
+        objects: Boxes of the first class that each image holds: some detectors learn from them in their first layers.
     """
     facts = {
         "img_shape": size,
@@ -52,7 +65,7 @@ def image_samples(size: tuple[int, ...], images: Tensor) -> list[DetDataSample]:
         "scale_factor": (1.0, 1.0),
     }
     samples = [DetDataSample(metainfo=dict(facts)) for _ in range(len(images))]
-    boxes, labels = images.new_zeros(0, 4), images.new_zeros(0).long()
+    boxes, labels = constant_boxes(objects, size, like=images), images.new_zeros(objects).long()
     for sample in samples:  # mmdet's pipelines pack them always, and some heads ask for them always
         sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     return samples

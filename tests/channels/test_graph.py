@@ -139,7 +139,7 @@ def test_padded_channels_pin_only_the_other_side(halve):
         (lambda self, x: x[:, [3, 1]], "by-position"),
         (lambda self, x: x * x.softmax(1), "taken-over-channels"),
         (lambda self, x: x + torch.arange(16.0).view(1, 16, 1, 1), "fixed-width-tensor"),
-        (lambda self, x: x / float(x.shape[1]), "width-as-value"),
+        (lambda self, x: x + float(x.shape[1]), "width-as-value"),
         (lambda self, x: torch.from_numpy(np.asarray(x.detach()) * 2), "unseen-code"),
         (lambda self, x: x.sort(1).values, "taken-over-channels"),
     ],

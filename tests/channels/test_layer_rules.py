@@ -3,6 +3,8 @@
 The labels of a module's parameters are 1, 2, ... in their order, dimension by dimension; labels of inputs are larger.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,6 +156,8 @@ def test_what_a_layer_reads_of_an_empty_tensor_stays(function, united, pins):
         (lambda x: x / x.shape[1], [1, 2], [1, 2], -1.0),
         (lambda x: 2 * x[:, None] * (1 / x.shape[1]), [1, 2], [1, 2], -1.0),
         (lambda x: torch.multiply(x, x.shape[1] ** -0.5), [1, 2], [1, 2], -0.5),
+        (lambda x: x * float(x.shape[1]), [1, 2], [1, 2], 1.0),
+        (lambda x: x / math.sqrt(x.shape[1]), [1, 2], [1, 2], -0.5),
         (lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]), [1, 2], [1, 2], -0.5),
     ],
 )
@@ -172,7 +176,8 @@ def test_a_scale_computed_from_a_width_is_compensated_in_the_rows(function, rows
         (lambda x: torch.relu(x) * x.shape[1] ** -0.5, "width-as-scale"),
         (lambda x: x + x.shape[1], "width-as-value"),
         (lambda x: x.shape[1] ** -0.5 / x, "width-as-value"),
-        (lambda x: x * float(x.shape[1]), "width-as-value"),
+        (lambda x: x + float(x.shape[1]), "width-as-value"),
+        (lambda x: torch.relu(x) * float(x.shape[1]), "width-as-scale"),
         (lambda x: torch.full_like(x, x.shape[1]), "width-as-value"),
     ],
 )

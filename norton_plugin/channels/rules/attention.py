@@ -64,7 +64,8 @@ def compensate_product(trace: Trace, query: Tensor, key: Tensor, width: Tensor) 
 def _is_rescaled(trace: Trace, query: Tensor) -> bool:
     """Tell whether the rows that computed the queries are to be rescaled already."""
     rows = trace.labels_of(query).producer_rows
-    return rows is not None and any(bool(torch.isin(core(rows), entry.rows).any()) for entry in trace.notes.rescales)
+    rescales = trace.notes.rescales
+    return any(bool(torch.isin(core(own), entry.rows).any()) for own in rows for entry in rescales)
 
 
 def _note_attributes(trace: Trace, width: Tensor) -> None:

@@ -82,7 +82,7 @@ def filtered(
     shape = tuple(call.out.shape)
     maps = (*(spread(vector, shape, 1) for vector in rows), *(label_map.expand(shape) for label_map in carried))
     operands: list[Operand] = [(ChannelLabels(maps), shape)]
-    producer_rows = spread(rows[0], shape, 1) if len(rows) == 1 and groups == 1 else None
+    producer_rows = (spread(rows[0], shape, 1),) if len(rows) == 1 and groups == 1 else ()
     if bias is not None:
         view = (1, -1) + (1,) * (len(shape) - 2)
         own = tuple(label_map.reshape(view) for label_map in trace.labels_of(bias).maps)

@@ -17,6 +17,8 @@ from norton_plugin.reasons import Reason
 # Token mixing and talking heads: the other operand has its channels along another dimension.
 _POSITIONS = Reason.POSITIONS_OR_HEADS.because()
 Operand = tuple[ChannelLabels, tuple[int, ...]]
+# A sum of more layers than this is a trunk, which nobody rescales.
+_MAX_ROWS = 4
 
 
 def combine(trace: Trace, operands: Sequence[Operand], shape: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -111,8 +113,12 @@ def product(trace: Trace, call: Call) -> ChannelLabels | None:
     """Follow a factor: multiplied by a constant, elements stay multiples of one output of a layer."""
     labels = pointwise(trace, call)
     first, *others = _tensors(call)
+    for other in others:
+        for weights, values in ((first, other), (other, first)):
+            operand = trace.labels_of(values).maps, tuple(values.shape)
+            weighed_positions(trace, trace.labels_of(weights).stays, *operand)
     rows = trace.labels_of(first).producer_rows
-    if labels is None or rows is None or any(not trace.labels_of(tensor).constant for tensor in others):
+    if labels is None or any(not trace.labels_of(tensor).constant for tensor in others):
         return labels
     return _with_rows(labels, call, rows)
 
@@ -123,26 +129,49 @@ register_rule("neg")(product)
 
 @register_rule("add", "sub", number=Number.VALUE)
 def total(trace: Trace, call: Call) -> ChannelLabels | None:
-    """Follow a sum: producer rows survive the bias of their own layer, and sums among themselves."""
+    """Follow a sum: producer rows survive the bias of their own layer, and sums with other producer rows."""
     labels = pointwise(trace, call)
     tensors = _tensors(call)
-    rows = trace.labels_of(tensors[0]).producer_rows
-    if labels is None or rows is None or len(tensors) != 2:
+    if labels is None or len(tensors) != 2:
         return labels
-    other = trace.labels_of(tensors[1])
-    if other.producer_rows is not None and torch.equal(
-        torch.unique(core(rows)), torch.unique(core(other.producer_rows))
-    ):
-        return _with_rows(labels, call, rows)
-    owners = {axis.owner for axis in trace.axes_in(core(rows).reshape(-1)[:1])}
+    own, other = (trace.labels_of(tensor) for tensor in tensors)
+    if not own.producer_rows:
+        return labels
+    if other.producer_rows:
+        return _with_rows(labels, call, _distinct((*own.producer_rows, *other.producer_rows)))
+    owners = {axis.owner for rows in own.producer_rows for axis in trace.axes_in(core(rows).reshape(-1)[:1])}
     added = [axis for label_map in other.maps for axis in trace.axes_in(core(label_map).reshape(-1)[:1])]
     if added and all(axis.owner in owners and "bias" in axis.tensor for axis in added):
-        return _with_rows(labels, call, rows)
+        return _with_rows(labels, call, own.producer_rows)
     return labels
 
 
-def _with_rows(labels: ChannelLabels, call: Call, rows: Tensor) -> ChannelLabels:
-    return labels._replace(producer_rows=rows) if rows.shape == call.out.shape else labels
+def _distinct(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return producer rows without those that name the same rows again; none of a sum of too many layers."""
+    found = {tuple(torch.unique(core(own)).tolist()): own for own in reversed(rows)}
+    return tuple(found.values())[::-1] if len(found) <= _MAX_ROWS else ()
+
+
+def weighed_positions(trace: Trace, weights: Sequence[Tensor], maps: Sequence[Tensor], shape: Sequence[int]) -> None:
+    """Pin what a softmax gave for positions of a tensor that has its channels elsewhere: it numbers those positions.
+
+    Args:
+        trace: Takes the pins.
+        weights: Label maps that had to stay of what the tensor is multiplied with.
+        maps: Label maps of the tensor.
+        shape: Of the tensor.
+    """
+    for label_map in weights:
+        shift = len(shape) - label_map.dim()
+        dims = {d + shift for d in varying(label_map)}
+        apart = maps and not any(dims & set(varying(other)) for other in maps)
+        if apart and all(d >= 0 and shape[d] == label_map.shape[d - shift] for d in dims):
+            trace.pin(label_map, _POSITIONS)
+
+
+def _with_rows(labels: ChannelLabels, call: Call, rows: tuple[Tensor, ...]) -> ChannelLabels:
+    alike = all(own.shape == call.out.shape for own in rows)
+    return labels._replace(producer_rows=rows) if alike else labels
 
 
 def _tensors(call: Call) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import ChannelLabels, compact, core, varying
+from norton_plugin.channels.label_maps import ChannelLabels, compact, core, spread, varying
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.elementwise import combine
@@ -49,9 +49,15 @@ def stack(trace: Trace, call: Call) -> ChannelLabels:
     return _joined(trace, entries, dim, call)._replace(producer_rows=rows)
 
 
-def _joined_rows(trace: Trace, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+def _joined_rows(trace: Trace, tensors: Sequence[Tensor], join: Callable[[list[Tensor]], Tensor]) -> tuple[Tensor, ...]:
+    """Return producer rows side by side; those of fewer layers than their neighbours are filled up with none."""
     rows = [trace.labels_of(tensor).producer_rows for tensor in tensors]
-    return None if any(entry is None for entry in rows) else compact(join(rows))  # type: ignore[arg-type]
+    if not all(rows):
+        return ()
+    none = [torch.zeros(1, dtype=torch.long).expand(tensor.shape) for tensor in tensors]
+    levels = range(max(map(len, rows)))
+    filled = [[own[i] if i < len(own) else zero for own, zero in zip(rows, none, strict=True)] for i in levels]
+    return tuple(compact(join(level)) for level in filled)
 
 
 def _joined(trace: Trace, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: int, call: Call) -> ChannelLabels:
@@ -65,6 +71,7 @@ def _joined(trace: Trace, entries: list[tuple[Tensor, Sequence[Tensor]]], dim: i
             (own if dim in varying(label_map) else side).append(label_map)
         lengthwise.append(own)
         border = tuple(1 if d == dim else n for d, n in enumerate(tensor.shape))
+        side += [spread(labels, border, d) for d, labels in trace.sizes_of_empty(tensor).items() if d != dim]
         across.append((ChannelLabels(tuple(label_map.narrow(dim, 0, 1) for label_map in side)), border))
     common = tuple(1 if d == dim else n for d, n in enumerate(shape))
     joined = [label_map.expand(shape) for label_map in combine(trace, across, common)]
@@ -89,18 +96,26 @@ def copy(trace: Trace, call: Call) -> ChannelLabels:
 
 @register_rule("index_put")
 def put(trace: Trace, call: Call) -> ChannelLabels | None:
-    """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs."""
+    """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs.
+
+    Rows are numbered along the first dimensions, by one list of numbers for each.
+    """
     target, indices, source = call.args[:3]
     old, new = trace.labels_of(target), trace.labels_of(source)
     if source.numel() == 0:
         return old
-    rows_alone = len(indices) == 1 and indices[0].dim() == 1 and source.dim() == target.dim() and not target._is_view()
-    if not rows_alone or any(0 in varying(label_map) for label_map in (*old.maps, *new.maps)):
+    count = len(indices)
+    listed = all(index is not None and index.dim() == 1 for index in indices)
+    if not listed or source.dim() != target.dim() - count + 1 or target._is_view():
         return None
-    shape = (1, *target.shape[1:])
+    if any(d < count for label_map in old.maps for d in varying(label_map)):
+        return None
+    if any(0 in varying(label_map) for label_map in new.maps):
+        return None
+    shape = tuple(target.shape[count:])
     operands = [
-        (ChannelLabels(tuple(label_map.narrow(0, 0, 1) for label_map in labels.maps), labels.constant), shape)
-        for labels in (old, new)
+        (ChannelLabels(tuple(label_map[(0,) * first] for label_map in labels.maps), labels.constant), shape)
+        for labels, first in ((old, count), (new, 1))
     ]
     return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))
 

@@ -11,7 +11,7 @@ from norton_plugin.channels.masking import PAIRS_OVER_KEPT, ZERO_FIRST, ZERO_SEC
 from norton_plugin.channels.operations import register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.attention import compensate_product
-from norton_plugin.channels.rules.elementwise import combine, pin_unpaired
+from norton_plugin.channels.rules.elementwise import combine, pin_unpaired, weighed_positions
 from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
@@ -99,7 +99,7 @@ def _matrix_product(trace: Trace, call: Call, first: int, bias: Tensor | None) -
     trace.mask([label_map[0] for label_map in summed])
     out = tuple(label_map[0] for label_map in maps)
     filters = [label_map for label_map in labels_b.maps if varying(label_map) == [1]]
-    rows = filters[0][:1].expand(call.out.shape) if labels_b.constant and len(filters) == 1 else None
+    rows = (filters[0][:1].expand(call.out.shape),) if labels_b.constant and len(filters) == 1 else ()
     if bias is not None:
         shape = tuple(call.out.shape)
         out = combine(trace, [(ChannelLabels(out), shape), (trace.labels_of(bias), tuple(bias.shape))], shape)
@@ -110,6 +110,9 @@ def _matrix_product(trace: Trace, call: Call, first: int, bias: Tensor | None) -
 def bmm(trace: Trace, call: Call) -> ChannelLabels:
     """Multiply (B, N, K) by (B, K, M)."""
     a, b = call.args
+    weights = [label_map.unsqueeze(3) for label_map in trace.labels_of(a).stays]
+    values = [label_map.unsqueeze(1) for label_map in trace.labels_of(b).maps]
+    weighed_positions(trace, weights, values, (b.shape[0], 1, *b.shape[1:]))
     maps, summed = contract(trace, trace.labels_of(a), trace.labels_of(b), (a.shape, b.shape))
     trace.mask(summed)
     for label_map in summed:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norton_plugin.channels.label_maps import ChannelLabels, along, compact, core, varying
+from norton_plugin.channels.label_maps import ChannelLabels, along, compact, core, spread, varying
 from norton_plugin.channels.operations import Number, register_rule
 from norton_plugin.channels.records import Call
 from norton_plugin.channels.rules.given import after_tensor, all_arguments
@@ -19,8 +19,10 @@ from norton_plugin.reasons import Cause, Reason
 
 def _mapped(trace: Trace, call: Call, function: Any) -> ChannelLabels:
     labels = trace.labels_of(call.args[0])
-    rows = None if labels.producer_rows is None else function(labels.producer_rows)
-    return ChannelLabels(tuple(function(label_map) for label_map in labels.maps), labels.constant, rows)
+    rows = tuple(function(own) for own in labels.producer_rows)
+    stays = tuple(function(label_map) for label_map in labels.stays)
+    maps = tuple(function(label_map) for label_map in labels.maps)
+    return ChannelLabels(maps, labels.constant, rows, stays=stays)
 
 
 @register_rule(
@@ -49,27 +51,38 @@ def like(trace: Trace, call: Call) -> ChannelLabels:
 register_rule("full_like", number=Number.VALUE)(like)
 
 
+_UNIFORM = ("zeros", "ones", "new_zeros", "new_ones")
+
+
 @register_rule(
-    "zeros",
-    "ones",
+    *_UNIFORM,
     "empty",
     "rand",
     "randn",
-    "new_zeros",
-    "new_ones",
     "new_empty",
+    creates=True,
     sizes=dict.fromkeys(("zeros", "ones", "empty", "rand", "randn"), all_arguments)
     | dict.fromkeys(("new_zeros", "new_ones", "new_empty"), after_tensor),
 )
 def factory(trace: Trace, call: Call) -> ChannelLabels:
-    """Give a constant whose sizes were read off a tensor the channels of that tensor."""
-    maps = []
+    """Give a constant whose sizes were read off a tensor the channels of that tensor.
+
+    Zeros and ones of a width that an attribute holds fit any channels: they get labels of their own.
+    """
+    widths = {}
     for d, size in enumerate(trace.given_sizes(call.out.dim()) or []):
         if isinstance(size, Width) and len(size.labels) == call.out.shape[d]:
-            view = [1] * call.out.dim()
-            view[d] = -1
-            maps.append(size.labels.view(view).expand(call.out.shape))
-    return ChannelLabels(tuple(maps))
+            widths[d] = size.labels
+        elif _fits_any(call, size) and (labels := trace.counted(size)) is not None:
+            widths[d] = labels
+    if call.out.numel() == 0:
+        trace.size_empty(call.out, widths)
+        return ChannelLabels()
+    return ChannelLabels(tuple(spread(labels, call.out.shape, d) for d, labels in widths.items()))
+
+
+def _fits_any(call: Call, size: Any) -> bool:
+    return type(size) is int and size > 1 and call.name in _UNIFORM and call.out.is_floating_point()
 
 
 @register_rule("as_strided")

@@ -24,14 +24,14 @@ def _per_channel(trace: Trace, call: Call, parameters: slice) -> list[Operand]:
     return operands
 
 
-def _scaled_rows(call: Call, operands: list[Operand]) -> Tensor | None:
+def _scaled_rows(call: Call, operands: list[Operand]) -> tuple[Tensor, ...]:
     """Return the producer rows of a norm's output: those of its weight, which scales each channel."""
     if isinstance(call.args[1], Tensor) and len(operands) > 1 and len(operands[1][0].maps) == 1:
-        return operands[1][0].maps[0].expand(call.args[0].shape)
-    return None
+        return (operands[1][0].maps[0].expand(call.args[0].shape),)
+    return ()
 
 
-def _outputs(call: Call, maps: tuple[Tensor, ...], rows: Tensor | None = None) -> list[ChannelLabels]:
+def _outputs(call: Call, maps: tuple[Tensor, ...], rows: tuple[Tensor, ...] = ()) -> list[ChannelLabels]:
     return [ChannelLabels(maps, producer_rows=rows)] + [ChannelLabels()] * (len(call.out) - 1)
 
 
@@ -58,9 +58,9 @@ def layer_norm(trace: Trace, call: Call) -> list[ChannelLabels]:
     trace.mask(consumed)
     if trace.module is not None and consumed and len(normalized) == 1:
         trace.notes.norm_inputs[trace.module] = along(consumed[0], x.dim() - 1)
-    rows = None
+    rows: tuple[Tensor, ...] = ()
     if len(operands) > 1 and len(operands[1][0].maps) == 1:
-        rows = operands[1][0].maps[0].expand(x.shape)
+        rows = (operands[1][0].maps[0].expand(x.shape),)
     return _outputs(call, combine(trace, operands, tuple(x.shape)), rows)
 
 

@@ -45,8 +45,8 @@ def split(trace: Trace, call: Call) -> list[ChannelLabels]:
         for own, piece in zip(maps, pieces, strict=True):
             own.append(piece)
     rows = trace.labels_of(call.args[0]).producer_rows
-    pieces = [None] * len(sizes) if rows is None else list(rows.split(sizes, dim))
-    return [ChannelLabels(tuple(own), producer_rows=piece) for own, piece in zip(maps, pieces, strict=True)]
+    parts = list(zip(*(own.split(sizes, dim) for own in rows), strict=True)) or [()] * len(sizes)
+    return [ChannelLabels(tuple(own), producer_rows=part) for own, part in zip(maps, parts, strict=True)]
 
 
 def _given_for_each(trace: Trace, count: int) -> list[Any]:
@@ -81,7 +81,7 @@ def cut(trace: Trace, call: Call) -> ChannelLabels:
                 piece = _range(trace, label_map, piece, dim, start)
         maps.append(piece)
     rows = trace.labels_of(source).producer_rows
-    rows = None if rows is None else call.func(rows, *call.args[1:], **call.kwargs)
+    rows = tuple(call.func(own, *call.args[1:], **call.kwargs) for own in rows)
     return ChannelLabels(tuple(maps), producer_rows=rows)
 
 
@@ -119,7 +119,7 @@ def pick(trace: Trace, call: Call) -> Any:
     rows = trace.labels_of(call.args[0]).producer_rows
     single = isinstance(call.out, Tensor)
     indices = [call.arg(2, "index", 0)] if single else range(len(call.out))
-    picked = [ChannelLabels(tuple(kept), producer_rows=None if rows is None else rows.select(dim, i)) for i in indices]
+    picked = [ChannelLabels(tuple(kept), producer_rows=tuple(own.select(dim, i) for own in rows)) for i in indices]
     return picked[0] if single else picked
 
 

@@ -47,8 +47,8 @@ def _outputs(
             label_map = label_map.narrow(d, 0, 1) if outputs[0].dim() == x.dim() else label_map.select(d, 0)
         return label_map
 
-    rows = trace.labels_of(x).producer_rows if keep_rows else None
-    rows = None if rows is None or set(varying(rows)) & set(dims) else reduced(rows)
+    rows = trace.labels_of(x).producer_rows if keep_rows else ()
+    rows = () if any(set(varying(own)) & set(dims) for own in rows) else tuple(reduced(own) for own in rows)
     maps = tuple(reduced(label_map).expand(outputs[0].shape) for label_map in kept)
     return [ChannelLabels(maps, producer_rows=rows)] * len(outputs)
 

@@ -47,8 +47,9 @@ def reshape(trace: Trace, call: Call) -> ChannelLabels:
                 trace.relate_size(along(label_map, d), size, _whole(before.maps, origin[d]))
             if not touched and isinstance(size, Width) and target.shape[d] > 1:
                 trace.pin(size.labels, Reason.FOREIGN_SIZE.because())
-    rows = before.producer_rows
-    return ChannelLabels(tuple(maps), producer_rows=None if rows is None else compact(rows.reshape(target.shape)))
+    rows = tuple(compact(own.reshape(target.shape)) for own in before.producer_rows)
+    stays = tuple(compact(label_map.reshape(target.shape)) for label_map in before.stays)
+    return ChannelLabels(tuple(maps), producer_rows=rows, stays=stays)
 
 
 def _whole(maps: Sequence[Tensor], dims: Sequence[int]) -> Tensor | None:

@@ -38,9 +38,8 @@ def over_line(trace: Trace, call: Call) -> Any:
 
 @register_rule("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d",
                "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
-               "reflection_pad2d", "replication_pad2d", "grid_sampler_2d", "_upsample_bilinear2d_aa",
-               "_upsample_bicubic2d_aa", "_upsample_nearest_exact2d", "mkldnn_max_pool2d",
-               "cudnn_grid_sampler")  # fmt: skip
+               "reflection_pad2d", "replication_pad2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+               "_upsample_nearest_exact2d", "mkldnn_max_pool2d")  # fmt: skip
 def over_map(trace: Trace, call: Call) -> Any:
     """Slide windows over the last two dimensions."""
     return _windowed(trace, call, 2)
@@ -51,6 +50,15 @@ def over_map(trace: Trace, call: Call) -> Any:
 def over_volume(trace: Trace, call: Call) -> Any:
     """Slide windows over the last three dimensions."""
     return _windowed(trace, call, 3)
+
+
+@register_rule("grid_sampler_2d", "cudnn_grid_sampler")
+def sampled(trace: Trace, call: Call) -> Any:
+    """Read a map at places (B, h, w, 2) that another tensor says: whatever computed them numbers places, and stays."""
+    labels = trace.labels_of(call.args[1])
+    for label_map in (*labels.maps, *labels.stays):
+        trace.pin(label_map, Reason.POSITIONS_OR_HEADS.because())
+    return _windowed(trace, call, 2)
 
 
 def _vectors(trace: Trace, call: Call, dim: int, reason: Cause) -> list[Tensor]:

@@ -120,6 +120,8 @@ def mismatch(model: nn.Module, structure: Structure) -> str | None:
         for tensor, shape in entry["resize"].items():
             if kind_of_block(own) is not None or own["shapes"].get(tensor) != shape:
                 return f"{name}.{tensor} has shape {own.get('shapes', {}).get(tensor)}, not {shape}"
+        if entry.get("selected") != own.get("selected"):
+            return f"{name} returns other channels"
     return None
 
 

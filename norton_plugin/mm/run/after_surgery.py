@@ -70,7 +70,7 @@ def before_surgery(model: nn.Module, structure: Structure) -> set[nn.Module]:
         model: The compressed model.
         structure: Its structure.
     """
-    kinds = ("block", "linear", "resize")
+    kinds = ("block", "linear", "resize", "selected")
     changed = {entry["names"][0] for entry in structure["modules"] if any(entry.get(kind) for kind in kinds)}
     unchanged: set[nn.Module] = set()
     for name, module in model.named_modules():
