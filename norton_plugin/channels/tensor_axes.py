@@ -9,19 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from norton_plugin.channels.cut_sites import CutSite
 from norton_plugin.channels.label_maps import ChannelLabels, consecutive, spread
 from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import DenseEquivalent, LayerType, layer_type
 from norton_plugin.modules.swap import names_by_identity
-
-
-@dataclass(frozen=True)
-class CutSite:
-    """A tensor of a module and the axis along which it loses positions."""
-
-    module: nn.Module
-    tensor: str
-    axis: int
 
 
 @dataclass
@@ -105,7 +97,7 @@ class AxisTable:
         cuts = dense.cuts_of(module)
         dims = [d for d in cuts if weight.shape[d] > 1]
         for axis in self._add(module, name, "weight", weight, sorted(dims)):
-            axis.sites = [CutSite(module, tensor, cut) for tensor, cut in cuts[axis.dim]]
+            axis.sites = [CutSite(module, *cut) for cut in cuts[axis.dim]]
         self.dense_weights[module] = weight
 
     def axis_of(self, labels: Tensor) -> Tensor:
