@@ -150,6 +150,15 @@ def is_producer(module: object) -> bool:
     return found is not None and found.produces
 
 
+def weight_of(module: object) -> Tensor | None:
+    """Return the weight of a layer, or its dense equivalent's, detached; None where it has none."""
+    found = layer_type(module)
+    if found is not None and found.dense is not None:
+        return found.dense.weight(module).detach()
+    weight = getattr(module, "weight", None)
+    return weight.detach() if isinstance(weight, Tensor) else None
+
+
 def dense_weights(model: nn.Module) -> dict[nn.Module, Tensor]:
     """Return the dense weight, detached, of every module of a model that has a dense equivalent."""
     found = {}

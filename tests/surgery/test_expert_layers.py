@@ -178,3 +178,17 @@ def test_efficientnet_is_pruned_in_full_and_computes_with_the_kept_numbers():
     widths = [m.weight_shape[:2] for m in result.model.modules() if isinstance(m, layers.CondConv2d)]
     assert widths[:3] == [(336, 56), (336, 1), (80, 336)] and len(widths) == 24
     result.model.train()(torch.randn(3, 3, 64, 64)).sum().backward()
+
+
+def test_a_budget_foretells_what_its_pruning_saves(image):
+    batches = [torch.randn(8, 3, 11, 11, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    recipe = {
+        "budget": {"macs": 0.6, "prune": True},
+        "pruning": {"round_to": 1, "min_keep": 0.1},
+        "calibration": {"fit": True, "positions": 32},
+        "decomposition": {"sweeps": 2, "restarts": 1},
+    }
+    report = compress(build().float(), image.float(), Recipe.from_dict(recipe), calibration=batches).report
+    assert "mixed" in {group.root for group in report.pruning.groups}
+    assert report.budget.macs == pytest.approx(report.macs_after / report.macs_before, rel=2e-3)
+    assert 0.5 < report.budget.macs <= 0.6
