@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from norton_plugin.budget.units import Cut, PruningUnit
+from norton_plugin.channels.layers import weight_of
 from norton_plugin.cost import ModelCost
 from norton_plugin.latency import LayerClock
 from norton_plugin.surgery.layouts import Layout
@@ -101,7 +102,7 @@ class CutCosts:
             whole = self._targets[name].shape.dense_parameters
         else:
             whole = sum(p.numel() for p in self._modules[name].parameters(recurse=False))
-        weight = getattr(self._modules[name], "weight", None)
+        weight = weight_of(self._modules[name])
         if weight is None or not (lost.outputs or lost.inputs):
             return whole
         kept = (len(weight) - len(lost.outputs)) / len(weight)
@@ -110,7 +111,7 @@ class CutCosts:
         return round(whole * kept)
 
     def _nanoseconds(self, name: str, lost: RemovedChannels, layouts: Sequence[Layout | None]) -> list[int]:
-        weight = getattr(self._modules[name], "weight", None)
+        weight = weight_of(self._modules[name])
         if self._clock is None or weight is None or weight.dim() < 2:
             return [0] * len(layouts)
         filters, channels = len(weight) - len(lost.outputs), weight.shape[1] - len(lost.inputs)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.channels.groups import ChannelGroup
+from norton_plugin.channels.layers import is_producer
 from norton_plugin.recipe import DistanceCriterion, Pruning, Scope
 from norton_plugin.surgery.criteria import GroupCriterion, function_of, scores_by_distance
 from norton_plugin.surgery.planning import plan_groups
@@ -133,7 +134,7 @@ def _simple(group: ChannelGroup, groups: Sequence[ChannelGroup], measured: Measu
 
 def _touched(group: ChannelGroup) -> set[str]:
     """Return the layers whose cost depends on how many channels a group keeps."""
-    return {m.name for m in group.members if isinstance(m.module, nn.modules.conv._ConvNd | nn.Linear)}
+    return {m.name for m in group.members if is_producer(m.module)}
 
 
 def _cut(group: ChannelGroup, roots: tuple[int, ...], measured: MeasuredDivergence) -> Cut:

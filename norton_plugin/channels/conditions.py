@@ -122,9 +122,14 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
             with tracer.paused():
                 trace.pin_visible(tree_leaves(args))
         layer = layer_type(module)
-        if layer is not None and layer.before_run is not None:
-            with tracer.paused():
+        if layer is None:
+            return
+        with tracer.paused():
+            if layer.before_run is not None:
                 layer.before_run(trace, module)
+            for position in layer.places:
+                for label_map in trace.labels_of(args[position]).maps if position < len(args) else ():
+                    trace.pin(label_map, Reason.POSITIONS_OR_HEADS.because())
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> Any:
         while trace.module_stack and trace.module_stack.pop() is not module:

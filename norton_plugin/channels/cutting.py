@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels.tensor_axes import RETURNED, CutSite, TensorAxis
+from norton_plugin.channels.cut_sites import CutSite
+from norton_plugin.channels.tensor_axes import RETURNED, TensorAxis
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.output_selection import narrow_output_, output_selection
 
@@ -38,9 +39,10 @@ def cut_(axes: Iterable[TensorAxis], alive: Tensor, removed: Tensor) -> list[nn.
         old = getattr(site.module, site.tensor)
         key = (id(old), site.axis, tuple(keep.tolist()))
         if key not in shared:
-            shared[key] = old, _selected(old, keep.to(old.device), site.axis)
+            shared[key] = old, _selected(old, keep.to(old.device), site)
         tensors = site.module._parameters if site.tensor in site.module._parameters else site.module._buffers
         tensors[site.tensor] = shared[key][1]  # type: ignore[assignment]
+        site.note_size_(len(keep))
         # No constructor can tell which of its values stayed: a buffer that was cut belongs to the state dict.
         site.module._non_persistent_buffers_set.discard(site.tensor)
     return changed
@@ -72,14 +74,17 @@ def _positions(site: CutSite, expected: int) -> int:
     if site.tensor == RETURNED:
         selection = output_selection(site.module)
         return expected if selection is None else len(selection.kept)
-    return int(getattr(site.module, site.tensor).shape[site.axis])
+    return int(site.sizes()[site.axis])
 
 
-def _selected(old: Tensor, keep: Tensor, axis: int) -> Tensor:
-    new = old.detach().index_select(axis, keep)
+def _selected(old: Tensor, keep: Tensor, site: CutSite) -> Tensor:
+    def select(tensor: Tensor) -> Tensor:
+        return site.flat(site.laid_out(tensor).index_select(site.axis, keep))
+
+    new = select(old.detach())
     if not isinstance(old, nn.Parameter):
         return new
     parameter = nn.Parameter(new, requires_grad=old.requires_grad)
     if old.grad is not None:
-        parameter.grad = old.grad.index_select(axis, keep)
+        parameter.grad = select(old.grad)
     return parameter

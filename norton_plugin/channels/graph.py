@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.channels import layer_types as layer_types  # importing them registers them
+from norton_plugin.channels import expert_layers as expert_layers  # importing them registers them
+from norton_plugin.channels import generated_kernels as generated_kernels
+from norton_plugin.channels import layer_types as layer_types
+from norton_plugin.channels import reassembly as reassembly
 from norton_plugin.channels import rules as rules
 from norton_plugin.channels.attributes import used_as_values
 from norton_plugin.channels.conditions import followable

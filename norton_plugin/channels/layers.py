@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from norton_plugin.channels.trace import Trace
 
 
-Cuts = Mapping[int, Sequence[tuple[str, int]]]
+Cuts = Mapping[int, Sequence[tuple[str, int] | tuple[str, int, str]]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class DenseEquivalent:
             operations that the graph knows, such as ``torch.nn.functional.conv2d``.
         cuts: Dimension of the dense weight -> the (tensor name, axis) pairs of the module that lose positions when
             the dense weight does; or a function from the module to that, where modules of the type differ. The weight
-            has to be linear in the first tensor of dimension 0, which is multiplied where rows are rescaled.
+            has to be linear in the first tensor of dimension 0, which is multiplied where rows are rescaled. Where the
+            last dimension of a tensor holds several in one, a third entry names the attribute with their sizes
+            (``CutSite.layout``); the axis is counted among those.
         tensors: Further tensors of the module that the weight is computed from.
     """
 
@@ -45,7 +47,7 @@ class DenseEquivalent:
 
     def tensors_of(self, module: nn.Module) -> frozenset[str]:
         """Return the tensors of a module that are no channels on their own: the dense weight stands for them."""
-        return frozenset(name for pairs in self.cuts_of(module).values() for name, _ in pairs).union(self.tensors)
+        return frozenset(cut[0] for cuts in self.cuts_of(module).values() for cut in cuts).union(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class LayerType:
         refresh: ``(module, sizes) -> None``: sets the size attributes after tensors were cut.
         before_run: ``(trace, module) -> None``: notes couplings of channels that its code implies, each time before
             it runs in the trace.
+        places: Positions of arguments of its call whose channels are places, heads or experts: they stay.
         recognised_by: An attribute that makes modules without an entry count as of this type; or a function that tells
             whether a module does.
     """
@@ -91,6 +94,7 @@ class LayerType:
     filter_dim: Callable[[Any], int] = _first_dimension
     refresh: Callable[[Any, CurrentSizes], None] | None = None
     before_run: Callable[[Trace, Any], None] | None = None
+    places: tuple[int, ...] = ()
     recognised_by: str | Callable[[object], bool] | None = None
 
 
@@ -144,6 +148,15 @@ def is_producer(module: object) -> bool:
     """Return whether a module's filters make channels that can be pruned."""
     found = layer_type(module)
     return found is not None and found.produces
+
+
+def weight_of(module: object) -> Tensor | None:
+    """Return the weight of a layer, or its dense equivalent's, detached; None where it has none."""
+    found = layer_type(module)
+    if found is not None and found.dense is not None:
+        return found.dense.weight(module).detach()
+    weight = getattr(module, "weight", None)
+    return weight.detach() if isinstance(weight, Tensor) else None
 
 
 def dense_weights(model: nn.Module) -> dict[nn.Module, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.channels.cut_sites import CutSite
 from norton_plugin.channels.records import Rescale, ScaleAttribute
 from norton_plugin.channels.tensor_axes import AxisTable
 
@@ -44,10 +45,11 @@ def rescale_(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor, before
             own = slice(axis.base, axis.base + axis.size)
             rows = chosen[own][alive[own]]
             site = axis.sites[0]
-            _scale_rows_(site.module, site.tensor, rows, factor)
+            _scale_rows_(site, rows, factor)
             bias = axis.tensor.replace("weight", "bias")
             if bias != axis.tensor and getattr(site.module, bias, None) is not None:
-                _scale_rows_(site.module, bias, rows, factor)
+                # Of experts each has a row of its own.
+                _scale_rows_(CutSite(site.module, bias, getattr(site.module, bias).dim() - 1), rows, factor)
 
 
 def rescale_factors(rescales: Sequence[Rescale], axes: AxisTable, alive: Tensor) -> dict[str, dict[int, float]]:
@@ -83,9 +85,9 @@ def renew_scales_(attributes: Sequence[ScaleAttribute], alive: Tensor, before: T
             vars(entry.module)[entry.name] = float(new**entry.exponent)
 
 
-def _scale_rows_(module: nn.Module, name: str, rows: Tensor, factor: float) -> None:
-    old = getattr(module, name)
+def _scale_rows_(site: CutSite, rows: Tensor, factor: float) -> None:
+    old = getattr(site.module, site.tensor)
     scale = torch.ones(len(rows), dtype=old.dtype, device=old.device)
     scale[rows.to(old.device)] = factor
-    new = nn.Parameter(old.detach() * scale.view(-1, *(1,) * (old.dim() - 1)), requires_grad=old.requires_grad)
-    module._parameters[name] = new
+    scaled = site.laid_out(old.detach()) * scale.view(-1, *(1,) * (len(site.sizes()) - site.axis - 1))
+    site.module._parameters[site.tensor] = nn.Parameter(site.flat(scaled), requires_grad=old.requires_grad)

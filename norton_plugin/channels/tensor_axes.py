@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from norton_plugin.channels.cut_sites import CutSite
 from norton_plugin.channels.label_maps import ChannelLabels, consecutive, spread
 from norton_plugin.channels.label_table import LabelTable
 from norton_plugin.channels.layers import DenseEquivalent, LayerType, layer_type
@@ -18,15 +19,6 @@ from norton_plugin.modules.swap import names_by_identity
 RETURNED = "<returned>"
 # In place of a tensor's name: a constant that is made anew in every run, in the size that an attribute says.
 COUNTED = "<counted>"
-
-
-@dataclass(frozen=True)
-class CutSite:
-    """A tensor of a module, or what it returns, and the axis along which it loses positions."""
-
-    module: nn.Module
-    tensor: str
-    axis: int
 
 
 @dataclass
@@ -140,7 +132,7 @@ class AxisTable:
         cuts = dense.cuts_of(module)
         dims = [d for d in cuts if weight.shape[d] > 1]
         for axis in self._add(module, name, "weight", weight, sorted(dims)):
-            axis.sites = [CutSite(module, tensor, cut) for tensor, cut in cuts[axis.dim]]
+            axis.sites = [CutSite(module, *cut) for cut in cuts[axis.dim]]
         self.dense_weights[module] = weight
 
     def counted(self, module: nn.Module, size: int) -> Tensor:

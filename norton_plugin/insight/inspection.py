@@ -110,7 +110,7 @@ def inspect_model(
     causes = {entry.name: entry.cause for entry in skipped}
     layers = []
     for module, names in names_by_identity(model).items():
-        if not isinstance(module, _KINDS):
+        if not isinstance(module, _KINDS) and names[0] not in causes:
             continue
         name = names[0]
         default = Reason.DECOMPOSED if isinstance(module, ConvBlock | CPDLinear) else Reason.LINEAR
@@ -143,7 +143,8 @@ def _shape(module: Any, sizes: Any) -> dict[str, Any]:
     before, after = sizes or (stride, (1,) * len(stride))
     per_filter = module.in_channels // module.groups
     shape = LayerShape(module.out_channels, per_filter, kernel, module.groups, before, after)
-    limit, most = (None, None) if module.transposed else (_most(shape, "filter"), _most(shape, "layer"))
+    never = getattr(module, "transposed", True)  # a layer that does not say so is none that blocks replace
+    limit, most = (None, None) if never else (_most(shape, "filter"), _most(shape, "layer"))
     return {
         "kernel": kernel,
         "stride": stride,

@@ -95,8 +95,8 @@ class Reason(Enum):
         advice="nothing to do: without some channels the outcome for the others would differ",
         example="x.softmax(1); class scores of torchvision:ssd300_vgg16")
     COMPUTED_KERNEL = Entry("computed-kernel", "a kernel computed for each image is made of them or reads them",
-        advice="nothing to do: the kernel's size is that of another layer, or mixed from kernels of experts",
-        example="dynamic convolutions whose weight a layer computes; CondConv2d of timm:tf_efficientnet_cc_b0_4e")
+        advice="nothing to do: the kernel's size is that of another layer",
+        example="a convolution whose weight a layer computes; experts mixed otherwise than in timm's CondConv2d")
     GROUPED_TRANSPOSED = Entry("grouped-transposed", "a grouped transposed convolution produces these channels",
         advice="nothing to do: its filters are numbered within their groups; groups=1 is pruned",
         example="nn.ConvTranspose2d(16, 16, 2, groups=4)")
@@ -220,8 +220,9 @@ class Reason(Enum):
     NOT_A_CONVOLUTION = left("not-a-convolution", "{module} is not a 1-D, 2-D or 3-D convolution",
         advice="nothing to do: it is pruned", example="nn.ConvTranspose2d, nn.ConvTranspose3d")
     OWN_FORWARD = left("own-forward", "{module} computes its output in its own way, and no exact rule for it is known",
-        advice="report the kind of layer, if it is a common one",
-        example="a subclass of nn.Conv2d with its own forward")
+        advice="report the kind of layer, if it is a common one", example="an nn.Conv2d with a forward pass of its own")
+    MIXED_KERNEL = left("mixed-kernel", "its kernel is mixed for each image from those of experts: it is pruned only",
+        advice="nothing to do: it is pruned", example="CondConv2d of timm:tf_efficientnet_cc_b0_4e")
     HAS_HOOKS = left("has-hooks", "carries hooks that a replacement would lose",
         advice="remove the hooks before compressing and register them afterwards",
         example="a convolution with register_forward_hook")
@@ -234,11 +235,10 @@ class Reason(Enum):
     BLOCK_NOT_COMPARED = left("block-not-compared", "it cannot be compared with its block ({error}: {message})",
         advice="check that the layer runs by itself on a map of its input width",
         example="a convolution that only runs inside its model")
-    DECOMPOSED = left("decomposed", "decomposed already",
-        advice="nothing to do", example="any CPDBlock that norton inspect lists")
-    LINEAR = left("linear", "a Linear layer is pruned only",
-        advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it",
-        example="fc of timm:resnet18 in norton inspect")
+    DECOMPOSED = left("decomposed", "decomposed already", advice="nothing to do",
+        example="any CPDBlock that norton inspect lists")
+    LINEAR = left("linear", "a Linear layer is pruned only", example="fc of timm:resnet18 in norton inspect",
+        advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it")
     # fmt: on
 
     def __repr__(self) -> str:

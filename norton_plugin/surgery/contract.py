@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.blocks.padding import PaddingRule
+from norton_plugin.channels.expert_layers import mixes_experts
 from norton_plugin.errors import DecompositionError
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.surgery.computed_weight import why_computed
@@ -97,6 +98,8 @@ def read_contract(module: nn.Module) -> ConvContract | Cause:
         The contract, or the reason.
     """
     if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if mixes_experts(module):
+            return Reason.MIXED_KERNEL.because()
         return Reason.NOT_A_CONVOLUTION.because(module=type(module).__name__)
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return why_computed(module) or Reason.HAS_HOOKS.because()

@@ -14,7 +14,7 @@ from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import RecipeError, SurgeryError
 from norton_plugin.pabs import DistanceExcerpt, excerpt, removal_scores
 from norton_plugin.recipe import DistanceCriterion, Pruning
-from norton_plugin.surgery.distances import filter_rows, fold, group_distance
+from norton_plugin.surgery.distances import filter_rows, folded_distance
 
 GroupCriterion = Callable[[ChannelGroup], Tensor]
 
@@ -33,8 +33,8 @@ def scores_by_distance(
         notes on factors that tell no filters apart; and a few of the distances, for reports.
     """
     producers = [(m.module, m.indices, m.roots) for m in group.producers if isinstance(m.module, nn.Module)]
-    matrix, notes = group_distance(producers, size=group.size, criterion=criterion)
-    folded = fold(matrix, group.channel_groups)
+    sizes = {"size": group.size, "parts": group.channel_groups}
+    folded, notes = folded_distance(producers, **sizes, criterion=criterion)
     scores = removal_scores(folded)
     return scores, notes, excerpt(folded, scores)
 

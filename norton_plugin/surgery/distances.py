@@ -20,6 +20,8 @@ from norton_plugin.pabs import (
 from norton_plugin.recipe import DistanceCriterion
 from norton_plugin.surgery.contract import ConvContract, read_contract
 
+# Filters of which the distances of all pairs are held: 512 MiB.
+_MOST_FILTERS = 8192
 Producer = tuple[nn.Module, Sequence[int], Sequence[int]]
 
 
@@ -74,6 +76,37 @@ def group_distance(
         matrices.append(_to_roots(distance.matrix, own, roots, size))
         notes += [note for note in distance.notes if note not in notes]
     return combine(matrices), tuple(notes)
+
+
+def folded_distance(
+    producers: Sequence[Producer], *, size: int, parts: int, criterion: DistanceCriterion = "pabs"
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the combined distances between the channels of one of a group's equal parts; see ``group_distance``.
+
+    Distances of the parts are added up. Where there are too many filters to hold the distances of all pairs, as in a
+    layer that computes kernels, the filters of a channel in all parts are one vector.
+
+    Args:
+        producers: As of ``group_distance``.
+        size: N, root channels of the group.
+        parts: Divides N.
+        criterion: Which distance.
+
+    Returns:
+        (N / parts, N / parts), and the notes.
+    """
+    if parts == 1 or size <= _MOST_FILTERS:
+        matrix, notes = group_distance(producers, size=size, criterion=criterion)
+        return fold(matrix, parts), notes
+    between = {"vbd": vbd_distance, "csa": csa_distance}.get(criterion, vector_distance)
+    found = [between(_as_one(module, own, roots, size // parts)) for module, own, roots in producers]
+    return combine([distance.matrix for distance in found]), tuple(dict.fromkeys(n for d in found for n in d.notes))
+
+
+def _as_one(module: nn.Module, own: Sequence[int], roots: Sequence[int], count: int) -> Tensor:
+    """Return the filters of each of so many channels one after another, (count, D)."""
+    order = (torch.tensor(roots) % count).argsort(stable=True)
+    return filter_rows(module)[torch.tensor(own)[order]].reshape(count, -1)
 
 
 def _to_roots(matrix: Tensor, own: Sequence[int], roots: Sequence[int], size: int) -> Tensor:

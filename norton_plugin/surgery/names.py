@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
-from norton_plugin.blocks import ConvBlock, CPDLinear
+from norton_plugin.channels.layers import is_producer
 from norton_plugin.patterns import require_matches
 from norton_plugin.recipe import Decomposition, Pruning, Scope
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_PRODUCERS = (*_CONVOLUTIONS, nn.Linear, ConvBlock, CPDLinear)
 
 
 def check_scope(model: nn.Module, scope: Scope) -> None:
@@ -18,7 +19,7 @@ def check_scope(model: nn.Module, scope: Scope) -> None:
     Raises:
         RecipeError: The pattern is quoted.
     """
-    scope.check(_names(model, (nn.Module,)))
+    scope.check([name for name, _ in _named(model)])
 
 
 def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
@@ -28,8 +29,9 @@ def check_ranks(model: nn.Module, decomposition: Decomposition) -> None:
         RecipeError: The pattern is quoted.
     """
     kinds = (*_CONVOLUTIONS, nn.Linear) if decomposition.linear else _CONVOLUTIONS
-    require_matches(decomposition.ranks, _names(model, kinds), what="decomposition.ranks")
-    require_matches(decomposition.layers, _names(model, kinds), what="decomposition.layers")
+    names = [name for name, module in _named(model) if isinstance(module, kinds)]
+    require_matches(decomposition.ranks, names, what="decomposition.ranks")
+    require_matches(decomposition.layers, names, what="decomposition.layers")
 
 
 def check_keeps(model: nn.Module, pruning: Pruning) -> None:
@@ -38,9 +40,10 @@ def check_keeps(model: nn.Module, pruning: Pruning) -> None:
     Raises:
         RecipeError: The pattern is quoted.
     """
-    require_matches(pruning.keeps, _names(model, _PRODUCERS), what="pruning.keeps")
+    names = [name for name, module in _named(model) if is_producer(module)]
+    require_matches(pruning.keeps, names, what="pruning.keeps")
 
 
-def _names(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[str]:
-    """Dotted names of the modules of these kinds; one that stands in several places has several."""
-    return [name for name, m in model.named_modules(remove_duplicate=False) if name and isinstance(m, kinds)]
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules below a model with their dotted names; one that stands in several places has several."""
+    yield from ((name, module) for name, module in model.named_modules(remove_duplicate=False) if name)

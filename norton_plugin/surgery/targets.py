@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from norton_plugin.channels.expert_layers import mixes_experts
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.reasons import Cause, Reason
 from norton_plugin.recipe import Decomposition, LayerRequest, Scope
@@ -73,7 +74,7 @@ def plan_decomposition(
     """
     check_ranks(model, decomposition)
     kinds = (*_CONVOLUTIONS, nn.Linear) if decomposition.linear else _CONVOLUTIONS
-    layers = {m: n for m, n in names_by_identity(model).items() if isinstance(m, kinds)}
+    layers = {m: n for m, n in names_by_identity(model).items() if isinstance(m, kinds) or mixes_experts(m)}
     targets: list[Target] = []
     skipped: list[Skipped] = []
     for module, names in layers.items():

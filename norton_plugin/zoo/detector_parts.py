@@ -48,7 +48,7 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         model: A detector.
         example: Normalised image (1, 3, H, W), to find out what runs.
     """
-    with _evaluating(model):
+    with _evaluating(model), visible_operators():
         single = not isinstance(model, TwoStageDetector)
         if single and _outcome(model, "the whole", run_tensor_mode, example) is not None:
             return run_tensor_mode, "the whole detector"
@@ -129,7 +129,8 @@ def _pyramid_and_regions(model: nn.Module, example: Tensor) -> Any:
 
 def features(model: nn.Module, example: Tensor) -> Any:
     """Run backbone and neck alone."""
-    return model.extract_feat(example)  # type: ignore[operator]
+    with visible_operators():
+        return model.extract_feat(example)  # type: ignore[operator]
 
 
 def with_proposals(model: nn.Module, images: Tensor) -> list[Any]:
@@ -143,10 +144,11 @@ def with_proposals(model: nn.Module, images: Tensor) -> list[Any]:
         Its pyramid, what the RPN says of it, and what the heads say of the proposals.
     """
     own: Any = model
-    pyramid = features(model, images)
     samples = image_samples(tuple(images.shape[-2:]), images)
-    proposals = own.rpn_head.predict(pyramid, samples, rescale=False)
-    return [pyramid, own.rpn_head(pyramid), own.roi_head.forward(pyramid, proposals, samples)]
+    with visible_operators():
+        pyramid = features(model, images)
+        proposals = own.rpn_head.predict(pyramid, samples, rescale=False)
+        return [pyramid, own.rpn_head(pyramid), own.roi_head.forward(pyramid, proposals, samples)]
 
 
 class _PartByPart:

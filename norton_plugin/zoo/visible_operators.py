@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.ops.carafe import CARAFEFunction, CARAFENaiveFunction
 from mmcv.ops.deform_conv import DeformConv2dFunction
 from mmcv.ops.masked_conv import MaskedConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
@@ -25,7 +26,7 @@ Sizes = int | tuple[int, int]
 
 @contextmanager
 def visible_operators() -> Iterator[None]:
-    """While entered, deformable and masked convolutions of mmcv compute by operators that PyTorch dispatches.
+    """While entered, deformable and masked convolutions and CARAFE of mmcv compute by operators of PyTorch.
 
     With gradients mmcv's own run: the others save nothing for a backward pass. Runs that are paused inside may end in
     any order (``calibration.lockstep``): mmcv's own are back when the last has left.
@@ -109,7 +110,39 @@ def _masked(
     return F.conv2d(x, weight, bias, stride, padding) * (mask > 0).unsqueeze(1).to(x.dtype)
 
 
+def _reassembled(_: Any, features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale: int) -> Tensor:
+    """Take the place of ``CARAFEFunction.forward`` (Wang et al., ICCV 2019).
+
+    Every pixel of the larger map is a sum over the window around its place in the smaller one, each tap times a weight
+    of the pixel's own. Outside of the map there are zeros. Channels of a group have the weights in common.
+
+    Args:
+        features: (N, C, H, W).
+        masks: (N, groups * k * k, H * scale, W * scale), the taps of each group row by row.
+        kernel_size: k, odd.
+        group_size: Groups.
+        scale: Of the map.
+
+    Returns:
+        (N, C, H * scale, W * scale).
+    """
+    (height, width), taps = features.shape[2:], kernel_size**2
+    padded = F.pad(features, [kernel_size // 2] * 4)
+    total: Any = 0
+    for tap in range(taps):
+        top, left = divmod(tap, kernel_size)
+        shifted = F.interpolate(padded[:, :, top : top + height, left : left + width], scale_factor=scale)
+        if group_size == 1:
+            total = shifted * masks[:, tap, None] + total
+        else:
+            grouped = shifted.unflatten(1, (group_size, -1))
+            total = (grouped * masks[:, tap::taps, None]).flatten(1, 2) + total
+    return total
+
+
 _FORWARDS: dict[Any, Callable[..., Tensor]] = {
+    CARAFEFunction: _reassembled,
+    CARAFENaiveFunction: _reassembled,
     DeformConv2dFunction: _deformable,
     ModulatedDeformConv2dFunction: _modulated,
     MaskedConv2dFunction: _masked,

@@ -1,5 +1,7 @@
 """mmcv's compiled operators beside those of torchvision and torch that stand for them in a trace."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
 
 from mmcv.ops import DeformConv2d, MaskedConv2d, ModulatedDeformConv2d
+from mmcv.ops.carafe import CARAFEPack, carafe, carafe_naive
 from mmcv.ops.deform_conv import DeformConv2dFunction
 
+from norton_plugin.recipe import Pruning
+from norton_plugin.surgery import prune_
+from norton_plugin.surgery.report import blocking
 from norton_plugin.zoo.visible_operators import visible_operators
 
 pytestmark = pytest.mark.mm
@@ -73,6 +79,45 @@ def test_masked_runs_on_any_device():
     expected = F.conv2d(x, layer.weight, layer.bias)
     assert torch.equal(actual[..., 0, 0], expected[..., 0, 0]) and torch.equal(actual[..., 1, 1], expected[..., 1, 1])
     assert not actual[..., 0, 1].any() and not actual[..., 1, 0].any()
+
+
+@pytest.mark.parametrize(("kernel", "groups", "scale"), [(3, 1, 2), (5, 2, 2), (3, 4, 3), (1, 1, 1)])
+def test_reassembly_by_its_definition(kernel, groups, scale):
+    torch.manual_seed(0)
+    channels, height, width, reach = 4, 4, 5, kernel // 2
+    x = torch.randn(2, channels, height, width, dtype=torch.double)
+    masks = torch.randn(2, groups * kernel**2, height * scale, width * scale, dtype=torch.double)
+    expected = torch.zeros(2, channels, height * scale, width * scale, dtype=torch.double)
+    taps = list(itertools.product(range(kernel), repeat=2))
+    for n, c, i, j in itertools.product(*map(range, expected.shape)):
+        for number, (down, right) in enumerate(taps):
+            y, z = i // scale + down - reach, j // scale + right - reach
+            if 0 <= y < height and 0 <= z < width:
+                weight = masks[n, c // (channels // groups) * len(taps) + number, i, j]
+                expected[n, c, i, j] += x[n, c, y, z] * weight
+    with torch.no_grad(), visible_operators(), Names() as names:
+        for reassemble in (carafe, carafe_naive):
+            torch.testing.assert_close(reassemble(x, masks, kernel, groups, scale), expected)
+    assert any("upsample_nearest2d" in name for name in names.seen)
+
+
+def test_reassembly_is_pruned_and_its_taps_stay():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), CARAFEPack(8, 2, up_kernel=3, compressed_channels=6), torch.nn.Conv2d(8, 4, 1)
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+
+    def run(model, image):
+        with visible_operators():
+            return model(image)
+
+    report = prune_(model, torch.randn(1, 3, 9, 9), Pruning(keep=0.5, round_to=1), forward_fn=run)
+    assert report.largest_error < 1e-6 and not blocking(report.skipped)
+    assert {group.root: group.after for group in report.groups} == {"0": 4, "1.channel_compressor": 3}
+    assert {s.name: s.code for s in report.skipped}["1.content_encoder"] == "positions-or-heads"
+    assert model[1].content_encoder.out_channels == 36 and model[2].in_channels == 4
 
 
 def test_gradients_are_those_of_mmcv():

@@ -90,13 +90,21 @@ def _range(trace: Trace, label_map: Tensor, piece: Tensor, dim: int, start: int)
     size, length = label_map.shape[dim], piece.shape[dim]
     if size == 2 * length and start % length == 0:
         halves = label_map.split(length, dim)
-        trace.unite(halves[0], halves[1])
+        if not _alike(*halves):
+            trace.unite(halves[0], halves[1])
+            piece = halves[0]
         _relate_bound(trace, along(halves[0], dim), length)
-        return halves[0]
+        return piece
     for bound in (start, start + length):
         if 0 < bound < size:
             _relate_bound(trace, along(label_map.narrow(dim, 0, bound), dim), bound)
     return piece
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Return whether each label stands as often in both halves, in any order: then they lose equally many."""
+    one, other = (torch.unique(core(half), return_counts=True) for half in (first, second))
+    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
 def _relate_bound(trace: Trace, labels: Tensor, bound: int) -> None:
