@@ -199,6 +199,8 @@ def finetune(
     folder = work_dir or output.with_name(output.name + ".work")
     check_directory(output)
     check_working_folder("the work dir", folder, apart_from=output)
+    if resume and not (folder / "last_checkpoint").is_file():
+        out.warn(f"{folder} holds no checkpoint to go on from: training starts at the first epoch")
     with out.status(f"building {source}"):
         opened = open_model(
             source,

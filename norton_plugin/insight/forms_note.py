@@ -48,7 +48,7 @@ def note_on_forms(
     if not dense:
         return None
     return (
-        f"{dense} of {len(blocks)} blocks should be no faster in factors than as a plain convolution on an input of this "
+        f"{dense} of {len(blocks)} blocks should be no faster in factors than as a plain convolution on inputs of this "
         f"size, and run as one: {short(round(run))} MACs run, not {short(report.macs_after)}. 'norton deploy' measures "
         "each; where time is to be saved, plan for it with --budget latency=F"
     )
