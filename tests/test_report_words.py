@@ -152,3 +152,13 @@ def test_a_budget_counts_layers_and_groups(dense, pruned, words):
     groups = (PlannedGroup("c", ("c",), 8, 4, 0.1),) * pruned
     plan = BudgetPlan(Budget(macs=0.5), 0.49, 0.6, "weights", 0.1, tuple(layers), groups)
     assert budget_in_words(plan) == f"budget of the decomposed model, MACs 0.5: 0.4900 of the dense one: {words}"
+
+
+def test_it_is_told_that_no_plan_which_prunes_was_carried_out():
+    layer = PlannedLayer("a", "layer", 4, 4, 0.5, 0.1)
+    plan = BudgetPlan(Budget(macs=0.5, prune=True), 0.49, 0.6, "divergence", 0.1, (layer,))
+    alone = budget_in_words(replace(plan, divergence={"decomposition": 0.1}))
+    why = "(no plan that removes channels was foretold to be better and came within the budget)"
+    assert alone.endswith(f"kept: decomposition {why}")
+    both = budget_in_words(replace(plan, divergence={"decomposition": 0.1, "hybrid": 0.2}))
+    assert both.endswith("decomposition 0.1, hybrid 0.2; kept: decomposition")

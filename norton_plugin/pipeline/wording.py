@@ -84,6 +84,8 @@ def budget_in_words(plan: BudgetPlan) -> str:
     if plan.divergence:
         tried = ", ".join(f"{name} {value:.4g}" for name, value in sorted(plan.divergence.items()))
         words += f"; divergence on held-back images: {tried}; kept: {plan.phases}"
+        if set(plan.divergence) == {"decomposition"}:
+            words += " (no plan that removes channels was foretold to be better and came within the budget)"
     return words
 
 
