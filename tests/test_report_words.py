@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin import Recipe, compress
+from norton_plugin import Budget, Recipe, compress
+from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, PlannedLayer
 from norton_plugin.pabs import pabs_distance
 from norton_plugin.pipeline import (
     LayerReport,
+    budget_in_words,
     in_words,
     level_cells,
     note_on_distances,
@@ -135,3 +137,28 @@ def test_the_page_says_which_ranks_inform(repository, kernel):
         distance = pabs_distance([torch.randn(4, rank, size) for size in (16, *sizes.values())])
         assert [name in distance.informative for name in sizes] == [rank in ranks for ranks in told]
         assert "head" in distance.informative and row[0].startswith("R < C")
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "words"),
+    [
+        (0, 0, "1 at level layer"),
+        (1, 1, "1 at level layer; 1 layer stays dense; 1 group of channels pruned"),
+        (2, 3, "1 at level layer; 2 layers stay dense; 3 groups of channels pruned"),
+    ],
+)
+def test_a_budget_counts_layers_and_groups(dense, pruned, words):
+    layers = [PlannedLayer("a", "layer", 4, 4, 0.5, 0.1)] + [PlannedLayer("b", None, None, None, 1.0, 0.0)] * dense
+    groups = (PlannedGroup("c", ("c",), 8, 4, 0.1),) * pruned
+    plan = BudgetPlan(Budget(macs=0.5), 0.49, 0.6, "weights", 0.1, tuple(layers), groups)
+    assert budget_in_words(plan) == f"budget of the decomposed model, MACs 0.5: 0.4900 of the dense one: {words}"
+
+
+def test_it_is_told_that_no_plan_which_prunes_was_carried_out():
+    layer = PlannedLayer("a", "layer", 4, 4, 0.5, 0.1)
+    plan = BudgetPlan(Budget(macs=0.5, prune=True), 0.49, 0.6, "divergence", 0.1, (layer,))
+    alone = budget_in_words(replace(plan, divergence={"decomposition": 0.1}))
+    why = "(no plan that removes channels was foretold to be better and came within the budget)"
+    assert alone.endswith(f"kept: decomposition {why}")
+    both = budget_in_words(replace(plan, divergence={"decomposition": 0.1, "hybrid": 0.2}))
+    assert both.endswith("decomposition 0.1, hybrid 0.2; kept: decomposition")

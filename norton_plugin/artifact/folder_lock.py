@@ -23,7 +23,7 @@ _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def sole_writer(directory: Path) -> Iterator[bool]:
+def sole_writer(directory: Path, *, patience: float | None = None) -> Iterator[bool]:
     """Wait until nobody else writes to a directory, which is made where it is absent.
 
     The system gives the lock up when its holder ends, however that comes about. The file stays behind then, is empty,
@@ -31,16 +31,18 @@ def sole_writer(directory: Path) -> Iterator[bool]:
 
     Args:
         directory: Where to write.
+        patience: Seconds to wait; 0 for what takes long, ``PATIENCE`` by default.
 
     Yields:
         Whether nobody else can write now; False where the file system knows no locks.
 
     Raises:
-        ArtifactError: Somebody has been writing there for ``PATIENCE`` seconds.
+        ArtifactError: Somebody has been writing there for so long.
         OSError: The directory cannot be made or written to.
     """
     path = directory / LOCK
-    deadline = time.monotonic() + PATIENCE
+    patience = PATIENCE if patience is None else patience
+    deadline = time.monotonic() + patience
     while True:
         with _open(path) as file:
             sole = _lock(file, path)
@@ -50,10 +52,10 @@ def sole_writer(directory: Path) -> Iterator[bool]:
                 finally:
                     _remove(file, path)
                 return
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
+            writes, since = ("has been writing", f" for {patience:g} s") if patience else ("is writing", "")
             raise ArtifactError(
-                f"another process has been writing to {shown(directory)} for {PATIENCE:g} s; save when it is done, or "
-                "elsewhere"
+                f"another process {writes} to {shown(directory)}{since}; wait until it is done, or write elsewhere"
             )
         time.sleep(_PAUSE)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from norton_plugin.budget.tied import shared_weights
 from norton_plugin.budget.units import Cut, PruningUnit
 from norton_plugin.channels.layers import weight_of
 from norton_plugin.cost import ModelCost
@@ -38,6 +39,7 @@ class CutCosts:
         clock: LayerClock | None,
     ) -> None:
         self._modules = dict(model.named_modules())
+        self._shared = shared_weights(model)
         self._targets, self._units, self._cost, self._clock = targets, units, cost, clock
 
     @property
@@ -67,6 +69,12 @@ class CutCosts:
             self.dense(layer, NOTHING, budget) - self.costs(layer, gone, [layouts.get(layer)], budget)[0]
             for layer, gone in self.lost(cuts).items()
         )
+        if budget == "params":
+            saved += sum(
+                weight.numel()
+                for weight, names in self._shared.items()
+                if all(layouts.get(name) is not None for name in names)
+            )
         return float(self.total(budget) - saved) / self.total(budget)
 
     def lost(self, cuts: Iterable[tuple[str, Cut]]) -> dict[str, RemovedChannels]:
@@ -92,7 +100,10 @@ class CutCosts:
         return [dense if layout is None else -(-dense * shape.macs(layout) // shape.dense_macs) for layout in layouts]
 
     def dense(self, name: str, lost: RemovedChannels, budget: str) -> int:
-        """Return what a layer, or a norm, costs as it is, without the channels that it lost."""
+        """Return what a layer, or a norm, costs as it is, without the channels that it lost.
+
+        A weight that several layers hold is no parameter of any of them: it goes when none of them is left, not before.
+        """
         if budget == "latency":
             return self._nanoseconds(name, lost, [None])[0]
         if budget == "macs":
@@ -103,6 +114,8 @@ class CutCosts:
         else:
             whole = sum(p.numel() for p in self._modules[name].parameters(recurse=False))
         weight = weight_of(self._modules[name])
+        if budget == "params" and weight in self._shared:
+            whole -= weight.numel()
         if weight is None or not (lost.outputs or lost.inputs):
             return whole
         kept = (len(weight) - len(lost.outputs)) / len(weight)

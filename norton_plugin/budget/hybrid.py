@@ -18,6 +18,7 @@ from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layer_menus
 from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, planned_layer
+from norton_plugin.budget.reach import OutOfReachError
 from norton_plugin.budget.record import SensitivityRecord
 from norton_plugin.budget.units import known_units, pruning_units
 from norton_plugin.calibration import take_batches
@@ -90,12 +91,19 @@ def plan_candidates(
     def planned(solve: Callable[[Recipe], BudgetPlan]) -> BudgetPlan:
         return solve(recipe) if latency is None else latency.meet(recipe, solve)
 
-    plans = [planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=True)))]
+    plans: list[BudgetPlan] = []
+    missed: OutOfReachError | None = None
+    try:
+        plans.append(planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=True))))
+    except OutOfReachError as error:  # layers that hold one weight free it together, which ``alone`` counts on
+        missed = error
     with suppress(RecipeError):  # out of reach by pruning alone
         pruned = planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=False)))
         plans += [replace(pruned, phases="pruning")] if pruned.groups else []
     with suppress(RecipeError):  # out of reach without pruning
         plans.append(planned(alone.plan))
+    if missed is not None and not plans:
+        raise missed
     return plans
 
 

@@ -61,6 +61,18 @@ def joint_menus(model: nn.Module, menus: Sequence[LayerMenu], errors: Sequence[V
     return [_join(members, menus, errors, others=_others(key, members, holders)) for key, members in groups.items()]
 
 
+def shared_weights(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]:
+    """Return each weight of a layer that other modules hold as well, with the first dotted names of all of them."""
+    modules = dict(model.named_modules())
+    holders: dict[nn.Parameter, tuple[str, ...]] = {}
+    for name, module in modules.items():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders[parameter] = (*holders.get(parameter, ()), name)
+    weights = {module._parameters.get("weight") for module in modules.values()}
+    return {each: names for each, names in holders.items() if len(names) > 1 and each in weights}
+
+
 def _weight(menu: LayerMenu) -> nn.Parameter | None:
     return menu.target.module._parameters.get("weight")
 

@@ -163,9 +163,10 @@ def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:
     if few:
         worst = min(few, key=lambda fit: fit.samples / fit.inputs)
         logger.warning(
-            "%d layers saw few samples, %s the fewest: %d for %d inputs; they were held closer to the dense weights. "
-            "About %d images would do, or more positions of each",
+            "few samples for %d of %d layers, the fewest for %s: %d for %d inputs; they were held closer to the dense "
+            "weights. About %d images would do, or fewer with more positions of each (calibration.positions)",
             len(few),
+            len(fits),
             worst.name,
             worst.samples,
             worst.inputs,

@@ -94,7 +94,7 @@ def compress(
     from norton_plugin.cli.images import calibration_batches
     from norton_plugin.cli.models import check_directory, open_model, save_model
     from norton_plugin.cli.steps import shown_steps
-    from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
+    from norton_plugin.insight import calibration_table, layers_table, note_on_forms, skipped_table, totals_table
     from norton_plugin.pipeline import (
         budget_in_words,
         distillation_in_words,
@@ -171,6 +171,7 @@ def compress(
                 on_detail=steps.detail,
             )
         model, report = result
+        forms = note_on_forms(model, opened.example_inputs, report, forward_fn=opened.forward_fn)
         status.update(Text(f"writing {output}"))
         plain = {"recipe": result.recipe.to_dict(), "report": report.to_dict()}
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
@@ -186,7 +187,7 @@ def compress(
         out.show(distillation_in_words(report.distillation))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
-    for remark in (warning_of_large_components(report), note_on_distances(report)):
+    for remark in (forms, warning_of_large_components(report), note_on_distances(report)):
         if remark:
             out.show(remark)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")

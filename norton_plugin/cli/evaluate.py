@@ -57,8 +57,7 @@ def evaluate(
         if opened.weights == "random":
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         images = open_images(data, opened.preprocessing)
-    with out.progress() as progress:
-        task = progress.add_task("evaluating", total=None)
+    with out.counting("evaluating") as count:
         found = measure(
             opened.model,
             images,
@@ -66,7 +65,7 @@ def evaluate(
             std=opened.preprocessing.std,
             batch_size=batch_size,
             num_workers=workers,
-            on_step=lambda done, total: progress.update(task, completed=done, total=total),
+            on_step=count,
         )
     classes = len(images.metainfo["classes"])
     out.show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from norton_plugin.errors import RecipeError
 
 if TYPE_CHECKING:
     from norton_plugin.export import ExportReport, Int8Report
+    from norton_plugin.export.runtimes import Runtime
 
 _INT8 = "Int8"
 _FEW = 95.0  # percent of images; below, classes change that nobody expects to
@@ -47,6 +48,14 @@ def export(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Leave height and width open, where the model allows it.")
     ] = False,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--check",
+            metavar="NAME",
+            help="Where an ONNX file has to run, onnxruntime or openvino; repeatable, both by default.",
+        ),
+    ] = None,
     int8: Annotated[
         bool,
         typer.Option("--int8", help="Write a quantised file beside it, calibrated on --data.", rich_help_panel=_INT8),
@@ -102,7 +111,7 @@ def export(
 ) -> None:
     """Write a model as ONNX or as a torch.export program, checked against PyTorch before the file is there.
 
-    ONNX files are run in onnxruntime and in OpenVINO. Detectors of mmdet end at the tensors of their heads.
+    ONNX files are run in onnxruntime and in OpenVINO (--check). Detectors of mmdet end at the tensors of their heads.
 
     Example: norton export resnet18-small -o small.onnx
 
@@ -111,6 +120,7 @@ def export(
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
     from norton_plugin.export import export as write
+    from norton_plugin.export.runtimes import RUNTIMES
     from norton_plugin.zoo import exported_part
 
     if int8 != (data is not None):
@@ -141,6 +151,7 @@ def export(
             batch=batch,
             dynamic_size=dynamic_size,
             int8=settings,
+            runtimes=cast("list[Runtime]", check or list(RUNTIMES)),
             forward_fn=forward_fn,
         )
     _show(out, report, part)

@@ -199,6 +199,8 @@ def finetune(
     folder = work_dir or output.with_name(output.name + ".work")
     check_directory(output)
     check_working_folder("the work dir", folder, apart_from=output)
+    if resume and not (folder / "last_checkpoint").is_file():
+        out.warn(f"{folder} holds no checkpoint to go on from: training starts at the first epoch")
     with out.status(f"building {source}"):
         opened = open_model(
             source,
@@ -218,8 +220,7 @@ def finetune(
         _check_classes(images, held_out)
         dense = None if teacher is None else open_dense(opened, teacher)
     out.show(_chosen(opened.model, settings))
-    with out.progress() as progress:
-        task = progress.add_task("fine-tuning", total=None)
+    with out.counting("fine-tuning, steps") as count:
         result = train(
             opened.model,
             images,
@@ -231,8 +232,8 @@ def finetune(
             work_dir=folder,
             resume=resume,
             verbose=out.verbose,
-            on_epoch=lambda record, epochs: progress.console.print(_line(record, epochs)),
-            on_step=lambda done, total: progress.update(task, completed=done, total=total),
+            on_epoch=lambda record, epochs: out.note(_line(record, epochs)),
+            on_step=count,
         )
     stored, used = opened.manifest, asdict(result.settings)
     measured = {"top1": result.last_top1, "data": str(data), "val": str(val) if val else None}

@@ -9,7 +9,7 @@ import math
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
@@ -109,8 +109,31 @@ class Output:
         _print_text(self.err, text, whole=not self.err.is_terminal)
 
     def status(self, text: str) -> Any:
-        """Return a context manager that shows what is going on, with ``update``, while it lasts."""
-        return self._moving().status(Text(one_line(text)))
+        """Return a context manager that shows what is going on, with ``update``, while it lasts.
+
+        Where stderr is no terminal, what lasts says so every ten seconds.
+        """
+        from norton_plugin.cli.said_status import SaidStatus
+
+        return self.err.status(Text(one_line(text))) if self.err.is_terminal else SaidStatus(self.note, one_line(text))
+
+    @contextlib.contextmanager
+    def counting(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show how far something is, as a bar in a terminal, as a line every ten seconds elsewhere.
+
+        Args:
+            text: What it is.
+
+        Yields:
+            To be called with how much is done, and of how much.
+        """
+        if self.err.is_terminal:
+            with self.progress() as progress:
+                task = progress.add_task(text, total=None)
+                yield lambda done, total: progress.update(task, completed=done, total=total)
+        else:
+            with self.status(text) as said:
+                yield said.count
 
     def progress(self) -> Progress:
         """Return bars on stderr, gone when they are done."""

@@ -31,6 +31,12 @@ def shown_steps(out: Output, update: Callable[[Text], None], *, every: float = S
         else:
             out.note(words)
 
-    steps = StepLog(still, begins=lambda words: update(Text(words)), every=every)
+    def begins(words: str) -> None:
+        if out.err.is_terminal:
+            update(Text(words))
+
+    if not out.err.is_terminal:
+        update(Text(""))  # the steps speak for themselves
+    steps = StepLog(still, begins=begins, every=every)
     with steps.running() as log:
         yield log

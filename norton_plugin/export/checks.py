@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from norton_plugin.errors import ExportError
 from norton_plugin.export.onnx_file import initializer_bytes
-from norton_plugin.export.runtimes import Runner
+from norton_plugin.export.runtimes import RUNTIMES, Runner
 
 # Largest difference of an output, over its largest value. Runtimes sum in other orders, and use Winograd's algorithm.
 TOLERANCE = 1e-3
 # Constants of shapes, masks and anchors come on top of the weights.
 _SLACK, _MORE = 2**20, 1.25
+# How lines of OpenVINO's errors begin that tell places in its code.
+_WHERE = ("Exception from ", "Check '", "FrontEnd API failed ")
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,18 @@ def check_outputs(runtime: str, opened: Callable[[Path], Runner], path: Path, ca
     try:
         run = opened(path)
     except Exception as error:
-        raise ExportError(f"the check failed: {runtime} does not open the file ({_first_line(error, path)})") from error
+        others = [each for each in RUNTIMES if each != runtime and runtime in RUNTIMES]
+        way = f"; a file for {others[0]} alone: runtimes={others}, --check {others[0]}" if others else ""
+        raise ExportError(
+            f"the check failed: {runtime} does not open the file ({_telling_line(error, path)}){way}"
+        ) from error
     for case, shape in zip(cases, shapes, strict=True):
         try:
             found = run(case.inputs)
         except Exception as error:
             raise ExportError(
                 f"the check failed: {runtime} does not run the file on an input of {shape} "
-                f"({_first_line(error, path)}); where the model fixes its batch, give --batch 1"
+                f"({_telling_line(error, path)}); where the model fixes its batch, give --batch 1"
             ) from error
         difference = _difference(case.expected, found)
         if not difference <= TOLERANCE:  # NaN, too
@@ -116,6 +122,9 @@ def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     return worst
 
 
-def _first_line(error: Exception, path: Path) -> str:
-    lines = str(error).replace(str(path), path.name).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+def _telling_line(error: Exception, path: Path) -> str:
+    """Return the line of an error that says most: OpenVINO first tells where in its code an operator was refused."""
+    lines = [line.strip() for line in str(error).replace(str(path), path.name).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_WHERE)] or lines or [""]
+    best = next((line for line in telling if line.startswith("Unsupported")), telling[0])
+    return f"{type(error).__name__}: {best[:300]}"

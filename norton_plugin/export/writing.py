@@ -24,7 +24,7 @@ from norton_plugin.export.placing import placed_whole
 from norton_plugin.export.program import AXES, open_axes, resized, trace_program
 from norton_plugin.export.ready import inference_copy
 from norton_plugin.export.report import ExportReport
-from norton_plugin.export.runtimes import Runner, open_onnxruntime, open_openvino, open_program
+from norton_plugin.export.runtimes import RUNTIMES, Runner, Runtime, open_onnxruntime, open_openvino, open_program
 from norton_plugin.modules.running import ForwardFunction, traceable
 
 SUFFIXES = (".onnx", ".pt2")
@@ -41,6 +41,7 @@ def export(
     dynamic_size: bool = False,
     int8: Int8 | None = None,
     forms: Forms = "static",
+    runtimes: Sequence[Runtime] = RUNTIMES,
     forward_fn: ForwardFunction | None = None,
 ) -> ExportReport:
     """Write a model as ONNX or as a ``torch.export`` program, checked against the model before the file is there.
@@ -58,6 +59,7 @@ def export(
         int8: Write a quantised file beside it; ONNX only.
         forms: Of the blocks, as of ``deploy.prepare``: the fast ones by size, or a mapping of names to forms. Where a
             small map makes the dense form the fastest, the file holds the rebuilt weight; ``"depthwise"`` is smaller.
+        runtimes: Those in which an ONNX file has to run; one that lacks an operator of the model may be left out.
         forward_fn: ``(model, inputs) -> output`` where a plain call is not what is to be exported.
 
     Raises:
@@ -65,7 +67,7 @@ def export(
         MissingExtraError: A package is absent.
     """
     begin, path = time.perf_counter(), Path(path)
-    _check_arguments(path, batch=batch, opset=opset, int8=int8)
+    _check_arguments(path, batch=batch, opset=opset, int8=int8, runtimes=runtimes)
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(tensor.detach().cpu() for tensor in given)
     axes = open_axes(batch=batch, dynamic_size=dynamic_size)
@@ -95,7 +97,7 @@ def export(
                 inputs=tuple(names[0]),
                 outputs=tuple(names[1]),
                 open_axes=tuple(AXES[axis] for axis in axes),
-                **_write(program, network, written, cases, opset=opset, names=names, axes=axes),
+                **_write(program, network, written, cases, opset=opset, names=names, axes=axes, runtimes=runtimes),
                 seconds=0.0,
             )
             quantized = _quantized(written, int8) if int8 is not None else None
@@ -104,13 +106,17 @@ def export(
     return replace(report, int8=quantized, seconds=time.perf_counter() - begin)
 
 
-def _check_arguments(path: Path, *, batch: int | None, opset: int, int8: Int8 | None) -> None:
+def _check_arguments(
+    path: Path, *, batch: int | None, opset: int, int8: Int8 | None, runtimes: Sequence[Runtime]
+) -> None:
     if path.suffix not in SUFFIXES:
         raise ExportError(f"{str(path)!r} should end in {' or '.join(SUFFIXES)}; the suffix says what is written")
     if path.is_dir():
         raise ExportError(f"{str(path)!r} is a folder; give the name of a file")
     if batch is not None and batch < 1:
         raise ExportError(f"batch is {batch}, expected at least 1, or None to leave it open")
+    if not runtimes or not set(runtimes) <= set(RUNTIMES):
+        raise ExportError(f"runtimes is {list(runtimes)}; expected one or more of {', '.join(RUNTIMES)} (--check NAME)")
     if path.suffix == ".onnx":
         check_export_packages()
         check_opset(opset)
@@ -163,13 +169,15 @@ def _write(
     opset: int,
     names: tuple[list[str], list[str]],
     axes: tuple[int, ...],
+    runtimes: Sequence[Runtime],
 ) -> dict[str, Any]:
     """Write the file, run all checks, and return what the report says of them."""
     constants: int | None = None
     if path.suffix == ".onnx":
         write_onnx(program, path, opset=opset, names=names, axes=axes)
         constants, weights = check_initializers(path, network)
-        openers: dict[str, Callable[[Path], Runner]] = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+        known = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+        openers: dict[str, Callable[[Path], Runner]] = {name: known[name] for name in runtimes}
     else:
         torch.export.save(program, path)
         weights = sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])

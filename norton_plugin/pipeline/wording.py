@@ -78,12 +78,14 @@ def budget_in_words(plan: BudgetPlan) -> str:
     dense = len(plan.layers) - levels.total()
     kind = "compressed" if plan.divergence else "decomposed"
     words = f"budget of the {kind} model, {', '.join(asked)} of the dense one: {found or 'no layer decomposed'}"
-    words += f"; {dense} layers stay dense"
+    words += "; 1 layer stays dense" if dense == 1 else f"; {dense} layers stay dense" if dense else ""
     if plan.groups:
-        words += f"; {len(plan.groups)} groups of channels pruned"
+        words += f"; {len(plan.groups)} group{'s' if len(plan.groups) > 1 else ''} of channels pruned"
     if plan.divergence:
         tried = ", ".join(f"{name} {value:.4g}" for name, value in sorted(plan.divergence.items()))
         words += f"; divergence on held-back images: {tried}; kept: {plan.phases}"
+        if set(plan.divergence) == {"decomposition"}:
+            words += " (no plan that removes channels was foretold to be better and came within the budget)"
     return words
 
 

@@ -27,8 +27,8 @@ class Reason(Enum):
     NOT_RUN = left("not-run", "the example does not run it",
         advice="give example_inputs that run it, if it is needed; otherwise remove the layer from the model",
         example="the auxiliary classifiers aux1 and aux2 of torchvision:googlenet")
-    ALL_KEPT = left("all-kept", "all its channels are asked to be kept",
-        advice="lower pruning.keep, or its entry in pruning.keeps, if it is to be pruned",
+    ALL_KEPT = left("all-kept", "all its channels are to be kept, as the recipe or the plan of a budget says",
+        advice="lower pruning.keep, or its entry in pruning.keeps, or the budget, if it is to be pruned",
         example="any layer whose entry in pruning.keeps is 1")
     ROUNDED = left("rounded", "{size} channels at keep {keep:g} come to {size} in multiples of {round_to} (round_to)",
         advice="lower pruning.round_to or pruning.keep; no count is rounded to over 10 points below keep",
@@ -181,8 +181,8 @@ class Reason(Enum):
     OUTSIDE_SCOPE = left("outside-scope", "outside the scope",
         advice="change scope.include or scope.exclude, if it is to be decomposed",
         example="any layer that scope.exclude names")
-    NO_RANK = left("no-rank", "no rank is asked for it",
-        advice="set decomposition.rank, or an entry in decomposition.ranks, if it is to be decomposed",
+    NO_RANK = left("no-rank", "no rank or size is asked for it, or the plan of a budget leaves it dense",
+        advice="set decomposition.rank or share, an entry in ranks or layers, or a lower budget, to decompose it",
         example="any layer whose entry in decomposition.ranks is null")
     KERNEL_1X1 = left("kernel-1x1", "1x1 kernel: components of single filters save nothing, it is pruned only",
         advice="nothing to do: it is pruned; level 'layer' with a share or components decomposes it",

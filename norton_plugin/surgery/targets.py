@@ -96,10 +96,10 @@ def _consider(
     if not scope.admits(*names):
         return Reason.OUTSIDE_SCOPE.because()
     request = decomposition.request(names[0])
-    if not request.active:
-        return Reason.NO_RANK.because()
     linear = isinstance(module, nn.Linear)
     contract = read_linear(module) if isinstance(module, nn.Linear) else read_contract(module)
+    if not request.active:
+        return _whatever_is_asked(contract) or Reason.NO_RANK.because()
     if isinstance(contract, Cause):
         return contract
     sizes = next((map_sizes[name] for name in names if name in map_sizes), (None, None))
@@ -117,6 +117,16 @@ def _consider(
             return Reason.LINEAR.because()
     check_finite(names[0], contract.weight)
     return Target(module, names, contract, request, shape, layouts, sizes[0])
+
+
+def _whatever_is_asked(contract: ConvContract | LinearContract | Cause) -> Cause | None:
+    """Return why a layer stays dense whatever a recipe asks for, None where that is up to the recipe.
+
+    A budget asks for nothing of such layers, so that its recipe cannot be the reason.
+    """
+    if isinstance(contract, Cause):
+        return contract if contract.reason is Reason.NOT_A_CONVOLUTION else None
+    return Reason.ONE_INPUT_CHANNEL.because() if shape_of(contract).channels == 1 else None
 
 
 def _first_layouts(

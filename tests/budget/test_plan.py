@@ -235,3 +235,14 @@ def test_a_budget_out_of_reach_offers_only_what_is_not_done_yet(residual, image,
         compress(residual, image, recipe)
     assert all(words in str(error.value) for words in offered)
     assert not any(words in str(error.value) for words in not_offered)
+
+
+def test_what_no_budget_decomposes_has_its_own_reason():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.Conv2d(32, 32, 3, padding=1, groups=32)]
+    layers += [torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ConvTranspose2d(32, 8, 2, stride=2)]
+    report = compress(torch.nn.Sequential(*layers).eval(), torch.randn(1, 3, 16, 16), _recipe("layer", macs=0.9)).report
+    codes = {skipped.name: skipped.code for skipped in report.skipped}
+    assert (codes["1"], codes["3"]) == ("one-input-channel", "not-a-convolution")
+    dense = {layer.name for layer in report.budget.layers if layer.level is None}
+    assert dense and {name for name, code in codes.items() if code == "no-rank"} == dense

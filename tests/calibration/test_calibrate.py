@@ -1,6 +1,7 @@
 """The sequential pass over small networks, and what is kept of it."""
 
 import copy
+import re
 import threading
 
 import pytest
@@ -215,6 +216,7 @@ def test_few_samples_are_told_once(caplog):
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     # 8 images, 4 positions each: 32 samples for 8 * 9 inputs, of which ten times as many are wanted.
     assert "32 for 72 inputs" in record.getMessage() and "About 180 images would do" in record.getMessage()
+    assert re.match(r"few samples for \d of \d layers, the fewest for ", record.getMessage())
 
 
 def test_dict_inputs_and_batches_of_every_kind():

@@ -77,6 +77,13 @@ def test_tables_name_layers_reasons_and_totals(norton, tmp_path):
     assert "".join(f"the recipe is {tmp_path / 'a' / 'recipe.yaml'}".split()) in shown
 
 
+def test_blocks_that_run_as_plain_convolutions_are_told(norton, tmp_path):
+    answer = norton("compress", "demo:digits", "--rank", 1, "-o", tmp_path / "small")
+    words = " ".join(answer.out.split())
+    assert "blocks should be no faster in factors than as a plain convolution" in words and " MACs run, not " in words
+    assert "no faster in factors" not in norton("compress", "demo:digits", "--keep", 0.5, "-o", tmp_path / "pruned").out
+
+
 def test_written_recipe_gives_the_same_model_again(norton, tmp_path):
     options = ["--rank", 3, "--rank-for", "layer1=none", "--rank-for", "layer1.conv2=1", "--keep", 0.75]
     options += ["--keep-for", "re:layer3.*=0.5", "--round-to", 4, "--criterion", "vbd", "--exclude", "layer2"]
@@ -406,5 +413,8 @@ def test_a_long_step_says_how_far_it_is(terminal, shown, noted):
         for done in range(3):
             steps.detail(f"{done} of 16 layers")
             steps.goes_on()
-    assert updates[0] == "decomposing the filters" and (len(updates), len(notes)) == (shown, noted)
+    assert updates[0] == ("decomposing the filters" if terminal else "") and (len(updates), len(notes)) == (
+        shown,
+        noted,
+    )
     assert (updates + notes)[-1] == "still decomposing the filters: 0 s, 2 of 16 layers"

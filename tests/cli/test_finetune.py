@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from norton_plugin.artifact import read_manifest
+from norton_plugin.artifact.folder import LOCK
+from norton_plugin.artifact.folder_lock import sole_writer
 from norton_plugin.cli.models import open_model
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[timm]'")
@@ -128,3 +130,22 @@ def test_folders_of_different_classes(norton, digit_folder, tmp_path):
     answer = norton("finetune", "demo:digits", "--data", digit_folder / "train", "--val", odd, "-o", tmp_path / "out")
     assert answer.code == 2
     assert "have different classes" in answer.err
+
+
+def test_two_runs_do_not_train_in_one_folder(norton, digit_folder, tmp_path):
+    options = ["--data", digit_folder / "train", "--epochs", 1, "--batch-size", 20, "-o", tmp_path / "tuned"]
+    work = tmp_path / "tuned.work"
+    with sole_writer(work):
+        answer = norton("finetune", "demo:digits", *options)
+        assert answer.code == 2
+        assert f"another process is writing to {work}; wait until it is done, or write elsewhere" in answer.err
+        assert [path.name for path in work.iterdir()] == [LOCK] and not (tmp_path / "tuned").exists()
+    assert norton("finetune", "demo:digits", *options).code == 0
+    assert not (work / LOCK).exists()
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_told(norton, digit_folder, tmp_path):
+    options = ["--data", digit_folder / "train", "--epochs", 1, "--batch-size", 20, "-o", tmp_path / "tuned"]
+    told = f"warning: {tmp_path / 'tuned.work'} holds no checkpoint to go on from: training starts at the first epoch"
+    assert told in norton("finetune", "demo:digits", *options, "--resume").err
+    assert "holds no checkpoint" not in norton("finetune", "demo:digits", *options, "--resume").err

@@ -55,6 +55,23 @@ def test_a_model_that_fixes_its_batch(example, tmp_path):
     assert report.checks[0].shapes == ((2, 3, 12, 16), (2, 3, 12, 16))
 
 
+def test_an_operator_that_one_runtime_lacks_is_named_and_the_other_one_may_do(example, tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU()).eval()
+    with pytest.raises(ExportError) as refused:
+        export(model, example, tmp_path / "a.onnx")
+    assert "openvino does not open the file (RuntimeError: Unsupported padding mode: [wrap])" in str(refused.value)
+    assert "--check onnxruntime" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    report = export(model, example, tmp_path / "a.onnx", runtimes=["onnxruntime"])
+    assert [check.runtime for check in report.checks] == ["onnxruntime"] and (tmp_path / "a.onnx").is_file()
+
+
+@pytest.mark.parametrize("runtimes", [[], ["onnxruntime", "tensorrt"]])
+def test_runtimes_that_nothing_checks_in_are_refused(example, tmp_path, runtimes):
+    with pytest.raises(ExportError, match=r"expected one or more of onnxruntime, openvino \(--check NAME\)"):
+        export(nn.Conv2d(3, 4, 3), example, tmp_path / "a.onnx", runtimes=runtimes)
+
+
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
 def test_a_file_that_differs_is_not_left(small, example, tmp_path, monkeypatch, suffix):
     (tmp_path / f"a.{suffix}").write_text("before")

@@ -4,6 +4,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.utils.data import Dataset
 
+from norton_plugin.artifact.folder_lock import sole_writer
 from norton_plugin.blocks import balance_
 from norton_plugin.errors import RecipeError, SourceError
 from norton_plugin.mm.classification.classifier import TimmClassifier
@@ -94,6 +96,7 @@ def finetune(
     Raises:
         RecipeError: A setting is unknown or out of range, ``resume`` without ``work_dir``, or a loss that became NaN.
         SourceError: Empty data, wrong channels, labels beyond the model's outputs, or nothing to train.
+        ArtifactError: Another process trains in ``work_dir``.
     """
     started = time.perf_counter()
     asked = (settings or FinetuneSettings()).replace(**changes)
@@ -107,7 +110,8 @@ def finetune(
     chosen = _in_a_format_that_runs(classifier, chosen, train)
     home = next((p.device for p in model.parameters()), target)
     layout = channels_last_weights(classifier.model, wanted=chosen.channels_last)
-    with preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
+    alone = nullcontext() if work_dir is None else sole_writer(Path(work_dir), patience=0)
+    with alone, preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:
             classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, temperature=chosen.temperature)

@@ -1,0 +1,46 @@
+"""What a command is at, said line by line where there is no terminal that could show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from rich.text import Text
+
+# Seconds between two lines.
+SECONDS = 10.0
+
+
+class SaidStatus:
+    """Says what a command is at every ``SECONDS`` for as long as it takes; what takes less says nothing.
+
+    Args:
+        tell: Told each line.
+        text: What the command is at; empty where something else tells it.
+    """
+
+    def __init__(self, tell: Callable[[str], None], text: str) -> None:
+        from norton_plugin.pipeline import StepLog
+
+        self._log = StepLog(tell, begins=lambda _: None, every=SECONDS)
+        self._log(text)
+        self._running = ExitStack()
+
+    def update(self, text: str | Text) -> None:
+        """Go on to something else."""
+        self._log(str(text))
+
+    def count(self, done: int, total: int) -> None:
+        """Say how far it is."""
+        self._log.detail(f"{done} of {total}")
+
+    def goes_on(self) -> None:
+        """Say that it still runs."""
+        self._log.goes_on()
+
+    def __enter__(self) -> SaidStatus:
+        self._running.enter_context(self._log.running())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
