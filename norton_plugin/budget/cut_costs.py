@@ -114,7 +114,7 @@ class CutCosts:
         else:
             whole = sum(p.numel() for p in self._modules[name].parameters(recurse=False))
         weight = weight_of(self._modules[name])
-        if budget == "params" and weight in self._shared:
+        if budget == "params" and weight is not None and getattr(self._modules[name], "weight", None) in self._shared:
             whole -= weight.numel()
         if weight is None or not (lost.outputs or lost.inputs):
             return whole
