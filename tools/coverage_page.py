@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from coverage_row import STATUSES
+from coverage_row import STATUSES, counted_reasons, without_details
 
 LISTS = Path(__file__).with_name("coverage_models.json")
 ALONE = Path(__file__).with_name("coverage_alone.json")
@@ -89,6 +89,8 @@ def _cells(row: dict[str, Any]) -> list[Any]:
         cells["macs_before"] = f"{row['macs_before'] / 1e6:.0f} M"
     if row.get("error") is not None:
         cells["error"] = f"{row['error']:.0e}"
+    if counted := _counted(row):
+        cells["reason"] = counted_reasons(counted)
     return ["" if cells.get(key) is None else cells[key] for key in COLUMNS]
 
 
@@ -161,6 +163,12 @@ def _reasons_of(row: dict[str, Any]) -> Counter[str]:
     if "codes" in row:
         return Counter({f"[`{code}`](reasons.md#{code})": count for code, count in row["codes"].items()})
     found: Counter[str] = Counter()
-    for count, reason in re.findall(r"(\d+) x (.*?)(?=; \d+ x |$)", row.get("reason", "")):
-        found[re.sub(r" by (inf|[\d.e+-]+)(?= )| \(.*", "", reason)] += int(count)
+    for count, reason in _counted(row):
+        found[without_details(reason)] += count
     return found
+
+
+def _counted(row: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return the reasons of a row, each with how many groups it keeps."""
+    found = re.findall(r"(\d+) x (.*?)(?=; \d+ x |$)", row.get("reason", ""))
+    return [(int(count), reason) for count, reason in found]

@@ -8,9 +8,11 @@ needs CUDA operators or packages that are absent, ``error`` an exception that is
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 STATUSES = ("full", "partial", "decompose-only", "none", "not buildable", "error", "timeout", "memory")
@@ -101,6 +103,25 @@ def failure(status: str, reason: str) -> dict[str, Any]:
     return {"status": "memory" if memory else status, "reason": reason[:300]}
 
 
+def without_details(reason: str) -> str:
+    """Return a reason without what differs from group to group: sizes of differences, and words in brackets."""
+    return re.sub(r" by (inf|[\d.e+-]+)(?= )| \(.*", "", reason)
+
+
+def counted_reasons(reasons: Iterable[tuple[int, str]]) -> str:
+    """Return the three most frequent reasons with their counts, each once, in the words of its first group.
+
+    Args:
+        reasons: How often, and the words.
+    """
+    counts: Counter[str] = Counter()
+    words: dict[str, str] = {}
+    for count, reason in reasons:
+        counts[without_details(reason)] += count
+        words.setdefault(without_details(reason), reason)
+    return "; ".join(f"{count} x {words[key]}" for key, count in counts.most_common(3))
+
+
 def _outcome(report: Any) -> dict[str, Any]:
     """Cells of a compressed model."""
     from norton_plugin.surgery.report import blocking
@@ -117,7 +138,7 @@ def _outcome(report: Any) -> dict[str, Any]:
         "narrowest": round(100 * min((layer.kept for layer in report.layers), default=1.0), 1),
         "verifying": round(report.verify_seconds, 1),
         "error": report.pruning.largest_error,
-        "reason": "; ".join(f"{n} x {r}" for r, n in Counter(s.reason for s in left).most_common(3)),
+        "reason": counted_reasons((1, s.reason) for s in left),
         "codes": dict(Counter(s.code for s in left).most_common()),
         "rule_failures": [cause.text for cause in report.pruning.rule_failures],
     }

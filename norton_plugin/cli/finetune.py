@@ -220,7 +220,7 @@ def finetune(
         _check_classes(images, held_out)
         dense = None if teacher is None else open_dense(opened, teacher)
     out.show(_chosen(opened.model, settings))
-    with out.counting("fine-tuning, steps") as count:
+    with out.counting("fine-tuning") as count:
         result = train(
             opened.model,
             images,

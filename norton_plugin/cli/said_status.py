@@ -32,7 +32,7 @@ class SaidStatus:
 
     def count(self, done: int, total: int) -> None:
         """Say how far it is."""
-        self._log.detail(f"{done} of {total}")
+        self._log.detail(f"step {done} of {total}")
 
     def goes_on(self) -> None:
         """Say that it still runs."""

@@ -98,10 +98,12 @@ def test_the_level_chooses_the_optimizer_and_the_user_wins(norton, digit_folder,
     line = "decomposed at the layer level: AdamW, learning rate 0.005, momentum 0.5, weight decay 0.001, "
     assert f"{line}warm-up 0.3 epochs" in " ".join(chosen.out.split())
     given = norton(*command, "--optimizer", "sgd", "--lr", 0.02, "--warmup-epochs", 1, "-o", tmp_path / "b", "--json")
+    assert given.code == 0, given.err
     settings = json.loads(given.out)["settings"]
     assert [settings[key] for key in ("optimizer", "lr", "weight_decay", "warmup_epochs")] == ["SGD", 0.02, 5e-4, 1.0]
     assert read_manifest(tmp_path / "b").extra["finetune"]["lr"] == 0.02
     dense = norton("finetune", "demo:digits", *command[2:], "-o", tmp_path / "c", "--json")
+    assert dense.code == 0, dense.err
     settings = json.loads(dense.out)["settings"]
     assert [settings[key] for key in ("optimizer", "lr", "weight_decay", "warmup_epochs")] == ["SGD", 0.01, 5e-4, 0.0]
 

@@ -40,7 +40,7 @@ def test_what_lasts_is_said_and_what_follows_it(out):
 def test_how_far_it_is_is_said(out):
     with out.counting("evaluating") as count:
         count(3, 16)
-        _wait_for(out.err.file, "still evaluating: 0 s, 3 of 16\n")
+        _wait_for(out.err.file, "still evaluating: 0 s, step 3 of 16\n")
     after = out.err.file.getvalue()
     time.sleep(0.2)
     assert out.err.file.getvalue() == after

@@ -228,3 +228,16 @@ def test_jobs_are_submitted(sweep, tmp_path):
     rows, _, examined = sweep("timm:works", "timm:fails", "--submit", "local", "--logs", str(tmp_path / "logs"))
     assert {row["model"]: row["status"] for row in rows} == {"timm:works": "full", "timm:fails": "error"}
     assert sorted(examined) == ["fails", "works"]
+
+
+def test_a_reason_with_other_numbers_is_told_once(load_tool):
+    row, page = load_tool("coverage_row.py"), load_tool("coverage_page.py")
+    left = [
+        (1, "pruning it breaks the model (shape [1, 7])"),
+        (1, "it is a head"),
+        (2, "pruning it breaks the model (9)"),
+    ]
+    expected = "3 x pruning it breaks the model (shape [1, 7]); 1 x it is a head"
+    assert row.counted_reasons(left) == expected
+    old = {"model": "timm:a", "status": "partial", "reason": "; ".join(f"{n} x {words}" for n, words in left)}
+    assert f"| {expected} |" in page.markdown([old], ["command"])
