@@ -7,6 +7,9 @@ from typing import Any
 
 from norton_plugin.bench.layers import LayerSpeed
 
+# Half of the calls of one model that lie further apart than this share of their median tell little.
+_STEADY = 0.5
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -38,6 +41,11 @@ class Timing:
     efficiency: float | None
     peak_mib: float | None
 
+    @property
+    def steady(self) -> bool:
+        """Whether the quartiles lie within half of the median of each other."""
+        return self.high - self.low <= _STEADY * self.milliseconds
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -54,6 +62,17 @@ class Setting:
     threads: int
     rounds: int
     timings: tuple[Timing, ...]
+
+    @property
+    def doubt(self) -> str | None:
+        """What to say of times that vary too much to compare; None where none does."""
+        shaky = [f"{timing.model} in {timing.runtime}" for timing in self.timings if not timing.steady]
+        if not shaky:
+            return None
+        return (
+            f"the times of {', '.join(shaky)} vary by more than half of their median, so ratios to them tell little; "
+            "run it again when nothing else runs, with more --rounds, or on one thread by --clock processor"
+        )
 
     def best(self, model: str) -> Timing | None:
         """Return the runtime in which a model gains most over the dense one; None where it was not timed."""

@@ -194,6 +194,8 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any])
             f"best: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model there "
             f"(efficiency {best.efficiency:.2f}){in_all}"
         )
+        if setting.doubt is not None:
+            out.warn(setting.doubt)
     if report.layers:
         out.show(changed_layers_table(report))
     for name, reason in report.left:

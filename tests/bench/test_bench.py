@@ -14,6 +14,7 @@ from norton_plugin.bench import bench, plot_speed
 from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate, OpenedCandidate
 from norton_plugin.bench.layers import verdict
 from norton_plugin.bench.memory import first_call_peak
+from norton_plugin.bench.report import Setting, Timing
 from norton_plugin.bench.timing import of_batch, samples_of, setting_of
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 
@@ -96,6 +97,18 @@ def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
     assert (delivered_file.speed_up, delivered_file.speed_up_in_all, delivered_file.efficiency) == (4.0, 8.0, 1.0)
     assert dense.efficiency is None and dense_file.milliseconds == 4000.0
     assert setting.best(DELIVERED) is delivered_file
+
+
+def test_times_that_vary_too_much_are_doubted() -> None:
+    def row(model: str, low: float, high: float) -> Timing:
+        return Timing(model, PYTORCH, 10.0, low, high, 1.0, 1.0, None, None)
+
+    steady = Setting(1, 1, 5, (row("dense", 9.0, 14.0), row("delivered", 10.0, 10.0)))
+    assert steady.doubt is None
+    shaky = Setting(1, 1, 5, (row("dense", 0.8, 13.4), row("delivered", 10.0, 10.0)))
+    assert shaky.doubt is not None
+    assert shaky.doubt.startswith("the times of dense in PyTorch vary by more than half of their median")
+    assert "delivered" not in shaky.doubt
 
 
 def test_a_batch_repeats_the_first_image() -> None:
