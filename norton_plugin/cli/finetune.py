@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _TRAINING = "Training"
 _TEACHER = "Distillation"
+# Written by mmengine beside its checkpoints: the name of the last one.
+_LAST = "last_checkpoint"
 # How typer shows the default of what the level of the model's blocks decides.
 _OF_MODEL = "by the model's level"
 _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -199,7 +203,7 @@ def finetune(
     folder = work_dir or output.with_name(output.name + ".work")
     check_directory(output)
     check_working_folder("the work dir", folder, apart_from=output)
-    if resume and not (folder / "last_checkpoint").is_file():
+    if resume and not (folder / _LAST).is_file():
         out.warn(f"{folder} holds no checkpoint to go on from: training starts at the first epoch")
     with out.status(f"building {source}"):
         opened = open_model(
@@ -220,7 +224,7 @@ def finetune(
         _check_classes(images, held_out)
         dense = None if teacher is None else open_dense(opened, teacher)
     out.show(_chosen(opened.model, settings))
-    with out.counting("fine-tuning") as count:
+    with out.counting("fine-tuning") as count, _resumable(out, folder):
         result = train(
             opened.model,
             images,
@@ -250,6 +254,17 @@ def finetune(
     accuracy = "" if result.last_top1 is None else f", top-1 {result.last_top1:.2f} % (best {result.best_top1:.2f} %)"
     out.show(f"written to {output} after {len(result.history)} epochs, {result.seconds:.1f} s{accuracy}")
     out.result({"artifact": str(output), "work_dir": str(folder), **asdict(result)})
+
+
+@contextlib.contextmanager
+def _resumable(out: Output, folder: Path) -> Iterator[None]:
+    """While entered, an interrupt says how to go on, where an epoch was finished."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (folder / _LAST).is_file():
+            out.note(f"the last finished epoch is kept in {folder}; the same command with --resume goes on from it")
+        raise
 
 
 def _check_classes(train: Any, val: Any) -> None:

@@ -63,7 +63,9 @@ def test_resume_ends_where_one_run_ends(norton, small, digit_folder, tmp_path, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("norton_plugin.cli.finetune._line", stop)
-    assert norton("finetune", small, *options, "-o", tmp_path / "parts").code == 130
+    ended = norton("finetune", small, *options, "-o", tmp_path / "parts")
+    assert ended.code == 130
+    assert f"kept in {tmp_path / 'parts'}.work; the same command with --resume goes on" in ended.err
     assert not (tmp_path / "parts").exists()
     monkeypatch.undo()
     assert norton("finetune", small, *options, "-o", tmp_path / "parts", "--resume").code == 0
