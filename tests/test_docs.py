@@ -48,6 +48,10 @@ def test_files_of_the_repository_that_are_named_are_there(document):
     # mmdet has a tools folder as well; its scripts are named for what they are.
     stock = {"tools/train.py", "tools/test.py", "tools/analysis_tools/get_flops.py"}
     assert [name for name in named if name not in stock and not (ROOT / name).exists()] == []
+    rooms = "|".join(path.name for path in (ROOT / "norton_plugin").iterdir() if path.is_dir())
+    inside = re.findall(rf"`((?:{rooms})/[\w/]+\.py)[`:]", document.read_text())
+    places = [ROOT / "norton_plugin", ROOT / "tests"]  # tests are named by their rooms as well
+    assert [name for name in inside if not any((place / name).exists() for place in places)] == []
 
 
 FILES = [path for top in ("norton_plugin", "tests", "tools", "configs") for path in (ROOT / top).rglob("*.py")]
