@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +25,6 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, run_model, traceable
 from norton_plugin.surgery.removed import RemovedChannels
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class CalibrationReport:
@@ -42,6 +39,8 @@ class CalibrationReport:
         divergence: On those, how far the outputs are from the dense model's (`divergence.divergence`), by stage:
             "plain", "fitted" and "fitted, norms corrected".
         seconds: Wall-clock time.
+        few_samples: What to say where layers saw few samples, with the number of images that would do; empty where all
+            saw enough.
     """
 
     layers: tuple[LayerFit, ...]
@@ -51,6 +50,7 @@ class CalibrationReport:
     held_back: int
     divergence: dict[str, float]
     seconds: float
+    few_samples: str = ""
 
 
 def take_batches(batches: Iterable[Any], images: int) -> list[Any]:
@@ -145,7 +145,6 @@ def calibrate_(
     except BaseException:
         _restore(compressed, before)
         raise
-    _warn_of_few_samples(fits, images=sum(map(batch_size, fitted_on)))
     return CalibrationReport(
         layers=tuple(fits),
         left=tuple(sorted((left | unfitted).items())),
@@ -154,24 +153,22 @@ def calibrate_(
         held_back=sum(map(batch_size, held_back)),
         divergence=found,
         seconds=time.perf_counter() - start,
+        few_samples=_few_samples(fits, images=sum(map(batch_size, fitted_on))),
     )
 
 
-def _warn_of_few_samples(fits: Sequence[LayerFit], *, images: int) -> None:
-    """Say once how many images would do, where layers saw too few for the numbers that they read."""
+def _few_samples(fits: Sequence[LayerFit], *, images: int) -> str:
+    """Say how many images would do, where layers saw too few for the numbers that they read."""
     few = [fit for fit in fits if fit.samples < ENOUGH * fit.inputs]
-    if few:
-        worst = min(few, key=lambda fit: fit.samples / fit.inputs)
-        logger.warning(
-            "few samples for %d of %d layers, the fewest for %s: %d for %d inputs; they were held closer to the dense "
-            "weights. About %d images would do, or fewer with more positions of each (calibration.positions)",
-            len(few),
-            len(fits),
-            worst.name,
-            worst.samples,
-            worst.inputs,
-            math.ceil(images * ENOUGH * worst.inputs / worst.samples),
-        )
+    if not few:
+        return ""
+    worst = min(few, key=lambda fit: fit.samples / fit.inputs)
+    wanted = math.ceil(images * ENOUGH * worst.inputs / worst.samples)
+    return (
+        f"few samples for {len(few)} of {len(fits)} layers, the fewest for {worst.name}: {worst.samples} for "
+        f"{worst.inputs} inputs; they were held closer to the dense weights. About {wanted} images would do, or fewer "
+        "with more positions of each (calibration.positions)"
+    )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -114,6 +114,8 @@ def compress(
         planned = known.finished(planned, compressed)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
+    if done.fitted is not None and done.fitted.few_samples:
+        logger.warning(done.fitted.few_samples)
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)
     facts = {"structure": structure, "seconds": time.perf_counter() - start}

@@ -59,6 +59,13 @@ def test_parameters_are_a_budget_too_and_pruning_alone_is_tried():
     assert {"pruning", "decomposition"} <= report.budget.divergence.keys() | {report.budget.phases}
 
 
+def test_few_samples_are_told_once_for_all_plans(caplog):
+    report = compress(network(), images(2)[0], recipe(macs=0.5), calibration=images(16)).report
+    assert len(report.budget.divergence) > 1
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage() == report.calibration.few_samples != ""
+
+
 def test_below_what_decomposition_reaches_pruning_goes_on():
     model, example = network(), images(2)[0]
     single = Recipe(budget=Budget(macs=0.01), decomposition=Decomposition(level="filter", restarts=1, sweeps=5))

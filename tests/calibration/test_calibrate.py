@@ -210,13 +210,14 @@ def test_weights_that_cannot_be_set_are_left_with_the_reason():
     assert left["fc"] == left["chosen"] == "another layer has the same weight"
 
 
-def test_few_samples_are_told_once(caplog):
+def test_few_samples_are_told_with_the_number_that_would_do():
     model = network()
-    calibrate_(model, compressed(model), images(16), example_inputs=images(2)[0], positions=4)
-    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    report = calibrate_(model, compressed(model), images(16), example_inputs=images(2)[0], positions=4)
     # 8 images, 4 positions each: 32 samples for 8 * 9 inputs, of which ten times as many are wanted.
-    assert "32 for 72 inputs" in record.getMessage() and "About 180 images would do" in record.getMessage()
-    assert re.match(r"few samples for \d of \d layers, the fewest for ", record.getMessage())
+    assert "32 for 72 inputs" in report.few_samples and "About 180 images would do" in report.few_samples
+    assert re.match(r"few samples for \d of \d layers, the fewest for ", report.few_samples)
+    enough = calibrate_(model, compressed(model), images(96), example_inputs=images(2)[0], positions=64)
+    assert enough.few_samples == ""
 
 
 def test_dict_inputs_and_batches_of_every_kind():
