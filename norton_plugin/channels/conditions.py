@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.layers import layer_type
 from norton_plugin.channels.returned import label_returned
+from norton_plugin.channels.trace import Trace
 from norton_plugin.channels.tracer import Tracer
 from norton_plugin.modules.output_selection import output_selection
 from norton_plugin.modules.running import traceable
@@ -110,6 +111,14 @@ def as_dense(weights: Mapping[nn.Module, Tensor]) -> Iterator[None]:
         yield
 
 
+def _pin_unseen(trace: Trace, module: nn.Module, inputs: Any) -> None:
+    """Pin the channels that enter a module whose output no operation is known to have made."""
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor):
+            for label_map in trace.labels_of(leaf).maps:
+                trace.pin(label_map, Reason.UNSEEN_CODE.because(module=type(module).__name__))
+
+
 @contextmanager
 def watched_modules(tracer: Tracer) -> Iterator[None]:
     """While entered, the trace knows which modules run, and channels that enter code outside of PyTorch are pinned."""
@@ -148,10 +157,7 @@ def watched_modules(tracer: Tracer) -> Iterator[None]:
             trace.notes.produced_output.add(module)
         if any(not trace.knows(tensor) for tensor in made):
             with tracer.paused():
-                for leaf in tree_leaves(inputs):
-                    if isinstance(leaf, Tensor):
-                        for label_map in trace.labels_of(leaf).maps:
-                            trace.pin(label_map, Reason.UNSEEN_CODE.because(module=type(module).__name__))
+                _pin_unseen(trace, module, inputs)
         return output
 
     with _calls(enter, leave):

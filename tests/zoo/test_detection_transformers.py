@@ -1,19 +1,15 @@
 """Detection transformers of mmdet: what is pruned, what is left and why, and that what was pruned can be trained."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.structures import InstanceData
-from transformers import transformer
 
 from norton_plugin import Recipe, compress
 from norton_plugin.modules.output_selection import output_selection
@@ -21,6 +17,7 @@ from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.report import blocking
 from norton_plugin.surgery.structure import apply_structure_, diff
 from norton_plugin.zoo import detector_parts as zoo
+from tests.detection_transformers import transformer
 
 pytestmark = pytest.mark.mm
 EXAMPLE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
