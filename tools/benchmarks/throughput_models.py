@@ -101,7 +101,6 @@ MODELS: dict[str, Entry] = {
         224,
         (
             Point("rank 1, keep 0.7", RANK1, 0.7),
-            Point("level auto, share 0.5", Decomposition(level="auto", share=0.5), 1.0),
             Point("pruned, keep 0.5", NOTHING, 0.5),
         ),
     ),
