@@ -15,23 +15,20 @@ BatchNorm statistics are re-estimated for all but the last. No label is used. Ea
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from budget import largest_share
-from calibration import accuracy
 from channel_baselines import fold_, gram_ridge_
-from cifar_data import batches, load_resnet
+from cifar_data import batches
 from hybrid import Images, add_row
 from hybrid_budget import inner_pruning, largest_keep
 from levels_recipe import run_dense_
 from torch import nn
-from unlabelled import facts_of, open_images, parser_of
+from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.calibration import calibrate, reestimate_batch_norm_
@@ -148,9 +145,7 @@ def rows(
     """Carry out the variants of one part."""
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
     for name, make in _PARTS[part](source, budget, seed, sample).items():
-        wall, processor = time.perf_counter(), time.process_time()
-        model, macs, parameters = make()
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
+        (model, macs, parameters), seconds = timed(make)
         run_dense_(model)
         yield {
             "part": part,
@@ -158,8 +153,7 @@ def rows(
             "macs_share": round(macs, 4),
             "parameters_share": round(parameters, 4),
             "top1": accuracy(model, source, images),
-            "wall_seconds": round(wall, 1),
-            "processor_seconds": round(processor, 1),
+            **seconds,
         }
 
 
@@ -171,10 +165,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = open_images(arguments)
     facts = facts_of("ablation.py")
-    for name in arguments.networks:
-        source = load_resnet(name, arguments.weights)
-        source.model.eval()
-        dense = accuracy(copy.deepcopy(source.model), source, images)
+    for name, source, dense in dense_networks(arguments, images):
         for budget in arguments.budgets:
             for seed in arguments.seeds:
                 for part in arguments.parts:

@@ -9,15 +9,13 @@ shares the largest within the budget is taken. Each measurement adds a row to ``
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
-from calibration import accuracy
-from cifar_data import batches, load_resnet
+from cifar_data import batches
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
-from unlabelled import facts_of, open_images, parser_of
+from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.cost import count_cost
@@ -53,9 +51,7 @@ def measure(source: ModelSource, variant: str, budget: float, seed: int, images:
         share = largest_share(source, budget)
         recipe = Recipe(decomposition=Decomposition(share=share, **_QUICK), calibration=fitting)
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
-    wall, processor = time.perf_counter(), time.process_time()
-    model, report = compress(source.model, _EXAMPLE, recipe, calibration=sample)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    (model, report), seconds = timed(lambda: compress(source.model, _EXAMPLE, recipe, calibration=sample))
     run_dense_(model)
     found = report.calibration
     assert found is not None  # noqa: S101  # the recipe asks for it
@@ -65,8 +61,7 @@ def measure(source: ModelSource, variant: str, budget: float, seed: int, images:
         "top1": accuracy(model, source, images),
         "divergence": round(found.divergence[found.chosen], 4),
         "kept": found.chosen,
-        "wall_seconds": round(wall, 1),
-        "processor_seconds": round(processor, 1),
+        **seconds,
     }
 
 
@@ -78,10 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = open_images(arguments)
     facts = facts_of("budget.py")
-    for name in arguments.networks:
-        source = load_resnet(name, arguments.weights)
-        source.model.eval()
-        dense = accuracy(source.model, source, images)
+    for name, source, dense in dense_networks(arguments, images):
         for budget in arguments.budgets:
             for seed in arguments.seeds:
                 for variant in arguments.variants:

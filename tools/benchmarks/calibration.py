@@ -11,30 +11,22 @@ held-back images. No label is used. Each measurement adds a row to ``calibration
 
 from __future__ import annotations
 
-import copy
-import time
 from dataclasses import replace
 from typing import Any
 
 import torch
-from cifar_data import batches, load_resnet
+from cifar_data import batches
 from hybrid import Images, add_row
 from levels_recipe import recipe_for, run_dense_
-from unlabelled import facts_of, open_images, parser_of
+from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.calibration import reestimate_batch_norm_
-from norton_plugin.mm import evaluate
 from norton_plugin.recipe import Calibration, Scope
 from norton_plugin.zoo import ModelSource
 
 _BATCH = 50
 _EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def accuracy(model: torch.nn.Module, source: ModelSource, images: Images) -> float:
-    """Top-1 in percent on the test images."""
-    return round(evaluate(model, images.test, mean=source.mean, std=source.std, batch_size=64).top1, 2)
 
 
 def measure(source: ModelSource, level: str, rank: int, seed: int, images: Images, count: int) -> dict[str, Any]:
@@ -47,9 +39,8 @@ def measure(source: ModelSource, level: str, rank: int, seed: int, images: Image
     reestimate_batch_norm_(plain, sample, call=lambda model, x: model(x), images=count)
 
     fitting = Calibration(fit=True, images=count, seed=seed)
-    wall, processor = time.perf_counter(), time.process_time()
-    fitted, report = compress(source.model, _EXAMPLE, replace(recipe, calibration=fitting), calibration=sample)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    asked = replace(recipe, calibration=fitting)
+    (fitted, report), seconds = timed(lambda: compress(source.model, _EXAMPLE, asked, calibration=sample))
     run_dense_(fitted)
     found = report.calibration
     assert found is not None  # noqa: S101  # the recipe asks for it
@@ -64,8 +55,7 @@ def measure(source: ModelSource, level: str, rank: int, seed: int, images: Image
         "output_nmse_after": round(sum(layer.nmse_after for layer in decomposed) / len(decomposed), 4),
         "images": found.images,
         "held_back": found.held_back,
-        "wall_seconds": round(wall, 1),
-        "processor_seconds": round(processor, 1),
+        **seconds,
     }
 
 
@@ -79,10 +69,7 @@ def main() -> None:
     images = open_images(arguments)
     facts = facts_of("calibration.py")
     path = arguments.output / "calibration.json"
-    for name in arguments.networks:
-        source = load_resnet(name, arguments.weights)
-        source.model.eval()
-        dense = accuracy(copy.deepcopy(source.model), source, images)
+    for name, source, dense in dense_networks(arguments, images):
         for rank in arguments.ranks:
             for level in arguments.levels:
                 for seed in arguments.seeds:

@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from dataclasses import replace
 from typing import Any
 
 import torch
 from budget import _BATCH, _EXAMPLE, _QUICK
-from calibration import accuracy
 from cifar_data import batches, load_resnet
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
 from torch import nn
-from unlabelled import facts_of, open_images, parser_of
+from unlabelled import accuracy, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.distillation import distill_
@@ -45,9 +43,7 @@ def learn(
 ) -> dict[str, Any]:
     """Let a copy learn, and evaluate it."""
     own = copy.deepcopy(model)
-    wall, processor = time.perf_counter(), time.process_time()
-    report = distill_(source.model, own, sample, call=run_model, **settings.to_dict())
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    report, seconds = timed(lambda: distill_(source.model, own, sample, call=run_model, **settings.to_dict()))
     run_dense_(own)
     return {
         "passes": settings.passes,
@@ -57,8 +53,7 @@ def learn(
         "divergence_before": round(report.divergence["before"], 4),
         "divergence": round(report.divergence["after"], 4),
         "kept": report.kept,
-        "wall_seconds": round(wall, 1),
-        "processor_seconds": round(processor, 1),
+        **seconds,
     }
 
 

@@ -17,11 +17,10 @@ from itertools import chain, product
 from typing import Any, get_args
 
 import torch
-from calibration import accuracy
-from cifar_data import batches, load_resnet
+from cifar_data import batches
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
-from unlabelled import facts_of, open_images, parser_of
+from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.budget import BudgetPlan
@@ -57,9 +56,7 @@ def measure(source: ModelSource, recipe: Recipe, images: Images) -> dict[str, An
     """Compress and evaluate."""
     count, seed = recipe.calibration.images, recipe.calibration.seed
     sample = batches(images.train.subset(count, seed=seed), source, size=_BATCH)
-    wall, processor = time.perf_counter(), time.process_time()
-    model, report = compress(source.model, _EXAMPLE, recipe, calibration=sample)
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    (model, report), seconds = timed(lambda: compress(source.model, _EXAMPLE, recipe, calibration=sample))
     run_dense_(model)
     found = report.calibration
     return {
@@ -67,8 +64,7 @@ def measure(source: ModelSource, recipe: Recipe, images: Images) -> dict[str, An
         "parameters_share": round(report.parameters_after / report.parameters_before, 4),
         "top1": accuracy(model, source, images),
         "divergence": None if found is None else round(found.divergence[found.chosen], 4),
-        "wall_seconds": round(wall, 1),
-        "processor_seconds": round(processor, 1),
+        **seconds,
     }
 
 
@@ -121,10 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     images = open_images(arguments)
     facts = facts_of("hybrid_budget.py")
-    for name in arguments.networks:
-        source = load_resnet(name, arguments.weights)
-        source.model.eval()
-        dense = accuracy(source.model, source, images)
+    for name, source, dense in dense_networks(arguments, images):
         for budget, seed in product(arguments.budgets, arguments.seeds):
             facing = (budget, seed, images, arguments.count)
             rows = [criteria_rows(source, arguments.criteria, *facing)] if "criteria" in arguments.parts else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from report_budget import TITLES
+from report_budget import compressed_cells
 from report_table import Facts, table
 
 _PARTS = {
@@ -29,13 +29,7 @@ def _table(rows: list[Facts]) -> str:
     rows = sorted(rows, key=lambda row: (row["network"], -row["budget"], -row["top1"]))
     cells = [
         [
-            TITLES[row["network"]],
-            f"{100 * row['budget']:g}",
-            row["variant"],
-            f"{100 * row['macs_share']:.1f}",
-            f"{100 * row['parameters_share']:.1f}",
-            f"{row['top1_dense']:.2f}",
-            f"{row['top1']:.2f}",
+            *compressed_cells(row),
             row["calibration_images"],
             row["test_images"],
             row["seed"],

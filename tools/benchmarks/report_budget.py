@@ -7,17 +7,24 @@ from report_table import Facts, table
 TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 
 
+def compressed_cells(row: Facts) -> list[object]:
+    """Return the cells that begin a row: what was compressed to which budget, and how right it is."""
+    return [
+        TITLES[row["network"]],
+        f"{100 * row['budget']:g}",
+        row["variant"],
+        f"{100 * row['macs_share']:.1f}",
+        f"{100 * row['parameters_share']:.1f}",
+        f"{row['top1_dense']:.2f}",
+        f"{row['top1']:.2f}",
+    ]
+
+
 def budget(facts: Facts) -> str:
     """Return accuracy with sizes from a budget and with one share for all layers, at equal MACs."""
     rows = [
         [
-            TITLES[row["network"]],
-            f"{100 * row['budget']:g}",
-            row["variant"],
-            f"{100 * row['macs_share']:.1f}",
-            f"{100 * row['parameters_share']:.1f}",
-            f"{row['top1_dense']:.2f}",
-            f"{row['top1']:.2f}",
+            *compressed_cells(row),
             f"{row['divergence']:.3f}",
             row["calibration_images"],
             row["test_images"],

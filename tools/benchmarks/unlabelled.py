@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
-from cifar_data import add_arguments, load_images, machine
+from cifar_data import add_arguments, load_images, load_resnet, machine
 from hybrid import Images
+
+from norton_plugin.mm import evaluate
+from norton_plugin.zoo import ModelSource
+
+_Result = TypeVar("_Result")
 
 
 def parser_of(description: str | None, *, networks: list[str], test_images: int = 2000) -> argparse.ArgumentParser:
@@ -48,3 +55,24 @@ def facts_of(script: str, used: str = "calibration") -> dict[str, Any]:
         "data": f"CIFAR-10 (JPEG); {used} on unlabelled training images; no fine-tuning",
         "machine": machine(),
     }
+
+
+def accuracy(model: torch.nn.Module, source: ModelSource, images: Images) -> float:
+    """Top-1 in percent on the test images."""
+    return round(evaluate(model, images.test, mean=source.mean, std=source.std, batch_size=64).top1, 2)
+
+
+def dense_networks(arguments: argparse.Namespace, images: Images) -> Iterator[tuple[str, ModelSource, float]]:
+    """Yield each network that is asked for, in evaluation mode, with its name and its accuracy."""
+    for name in arguments.networks:
+        source = load_resnet(name, arguments.weights)
+        source.model.eval()
+        yield name, source, accuracy(source.model, source, images)
+
+
+def timed(work: Callable[[], _Result]) -> tuple[_Result, dict[str, float]]:
+    """Return what some work returns, and its seconds for a row."""
+    wall, processor = time.perf_counter(), time.process_time()
+    result = work()
+    seconds = {"wall_seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+    return result, {name: round(value, 1) for name, value in seconds.items()}
