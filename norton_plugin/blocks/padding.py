@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norton_plugin.blocks.arguments import choice, per_axis
+from norton_plugin.modules.same_padding import same_padding
 
 PaddingRule = tuple[int, ...] | Literal["same", "valid", "dynamic_same"]
 NAMED_PADDINGS = ("same", "valid", "dynamic_same")
@@ -32,32 +33,6 @@ def normalise_padding(padding: PaddingRule | int | str, padding_mode: str, *, ax
         choice(padding, "padding", NAMED_PADDINGS)
         return (0,) * axes if padding == "valid" else padding  # type: ignore[return-value]
     return per_axis(padding, "padding", axes=axes, low=0)
-
-
-def same_padding(size: int, kernel_size: int, stride: int, dilation: int) -> int:
-    """Return the pixels that ``"dynamic_same"`` adds along one axis, on both sides together.
-
-    ``torch.jit.trace`` shows sizes as tensors, ``torch.export`` as symbols, and ``torch.jit.script`` compiles this
-    function: in none of them may Python choose by the size at hand, or that choice holds for every size.
-
-    Args:
-        size: Of the map, pixels.
-        kernel_size: Of the convolution, pixels.
-        stride: Pixels.
-        dilation: Pixels.
-    """
-    outputs = (size + stride - 1) // stride
-    span = (outputs - 1) * stride + dilation * (kernel_size - 1) + 1 - size
-    if torch.jit.is_scripting():
-        return max(span, 0)
-    else:  # the compiler of torch.jit.script skips this branch, and no other form of it
-        return _at_least_zero(span)
-
-
-def _at_least_zero(span: int) -> int:
-    if isinstance(span, Tensor):
-        return span.clamp(min=0)
-    return torch.sym_max(span, 0) if isinstance(span, torch.SymInt) else max(span, 0)
 
 
 def sides(

@@ -114,8 +114,9 @@ class CutCosts:
         else:
             whole = sum(p.numel() for p in self._modules[name].parameters(recurse=False))
         weight = weight_of(self._modules[name])
-        if budget == "params" and weight is not None and getattr(self._modules[name], "weight", None) in self._shared:
-            whole -= weight.numel()
+        held = self._modules[name]._parameters.get("weight")
+        if budget == "params" and held in self._shared:
+            whole -= held.numel()
         if weight is None or not (lost.outputs or lost.inputs):
             return whole
         kept = (len(weight) - len(lost.outputs)) / len(weight)

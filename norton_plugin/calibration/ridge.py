@@ -37,9 +37,10 @@ def ridge_of(weight: Tensor, moments: LayerMoments, halves: Sequence[LayerMoment
     if len(halves) != 2:
         return share
     chosen = _some_outputs(len(weight), groups=len(moments.metric.second))
-    metrics = [half.metric.of_outputs(chosen) for half in halves]
+    first, second = (half.metric.of_outputs(chosen) for half in halves)
+    pairs = [(_for_fitting(own), other) for own, other in ((first, second), (second, first))]
     candidates = (share, *(share * stronger for stronger in _STRONGER))
-    errors = {candidate: _error_of_others(weight[chosen], metrics, candidate) for candidate in candidates}
+    errors = {candidate: _error_of_others(weight[chosen], pairs, candidate) for candidate in candidates}
     best = min(errors, key=errors.__getitem__)
     return best if errors[best] < errors[share] * (1 - _LEAST_GAIN) else share
 
@@ -51,10 +52,14 @@ def _some_outputs(count: int, *, groups: int) -> Tensor:
     return (torch.arange(groups)[:, None] * size + own).flatten()
 
 
-def _error_of_others(weight: Tensor, halves: Sequence[OutputMetric], share: float) -> float:
-    """Return the error on each half of the weight that is fitted to the other half."""
+def _for_fitting(metric: OutputMetric) -> OutputMetric:
+    return metric.to(metric.fitting_precision)
+
+
+def _error_of_others(weight: Tensor, pairs: Sequence[tuple[OutputMetric, OutputMetric]], share: float) -> float:
+    """Return the error on each half of the weight that is fitted to the other half, given both in that order."""
     found = 0.0
-    for own, other in (halves, halves[::-1]):
-        fitted = own.towards(weight, share).to(own.fitting_precision).best_weight()
+    for own, other in pairs:
+        fitted = own.towards(weight.to(own.second), share).best_weight()
         found += float(other.errors(fitted.to(weight)).sum())
     return found

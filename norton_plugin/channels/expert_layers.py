@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norton_plugin.channels.layers import CurrentSizes, DenseEquivalent, LayerType, refresh_grouped_, register_layer
+from norton_plugin.modules.same_padding import same_padding
 
 
 class _ExpertConvolution(nn.Module):
@@ -51,9 +52,7 @@ def _same_padding(conv: Any, x: Tensor) -> list[int]:
     """Return what TensorFlow pads, the last axis first: what is left over goes to the end."""
     amounts: list[int] = []
     for axis in (1, 0):
-        size, stride = int(x.shape[2 + axis]), conv.stride[axis]
-        steps = -(-size // stride) - 1
-        span = max(steps * stride + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1 - size, 0)
+        span = same_padding(int(x.shape[2 + axis]), conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis])
         amounts += [span // 2, span - span // 2]
     return amounts
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from norton_plugin.channels.label_maps import spread, varying
 from norton_plugin.channels.trace import Trace
+from norton_plugin.modules.output_selection import has_weights
 
 
 def label_returned(trace: Trace, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -28,7 +29,9 @@ def label_returned(trace: Trace, module: nn.Module, inputs: Any, output: Any) ->
     if not isinstance(output, Tensor) or not output.is_floating_point() or not trace.knows(output):
         return
     labels = trace.labels_of(output)
-    if labels.maps or labels.stays or labels.emptied or _has_weights(module):
+    if labels.maps or labels.stays or labels.emptied:
+        return
+    if isinstance(module, torch.jit.ScriptModule) or has_weights(module):
         return
     dim = _own_width(trace, inputs, output)
     if dim is None:
@@ -36,13 +39,6 @@ def label_returned(trace: Trace, module: nn.Module, inputs: Any, output: Any) ->
     vector = trace.axes.returned(module, dim, output.shape[dim])
     if vector is not None:
         trace.set_labels(output, labels._replace(maps=(spread(vector, output.shape, dim),)))
-
-
-def _has_weights(module: nn.Module) -> bool:
-    if isinstance(module, torch.jit.ScriptModule):
-        return True
-    tensors = (*module.parameters(), *module.buffers())
-    return any(tensor.is_floating_point() for tensor in tensors)
 
 
 def _own_width(trace: Trace, inputs: Any, output: Tensor) -> int | None:

@@ -90,6 +90,12 @@ class Trace:
         """Note that the channels of a map or vector must stay."""
         self.table.pin(core(labels), reason)
 
+    def pin_places(self, tensor: Tensor) -> None:
+        """Pin whatever computed a tensor of places: its numbers say where another tensor is read."""
+        labels = self.labels_of(tensor)
+        for label_map in (*labels.maps, *labels.stays):
+            self.pin(label_map, Reason.POSITIONS_OR_HEADS.because())
+
     def pin_visible(self, tensors: Iterable[Any]) -> None:
         """Pin the channels of tensors that the running module's code sees, where it may hand them to an idle layer."""
         layer = self.unsure.get(self.module)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _TRAINING = "Training"
 _TEACHER = "Distillation"
-# Written by mmengine beside its checkpoints: the name of the last one.
-_LAST = "last_checkpoint"
 # How typer shows the default of what the level of the model's blocks decides.
 _OF_MODEL = "by the model's level"
 _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -183,6 +181,7 @@ def finetune(
     from norton_plugin.cli.models import check_classifier, check_directory, open_dense, open_model, save_model
     from norton_plugin.mm import FinetuneSettings
     from norton_plugin.mm import finetune as train
+    from norton_plugin.mm.classification.finetune import can_resume
 
     settings = FinetuneSettings(
         epochs=epochs,
@@ -203,7 +202,7 @@ def finetune(
     folder = work_dir or output.with_name(output.name + ".work")
     check_directory(output)
     check_working_folder("the work dir", folder, apart_from=output)
-    if resume and not (folder / _LAST).is_file():
+    if resume and not can_resume(folder):
         out.warn(f"{folder} holds no checkpoint to go on from: training starts at the first epoch")
     with out.status(f"building {source}"):
         opened = open_model(
@@ -259,10 +258,12 @@ def finetune(
 @contextlib.contextmanager
 def _resumable(out: Output, folder: Path) -> Iterator[None]:
     """While entered, an interrupt says how to go on, where an epoch was finished."""
+    from norton_plugin.mm.classification.finetune import can_resume
+
     try:
         yield
     except KeyboardInterrupt:
-        if (folder / _LAST).is_file():
+        if can_resume(folder):
             out.note(f"the last finished epoch is kept in {folder}; the same command with --resume goes on from it")
         raise
 

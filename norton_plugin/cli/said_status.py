@@ -7,8 +7,7 @@ from contextlib import ExitStack
 
 from rich.text import Text
 
-# Seconds between two lines.
-SECONDS = 10.0
+from norton_plugin.pipeline.step_log import SECONDS, StepLog
 
 
 class SaidStatus:
@@ -20,8 +19,6 @@ class SaidStatus:
     """
 
     def __init__(self, tell: Callable[[str], None], text: str) -> None:
-        from norton_plugin.pipeline import StepLog
-
         self._log = StepLog(tell, begins=lambda _: None, every=SECONDS)
         self._log(text)
         self._running = ExitStack()
@@ -33,10 +30,6 @@ class SaidStatus:
     def count(self, done: int, total: int) -> None:
         """Say how far it is."""
         self._log.detail(f"step {done} of {total}")
-
-    def goes_on(self) -> None:
-        """Say that it still runs."""
-        self._log.goes_on()
 
     def __enter__(self) -> SaidStatus:
         self._running.enter_context(self._log.running())

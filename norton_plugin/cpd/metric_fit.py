@@ -48,8 +48,7 @@ def fit_under(factors: Factors, metric: OutputMetric, *, sweeps: int = 6, tolera
     if all(factor.shape[2] == 1 for factor in start.kernel) and start.clusters == len(metric.second):
         found = _closed_form(start, metric)
     else:
-        precision = metric.fitting_precision
-        problem = _Problem(start.to(dtype=precision), metric.to(precision))
+        problem = _Problem(start, metric.to(metric.fitting_precision))
         found = problem.leave(problem.descend(problem.enter(start), sweeps=sweeps, tolerance=tolerance))
     before, after = (metric.errors(x.reconstruct().flatten(1)).sum() for x in (start, found))
     found = found if after < before else start

@@ -10,8 +10,9 @@ from norton_plugin.blocks import AUTO, ConvBlock, CPDBlock, CPDLinear, Form, Spa
 from norton_plugin.blocks.arguments import choice
 from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.blocks.forms import BlockFactors, ConvGeometry
-from norton_plugin.blocks.padding import PaddingRule, same_padding, sides
+from norton_plugin.blocks.padding import PaddingRule, sides
 from norton_plugin.errors import SurgeryError
+from norton_plugin.modules.same_padding import same_padding
 
 
 class Pad(nn.Module):

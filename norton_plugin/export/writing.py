@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from norton_plugin.export.placing import placed_whole
 from norton_plugin.export.program import AXES, open_axes, resized, trace_program
 from norton_plugin.export.ready import inference_copy
 from norton_plugin.export.report import ExportReport
-from norton_plugin.export.runtimes import RUNTIMES, Runner, Runtime, open_onnxruntime, open_openvino, open_program
+from norton_plugin.export.runtimes import RUNTIMES, Runner, Runtime, open_file, open_program
 from norton_plugin.modules.running import ForwardFunction, traceable
 
 SUFFIXES = (".onnx", ".pt2")
@@ -176,8 +177,7 @@ def _write(
     if path.suffix == ".onnx":
         write_onnx(program, path, opset=opset, names=names, axes=axes)
         constants, weights = check_initializers(path, network)
-        known = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
-        openers: dict[str, Callable[[Path], Runner]] = {name: known[name] for name in runtimes}
+        openers: dict[str, Callable[[Path], Runner]] = {name: partial(open_file, runtime=name) for name in runtimes}
     else:
         torch.export.save(program, path)
         weights = sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])

@@ -45,6 +45,11 @@ class OutputSelection:
         return output.index_select(self.dim, torch.tensor(self.kept, device=output.device))
 
 
+def has_weights(module: nn.Module) -> bool:
+    """Tell whether a module computes with numbers of its own, rather than from sizes and constants alone."""
+    return any(tensor.is_floating_point() for tensor in (*module.parameters(), *module.buffers()))
+
+
 def output_selection(module: nn.Module) -> OutputSelection | None:
     """Return the selection of a module's output, None where it returns all."""
     return next((hook for hook in module._forward_hooks.values() if isinstance(hook, OutputSelection)), None)

@@ -19,6 +19,7 @@ from norton_plugin.blocks.padding import normalise_padding
 from norton_plugin.channels.rescaling import names_a_scale
 from norton_plugin.cpd import full_components, full_spatial_rank
 from norton_plugin.modules.feature_info import LISTED_WIDTHS, listed_widths
+from norton_plugin.modules.output_selection import has_weights
 from norton_plugin.surgery.structure_arguments import LARGEST, damaged, is_whole, shortened
 from norton_plugin.surgery.structure_entries import (
     BlockEntry,
@@ -63,7 +64,7 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
     where = entry.names[0] or "the model"
     if isinstance(module, ConvBlock | CPDLinear):
         raise damaged(f"the entry of {where}", f"new sizes for a {type(module).__name__}", "the arguments of one")
-    if entry.selected is not None and any(tensor.is_floating_point() for tensor in _all_tensors(module)):
+    if entry.selected is not None and has_weights(module):
         raise damaged(f"'selected' of {where}", type(module).__name__, "a module without weights")
     for name, shape in entry.shapes.items():
         if name not in own:
@@ -79,10 +80,6 @@ def check_resize(entry: ResizeEntry, module: nn.Module, own: Mapping[str, Tensor
         if not may_become(name, own_value, value):
             expected = f"positive numbers of the kind that {shortened(own_value)} is"
             raise damaged(f"the attribute {where}.{name}", value, expected)
-
-
-def _all_tensors(module: nn.Module) -> tuple[Tensor, ...]:
-    return (*module.parameters(), *module.buffers())
 
 
 def check_block(entry: BlockEntry | SpatialEntry, module: nn.Module) -> None:

@@ -12,8 +12,6 @@ from norton_plugin.channels.rules.convolution import filtered, weight_vectors
 from norton_plugin.channels.trace import Trace
 from norton_plugin.reasons import Reason
 
-_POSITIONS = Reason.POSITIONS_OR_HEADS.because()
-
 
 @register_rule("torchvision::deform_conv2d", makes_products=True, masked_by=ZERO_FIRST)
 def deformable(trace: Trace, call: Call) -> ChannelLabels:
@@ -23,10 +21,8 @@ def deformable(trace: Trace, call: Call) -> ChannelLabels:
     """
     x, weight, offset, mask, bias = call.args[:5]
     groups, offset_groups = int(call.args[11]), int(call.args[12])
-    for places in (offset, mask):
-        labels = trace.labels_of(places)
-        for label_map in (*labels.maps, *labels.stays):
-            trace.pin(label_map, _POSITIONS)
+    trace.pin_places(offset)
+    trace.pin_places(mask)
     inputs = []
     for label_map in trace.labels_of(x).maps:
         if varying(label_map) == [1]:

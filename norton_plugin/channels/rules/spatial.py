@@ -55,9 +55,7 @@ def over_volume(trace: Trace, call: Call) -> Any:
 @register_rule("grid_sampler_2d", "cudnn_grid_sampler")
 def sampled(trace: Trace, call: Call) -> Any:
     """Read a map at places (B, h, w, 2) that another tensor says: whatever computed them numbers places, and stays."""
-    labels = trace.labels_of(call.args[1])
-    for label_map in (*labels.maps, *labels.stays):
-        trace.pin(label_map, Reason.POSITIONS_OR_HEADS.because())
+    trace.pin_places(call.args[1])
     return _windowed(trace, call, 2)
 
 

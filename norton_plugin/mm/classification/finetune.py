@@ -50,6 +50,11 @@ class FinetuneResult:
     settings: FinetuneSettings
 
 
+def can_resume(work_dir: Path) -> bool:
+    """Tell whether a folder holds a checkpoint of a finished epoch: mmengine writes the name of the last one there."""
+    return (work_dir / "last_checkpoint").is_file()
+
+
 def finetune(
     model: nn.Module,
     train: Dataset[Any],
@@ -226,7 +231,7 @@ def _runner(
         param_scheduler=_schedule(settings, choice, len(loader)),
         default_hooks={"checkpoint": CheckpointHook(interval=1, max_keep_ckpts=1) if keep else None},
         custom_hooks=hooks,
-        resume=resume and (folder / "last_checkpoint").is_file(),
+        resume=resume and can_resume(folder),
         randomness={"seed": seed},
         # runs that start in the same second would share mmengine's global objects
         experiment_name=f"norton_{uuid.uuid4().hex}",
