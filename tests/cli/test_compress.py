@@ -14,6 +14,7 @@ from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.cli.images import even_batches
 from norton_plugin.recipe import Decomposition, Pruning
+from norton_plugin.recipe.pruning import channels_of_a_register
 from norton_plugin.zoo import load_source
 from tests.stopwatch import counted_macs
 
@@ -82,6 +83,12 @@ def test_blocks_that_run_as_plain_convolutions_are_told(norton, tmp_path):
     words = " ".join(answer.out.split())
     assert "blocks should be no faster in factors than as a plain convolution" in words and " MACs run, not " in words
     assert "no faster in factors" not in norton("compress", "demo:digits", "--keep", 0.5, "-o", tmp_path / "pruned").out
+
+
+def test_widths_that_fill_the_registers(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--keep", 0.5, "--round-to", "auto", "-o", tmp_path / "small").code == 0
+    written = yaml.safe_load((tmp_path / "small" / "recipe.yaml").read_text())
+    assert written["pruning"]["round_to"] == channels_of_a_register()
 
 
 def test_written_recipe_gives_the_same_model_again(norton, tmp_path):
