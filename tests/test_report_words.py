@@ -111,6 +111,35 @@ def test_large_components_are_named(compressed):
     assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
 
 
+def _tied(pairs):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2 * pairs)))
+    for first, second in zip(model[::2], model[1::2], strict=True):
+        second.weight = first.weight
+    return model
+
+
+def test_tied_layers_that_are_parted_are_warned_of(caplog):
+    recipe, example = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}}), torch.randn(1, 8, 8, 8)
+    report = compress(_tied(1), example, recipe).report
+    (warning,) = report.warnings
+    assert warning.startswith("Tied layers are tied no longer: 0 and 1 held one parameter. Each block has factors of ")
+    assert "scope.exclude" in warning
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [warning]
+    assert str(report).splitlines()[1:] == [f"warning: {warning}"]
+    assert str(report).startswith(f"MACs {report.macs_before} -> {report.macs_after}, parameters ")
+    assert report.to_dict()["warnings"] == [warning]
+    caplog.clear()
+    several = compress(_tied(5), example, recipe, on_step=lambda name: None).report
+    assert "4 and 5 held one parameter; and 2 more. Each" in several.warnings[0] and not caplog.records
+
+
+def test_where_only_one_of_tied_layers_becomes_a_block_the_others_keep_the_weight():
+    recipe = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}, "scope": {"exclude": ["1"]}})
+    (warning,) = compress(_tied(1), torch.randn(1, 8, 8, 8), recipe).report.warnings
+    assert "0 and 1 held one parameter, which stays in 1. " in warning
+
+
 def _pruned(rank):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)]

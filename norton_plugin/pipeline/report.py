@@ -13,6 +13,7 @@ from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
+from norton_plugin.pipeline.warned import warning_of_untied
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
 
@@ -112,6 +113,22 @@ class CompressionReport:
             return "decompose-only" if self.pruning.skipped else "full"
         return "partial" if blocking(self.pruning.skipped) else "full"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user has to know, and what to do about it; one sentence or more for each."""
+        few_samples = self.calibration and self.calibration.few_samples
+        found = (warning_of_untied(self.decomposition), few_samples)
+        return tuple(words for words in found if words)
+
+    def __str__(self) -> str:
+        """Return what became of the model in a line, and a line for each warning."""
+        lines = [
+            f"MACs {self.macs_before} -> {self.macs_after}, parameters {self.parameters_before} -> "
+            f"{self.parameters_after}; layers decomposed: {len(self.decomposition.layers)}, groups of channels pruned: "
+            f"{len(self.pruning.groups)}"
+        ]
+        return "\n".join([*lines, *(f"warning: {words}" for words in self.warnings)])
+
     @classmethod
     def of(
         cls,
@@ -157,6 +174,7 @@ class CompressionReport:
             "status": self.status,
             "verify_seconds": self.verify_seconds,
             "largest_error": self.largest_error,
+            "warnings": list(self.warnings),
         }
         return plain
 
