@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from norton_plugin import Budget, Recipe, compress
-from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, PlannedLayer
+from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedGroup, PlannedLayer
 from norton_plugin.pabs import pabs_distance
 from norton_plugin.pipeline import (
     LayerReport,
@@ -18,6 +18,7 @@ from norton_plugin.pipeline import (
     note_on_distances,
     warning_of_large_components,
 )
+from norton_plugin.pipeline.warned import warning_of_missed_time
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
 
 
@@ -109,6 +110,45 @@ def test_large_components_are_named(compressed):
     assert warning(layers[0], layers[3]) is None
     assert warning(layers[1]).startswith("A component of b has 12 times the norm of the weight it is part of: its ")
     assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
+
+
+def _timed(share, *, measured=True, **budget):
+    milliseconds = Milliseconds(10.0, 10 * share, 10 * share if measured else None, plans=5)
+    return BudgetPlan(Budget(**budget), share, 1.0, "weights", 0.0, (), latency=share, milliseconds=milliseconds)
+
+
+def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():
+    assert warning_of_missed_time(_timed(0.6, latency=0.5)) == (
+        "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.6 "
+        "(measured as delivered). Aim lower (--budget latency=0.417), repeat on a quiet machine, or give the times of one "
+        "(--latency-table)."
+    )
+    assert warning_of_missed_time(_timed(0.4, measured=False, latency=0.5)) == (
+        "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.4 "
+        "(predicted by the table that was given). Aim higher (--budget latency=0.625)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "budget", "missed"),
+    [
+        (0.5099, {"latency": 0.5}, False),
+        (0.5101, {"latency": 0.5}, True),
+        (0.4899, {"latency": 0.5}, True),
+        (0.4899, {"latency": 0.5, "macs": 0.3}, False),  # the other budget asks for less
+        (0.5101, {"latency": 0.5, "macs": 0.3}, True),
+    ],
+)
+def test_two_per_cent_are_no_miss_nor_is_what_another_budget_saves(share, budget, missed):
+    assert (warning_of_missed_time(_timed(share, **budget)) is not None) == missed
+
+
+def test_no_aim_is_named_that_is_no_budget():
+    assert "Aim higher, repeat on a quiet machine" in warning_of_missed_time(_timed(0.0, latency=0.5))
+
+
+def test_a_plan_without_milliseconds_misses_none():
+    assert warning_of_missed_time(BudgetPlan(Budget(macs=0.5), 0.6, 0.6, "weights", 0.0, ())) is None
 
 
 def _tied(pairs):

@@ -116,9 +116,8 @@ def compress(
 
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)
-    facts = {"structure": structure, "seconds": time.perf_counter() - start}
-    facts |= {"calibration": done.fitted, "calibration_images": done.images}
-    facts |= {"budget": planned, "distillation": done.distilled}
+    facts = {"structure": structure, "seconds": time.perf_counter() - start, "calibration_images": done.images}
+    facts |= {"calibration": done.fitted, "budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
     if on_step is None and on_detail is None:  # nobody else may be there to tell
         for words in report.warnings:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from norton_plugin.budget import TOLERANCE, BudgetPlan
 from norton_plugin.surgery.report import DecompositionReport
 
 # Ties that the warning names.
 _NAMED = 3
+# A budget of this share or more of the dense model's time is none.
+_WHOLE = 0.9995
 
 
 def warning_of_untied(decomposition: DecompositionReport) -> str | None:
@@ -18,6 +21,27 @@ def warning_of_untied(decomposition: DecompositionReport) -> str | None:
     return (
         f"Tied layers are tied no longer: {told}{more}. Each block has factors of its own, which are counted and "
         "trained apart. Exclude these layers (scope.exclude, --exclude) if they are to stay tied; they stay dense then."
+    )
+
+
+def warning_of_missed_time(plan: BudgetPlan) -> str | None:
+    """Return a sentence on a budget of milliseconds that was missed; None where it was met, or none was given.
+
+    To stay below it is a miss only where no other budget asks for less.
+    """
+    asked, found = plan.budget.latency, plan.milliseconds
+    if asked is None or found is None:
+        return None
+    off = found.share / asked - 1
+    if abs(off) <= TOLERANCE or (off < 0 and len(plan.budget.limits) > 1):
+        return None
+    aim = asked**2 / max(found.share, asked**2)
+    how = f" (--budget latency={aim:.3g})" if aim < _WHOLE else ""
+    what = "predicted by the table that was given" if found.measured is None else "measured as delivered"
+    remedy = "" if found.measured is None else ", repeat on a quiet machine, or give the times of one (--latency-table)"
+    return (
+        f"The budget of milliseconds was missed by {abs(off):.1%}: asked for {asked:.4g} of the dense model's time, "
+        f"reached {found.share:.4g} ({what}). Aim {'lower' if off > 0 else 'higher'}{how}{remedy}."
     )
 
 

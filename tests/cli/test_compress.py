@@ -1,5 +1,6 @@
 """``norton compress``: what it writes, and that a fresh process loads the very same model."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -369,6 +370,19 @@ def test_a_budget_of_time_leaves_its_table_and_another_takes_it(norton, tmp_path
     assert plan["milliseconds"]["predicted"] <= 0.4 * plan["milliseconds"]["dense"] * 1.001 and plan["macs"] <= 0.6
     front = ["inspect", "demo:digits", "--curve", "--layer", "fc", "--latency-table", tmp_path / "a", "--json"]
     assert all(point["milliseconds"] > 0 for point in json.loads(norton(*front).out)["front"])
+
+
+def test_a_budget_of_time_that_is_missed_is_a_warning_of_its_own(norton, tmp_path, monkeypatch):
+    """Whatever is planned, the whole compressed model takes longer the next time."""
+    factors = itertools.count(1.0, 0.2)
+    with counted_macs(monkeypatch, slower=lambda: next(factors)):
+        options = ["compress", "demo:digits", "--level", "layer", "--budget", "latency=0.7"]
+        answer = norton(*options, "-o", tmp_path / "a", "--json")
+    report = json.loads(answer.out)["report"]
+    (warning,) = report["warnings"]
+    assert answer.code == 0 and f"warning: {warning}\n" in answer.err
+    times = report["budget"]["milliseconds"]
+    assert f"asked for 0.7 of the dense model's time, reached {times['measured'] / times['dense']:.4g} (mea" in warning
 
 
 def test_another_budget_in_the_same_folder_measures_nothing(norton, tmp_path, digit_folder):
