@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin import Budget, Recipe, compress
+from norton_plugin import Budget, Recipe, SurgeryError, compress
 from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedGroup, PlannedLayer
 from norton_plugin.pabs import pabs_distance
 from norton_plugin.pipeline import (
@@ -120,8 +120,8 @@ def _timed(share, *, measured=True, **budget):
 def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():
     assert warning_of_missed_time(_timed(0.6, latency=0.5)) == (
         "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.6 "
-        "(measured as delivered). Aim lower (--budget latency=0.417), repeat on a quiet machine, or give the times of one "
-        "(--latency-table)."
+        "(measured as delivered). Aim lower (--budget latency=0.417), repeat on a quiet machine, or give the times of "
+        "one (--latency-table)."
     )
     assert warning_of_missed_time(_timed(0.4, measured=False, latency=0.5)) == (
         "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.4 "
@@ -149,6 +149,25 @@ def test_no_aim_is_named_that_is_no_budget():
 
 def test_a_plan_without_milliseconds_misses_none():
     assert warning_of_missed_time(BudgetPlan(Budget(macs=0.5), 0.6, 0.6, "weights", 0.0, ())) is None
+
+
+def test_blocks_of_an_earlier_compression_stay_and_are_told_once(compressed):
+    recipe, example = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}}), torch.randn(1, 3, 8, 8)
+    small, report = compress(compressed.model, example, recipe)
+    assert [layer.names for layer in report.decomposition.layers] == [("0",)] and small[2].rank == 2
+    left = {entry.name: entry.code for entry in report.decomposition.skipped}
+    assert left == dict.fromkeys("1236", "decomposed")
+    assert report.warnings == (
+        "An earlier compression made 4 blocks, which keep their level and rank: no layer is decomposed twice. For "
+        "other sizes compress the dense model.",
+    )
+    pruned = compress(small, example, Recipe.from_dict({"pruning": {"keep": 0.5, "round_to": 1}})).report
+    assert pruned.warnings == () and pruned.decomposition.skipped == ()
+    scoped = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}, "scope": {"include": ["0", "1"]}})
+    (warning,) = compress(compressed.model, example, scoped).report.warnings
+    assert warning.startswith("An earlier compression made 1 block, which keeps its level and rank: ")
+    with pytest.raises(SurgeryError, match=r"no layer is eligible: decomposed already: .* \(5 x\)"):
+        compress(small, example, recipe)
 
 
 def _tied(pairs):

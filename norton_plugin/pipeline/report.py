@@ -13,7 +13,7 @@ from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
-from norton_plugin.pipeline.warned import warning_of_missed_time, warning_of_untied
+from norton_plugin.pipeline.warned import warning_of_earlier_blocks, warning_of_missed_time, warning_of_untied
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
 
@@ -118,7 +118,8 @@ class CompressionReport:
         """What the user has to know, and what to do about it; one sentence or more for each."""
         missed = self.budget and warning_of_missed_time(self.budget)
         few_samples = self.calibration and self.calibration.few_samples
-        found = (missed, warning_of_untied(self.decomposition), few_samples)
+        of_layers = (warning_of_earlier_blocks(self.decomposition), warning_of_untied(self.decomposition))
+        found = (missed, *of_layers, few_samples)
         return tuple(words for words in found if words)
 
     def __str__(self) -> str:

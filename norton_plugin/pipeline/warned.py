@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from norton_plugin.budget import TOLERANCE, BudgetPlan
+from norton_plugin.reasons import Reason
 from norton_plugin.surgery.report import DecompositionReport
 
 # Ties that the warning names.
@@ -42,6 +43,18 @@ def warning_of_missed_time(plan: BudgetPlan) -> str | None:
     return (
         f"The budget of milliseconds was missed by {abs(off):.1%}: asked for {asked:.4g} of the dense model's time, "
         f"reached {found.share:.4g} ({what}). Aim {'lower' if off > 0 else 'higher'}{how}{remedy}."
+    )
+
+
+def warning_of_earlier_blocks(decomposition: DecompositionReport) -> str | None:
+    """Return a sentence on blocks that were there before and stay; None where there were none."""
+    count = sum(entry.cause.reason is Reason.DECOMPOSED for entry in decomposition.skipped)
+    if not count:
+        return None
+    words = "1 block" if count == 1 else f"{count} blocks"
+    return (
+        f"An earlier compression made {words}, which {'keeps its' if count == 1 else 'keep their'} level and rank: no "
+        "layer is decomposed twice. For other sizes compress the dense model."
     )
 
 

@@ -81,7 +81,7 @@ class DecompositionReport:
 
     Attributes:
         layers: Decomposed layers in the model's order.
-        skipped: All other convolutions, each with its reason.
+        skipped: All other convolutions, and blocks that were there before, each with its reason.
         verified: Whether the blocks were compared with the convolutions they replace.
         verify_seconds: What that comparison cost.
         untied: Layers that held one parameter, of which some have factors of their own now.

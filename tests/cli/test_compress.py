@@ -201,6 +201,13 @@ def test_an_artefact_can_be_compressed_further(norton, tmp_path):
     assert inspected["macs"] == json.loads(answer.out)["report"]["macs_after"]
 
 
+def test_blocks_of_an_artefact_that_is_decomposed_again_are_told(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--rank", 3, "--exclude", "layer1", "-o", tmp_path / "a").code == 0
+    answer = norton("compress", tmp_path / "a", "--rank", 1, "-o", tmp_path / "b")
+    assert answer.err.count("blocks, which keep their level and rank") == 1
+    assert "decomposed already" in " ".join(answer.out.split())
+
+
 def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
     from norton_plugin.cli.models import open_model
 
