@@ -1,5 +1,6 @@
 """``norton compress``: what it writes, and that a fresh process loads the very same model."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -207,6 +208,13 @@ def test_an_artefact_can_be_compressed_further(norton, tmp_path):
     assert inspected["macs"] == json.loads(answer.out)["report"]["macs_after"]
 
 
+def test_blocks_of_an_artefact_that_is_decomposed_again_are_told(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--rank", 3, "--exclude", "layer1", "-o", tmp_path / "a").code == 0
+    answer = norton("compress", tmp_path / "a", "--rank", 1, "-o", tmp_path / "b")
+    assert answer.err.count("blocks, which keep their level and rank") == 1
+    assert "decomposed already" in " ".join(answer.out.split())
+
+
 def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
     from norton_plugin.cli.models import open_model
 
@@ -376,6 +384,19 @@ def test_a_budget_of_time_leaves_its_table_and_another_takes_it(norton, tmp_path
     assert plan["milliseconds"]["predicted"] <= 0.4 * plan["milliseconds"]["dense"] * 1.001 and plan["macs"] <= 0.6
     front = ["inspect", "demo:digits", "--curve", "--layer", "fc", "--latency-table", tmp_path / "a", "--json"]
     assert all(point["milliseconds"] > 0 for point in json.loads(norton(*front).out)["front"])
+
+
+def test_a_budget_of_time_that_is_missed_is_a_warning_of_its_own(norton, tmp_path, monkeypatch):
+    """Whatever is planned, the whole compressed model takes longer the next time."""
+    factors = itertools.count(1.0, 0.2)
+    with counted_macs(monkeypatch, slower=lambda: next(factors)):
+        options = ["compress", "demo:digits", "--level", "layer", "--budget", "latency=0.7"]
+        answer = norton(*options, "-o", tmp_path / "a", "--json")
+    report = json.loads(answer.out)["report"]
+    (warning,) = report["warnings"]
+    assert answer.code == 0 and f"warning: {warning}\n" in answer.err
+    times = report["budget"]["milliseconds"]
+    assert f"asked for 0.7 of the dense model's time, reached {times['measured'] / times['dense']:.4g} (mea" in warning
 
 
 def test_another_budget_in_the_same_folder_measures_nothing(norton, tmp_path, digit_folder):

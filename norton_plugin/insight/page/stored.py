@@ -84,7 +84,7 @@ class Left:
 
 @dataclass(frozen=True)
 class StoredReport:
-    """All that the page tells of the compression itself."""
+    """All that the page tells of the compression itself; its status is empty where pruning was not tried."""
 
     macs_before: int
     macs_after: int
@@ -131,7 +131,7 @@ def _read(report: Mapping[str, Any]) -> StoredReport:
         macs_after=_count(report["macs_after"]),
         parameters_before=_count(report["parameters_before"]),
         parameters_after=_count(report["parameters_after"]),
-        status=_text(report.get("status", "unknown")),
+        status=_text(report.get("status", "unknown")) if pruning["groups"] or pruning["skipped"] else "",
         layers=tuple(_layer(entry) for entry in report["layers"]),
         decomposed=len(decomposition["layers"]),
         groups=len(pruning["groups"]),

@@ -57,6 +57,12 @@ def test_everything_of_the_report_is_there(artefact, compressed):
     assert {"class": "after", "width": f"{after:.2f}", "height": "10"} in page.all("rect")
 
 
+def test_a_status_of_pruning_is_told_only_where_it_was_tried(artefact):
+    assert "layers in all; pruning: full" in " ".join(Reader(render_page(artefact)).text.split())
+    changed(artefact, lambda data: data["report"]["pruning"].update(groups=[], skipped=[]))
+    assert "pruning: full" not in Reader(render_page(artefact)).text
+
+
 def test_what_images_did_is_told(artefact):
     stored = {"images": 9, "held_back": 2, "divergence": {"plain": 2.5, "fitted": 0.125}, "chosen": "fitted"}
     taught = {"images": 1, "held_back": 0, "divergence": {"before": 0.5, "after": 0.75}, "kept": "before"}
