@@ -84,7 +84,13 @@ class Left:
 
 @dataclass(frozen=True)
 class StoredReport:
-    """All that the page tells of the compression itself; its status is empty where pruning was not tried."""
+    """All that the page tells of the compression itself.
+
+    Attributes:
+        status: How far pruning came, empty where it was not tried.
+        on_images: Sentences on what followed on images.
+        warnings: What a user should know before using the model, as sentences.
+    """
 
     macs_before: int
     macs_after: int
@@ -97,6 +103,7 @@ class StoredReport:
     maps: tuple[StoredMap, ...]
     left: tuple[Left, ...]
     on_images: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def stored_report(report: Mapping[str, Any] | None, directory: object) -> StoredReport:
@@ -138,7 +145,14 @@ def _read(report: Mapping[str, Any]) -> StoredReport:
         maps=tuple(each for each in maps if len(each.filters) > 1),
         left=(*_left("decomposition", decomposition["skipped"]), *_left("pruning", pruning["skipped"])),
         on_images=tuple(_on_images(report)),
+        warnings=_texts(report.get("warnings", [])),
     )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} in place of a list of texts")
+    return tuple(map(_text, value))
 
 
 def _layer(entry: Mapping[str, Any]) -> StoredLayer:

@@ -76,6 +76,15 @@ def test_what_images_did_is_told(artefact):
         render_page(artefact)
 
 
+def test_warnings_are_told(artefact):
+    assert "Warning:" not in Reader(render_page(artefact)).text
+    changed(artefact, lambda data: data["report"].update(warnings=["the budget was missed by 9 %"]))
+    assert "Warning: the budget was missed by 9 %" in " ".join(Reader(render_page(artefact)).text.split())
+    changed(artefact, lambda data: data["report"].update(warnings="missed"))
+    with pytest.raises(ArtifactError, match="str in place of a list of texts"):
+        render_page(artefact)
+
+
 def test_removed_filters_are_marked(artefact, compressed):
     groups = compressed.report.pruning.groups
     page = Reader(render_page(artefact))
