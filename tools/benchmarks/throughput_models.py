@@ -27,12 +27,14 @@ class Point:
         decomposition: Phase one.
         keep: Share of the channels to keep.
         scope: Which modules to touch; all by default.
+        round_to: Channel counts become multiples of this.
     """
 
     name: str
     decomposition: Decomposition
     keep: float
     scope: Scope = field(default_factory=Scope)
+    round_to: int = 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ MODELS: dict[str, Entry] = {
         (
             Point("rank 1, keep 0.9 (2.0 G)", RANK1, 0.9),
             Point("rank 1, keep 0.6 (0.92 G)", RANK1, 0.6),
+            Point("rank 1, keep 0.6, multiples of 16 (0.90 G)", RANK1, 0.6, round_to=16),
+            Point("pruned, keep 0.46, multiples of 16 (0.92 G)", NOTHING, 0.46, round_to=16),
             Point("pruned, keep 0.5", NOTHING, 0.5),
             Point("rank 1, keep 0.5", RANK1, 0.5),
         ),
