@@ -77,9 +77,9 @@ def _verdict(facts: Facts) -> str:
     ]
     text = (
         f"Mean efficiency {statistics.mean(pytorch):.2f} in PyTorch (the goal is {_GOALS['PyTorch']}) and "
-        f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}); {_means(pruned)} in the rows that "
-        f"are pruned alone, {_means(factors)} in those with factors, which have far fewer MACs. Of {layers} changed layers "
-        f"{slower} are more than 5 % slower than the dense layer."
+        f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}); {_means(pruned)} in the rows "
+        f"that are pruned alone, {_means(factors)} in those with factors, which have far fewer MACs. Of {layers} "
+        f"changed layers {slower} are more than 5 % slower than the dense layer."
     )
     if missing:
         text += " Not timed: " + "; ".join(dict.fromkeys(missing)) + "."
