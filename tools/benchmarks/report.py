@@ -32,6 +32,7 @@ from report_speed_accuracy import speed_accuracy
 from report_strided import strided
 from report_table import Facts, table
 from report_throughput import throughput
+from report_wide import calibration_cost, wide
 
 
 def ranks(facts: Facts) -> str:
@@ -194,6 +195,8 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
     ("budget_coverage.jsonl", "Budgets over models of all kinds, random weights", budget_coverage),
     ("latency_budget.json", "Sizes of layers from a budget of milliseconds", latency_budget),
+    ("wide.json", "A wide classifier at 64 pixels: budgets without labels", wide),
+    ("calibration_cost.json", "What a budget and a fit cost on a large model", calibration_cost),
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
@@ -201,7 +204,11 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("fitted_finetune.json", "Fine-tuned from what a budget and a few unlabelled images give", fitted_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
-    ("bccd_levels.json", "The same detector from another dense training: filter and layer level", bccd_levels),
+    (
+        "bccd_levels.json",
+        "The same detector from another dense training: levels, budgets, layers fitted to its images",
+        bccd_levels,
+    ),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
