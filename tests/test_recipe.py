@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from norton_plugin.errors import RecipeError
 from norton_plugin.patterns import lookup, matches, require_matches
@@ -43,6 +44,7 @@ def test_a_single_pattern_may_be_a_string():
         ({"pruning": {"keep": float("nan")}}, "pruning.keep is nan"),
         ({"pruning": {"keeps": {"a": -0.1}}}, r"pruning.keeps\['a'\] is -0.1"),
         ({"pruning": {"round_to": 0}}, "pruning.round_to is 0"),
+        ({"pruning": {"round_to": "wide"}}, "pruning.round_to is 'wide'; expected a whole number from 1 to 1024"),
         (
             {"pruning": {"criterion": "l1"}},
             "pruning.criterion is 'l1'; expected one of pabs, output, l2, random, vbd, csa",
@@ -57,6 +59,13 @@ def test_a_single_pattern_may_be_a_string():
 def test_bad_settings_say_what_came_and_what_was_expected(data, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.from_dict(data)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("AVX512", 16), ("AVX2", 8), ("DEFAULT", 8)])
+def test_automatic_widths_fill_the_registers_and_are_kept_as_a_number(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    recipe = Recipe.from_dict({"pruning": {"keep": 0.5, "round_to": "auto"}})
+    assert recipe.to_dict()["pruning"]["round_to"] == expected
 
 
 @pytest.mark.parametrize(

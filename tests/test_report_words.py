@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin import Budget, Recipe, compress
-from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, PlannedLayer
+from norton_plugin import Budget, Recipe, SurgeryError, compress
+from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedGroup, PlannedLayer
 from norton_plugin.pabs import pabs_distance
 from norton_plugin.pipeline import (
     LayerReport,
@@ -18,6 +18,7 @@ from norton_plugin.pipeline import (
     note_on_distances,
     warning_of_large_components,
 )
+from norton_plugin.pipeline.warned import warning_of_missed_time
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
 
 
@@ -109,6 +110,93 @@ def test_large_components_are_named(compressed):
     assert warning(layers[0], layers[3]) is None
     assert warning(layers[1]).startswith("A component of b has 12 times the norm of the weight it is part of: its ")
     assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
+
+
+def _timed(share, *, measured=True, **budget):
+    milliseconds = Milliseconds(10.0, 10 * share, 10 * share if measured else None, plans=5)
+    return BudgetPlan(Budget(**budget), share, 1.0, "weights", 0.0, (), latency=share, milliseconds=milliseconds)
+
+
+def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():
+    assert warning_of_missed_time(_timed(0.6, latency=0.5)) == (
+        "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.6 "
+        "(measured as delivered). Aim lower (--budget latency=0.417), repeat on a quiet machine, or give the times of "
+        "one (--latency-table)."
+    )
+    assert warning_of_missed_time(_timed(0.4, measured=False, latency=0.5)) == (
+        "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.4 "
+        "(predicted by the table that was given). Aim higher (--budget latency=0.625)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "budget", "missed"),
+    [
+        (0.5099, {"latency": 0.5}, False),
+        (0.5101, {"latency": 0.5}, True),
+        (0.4899, {"latency": 0.5}, True),
+        (0.4899, {"latency": 0.5, "macs": 0.3}, False),  # the other budget asks for less
+        (0.5101, {"latency": 0.5, "macs": 0.3}, True),
+    ],
+)
+def test_two_per_cent_are_no_miss_nor_is_what_another_budget_saves(share, budget, missed):
+    assert (warning_of_missed_time(_timed(share, **budget)) is not None) == missed
+
+
+def test_no_aim_is_named_that_is_no_budget():
+    assert "Aim higher, repeat on a quiet machine" in warning_of_missed_time(_timed(0.0, latency=0.5))
+
+
+def test_a_plan_without_milliseconds_misses_none():
+    assert warning_of_missed_time(BudgetPlan(Budget(macs=0.5), 0.6, 0.6, "weights", 0.0, ())) is None
+
+
+def test_blocks_of_an_earlier_compression_stay_and_are_told_once(compressed):
+    recipe, example = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}}), torch.randn(1, 3, 8, 8)
+    small, report = compress(compressed.model, example, recipe)
+    assert [layer.names for layer in report.decomposition.layers] == [("0",)] and small[2].rank == 2
+    left = {entry.name: entry.code for entry in report.decomposition.skipped}
+    assert left == dict.fromkeys("1236", "decomposed")
+    assert report.warnings == (
+        "An earlier compression made 4 blocks, which keep their level and rank: no layer is decomposed twice. For "
+        "other sizes compress the dense model.",
+    )
+    pruned = compress(small, example, Recipe.from_dict({"pruning": {"keep": 0.5, "round_to": 1}})).report
+    assert pruned.warnings == () and pruned.decomposition.skipped == ()
+    scoped = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}, "scope": {"include": ["0", "1"]}})
+    (warning,) = compress(compressed.model, example, scoped).report.warnings
+    assert warning.startswith("An earlier compression made 1 block, which keeps its level and rank: ")
+    with pytest.raises(SurgeryError, match=r"no layer is eligible: decomposed already: .* \(5 x\)"):
+        compress(small, example, recipe)
+
+
+def _tied(pairs):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2 * pairs)))
+    for first, second in zip(model[::2], model[1::2], strict=True):
+        second.weight = first.weight
+    return model
+
+
+def test_tied_layers_that_are_parted_are_warned_of(caplog):
+    recipe, example = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}}), torch.randn(1, 8, 8, 8)
+    report = compress(_tied(1), example, recipe).report
+    (warning,) = report.warnings
+    assert warning.startswith("Tied layers are tied no longer: 0 and 1 held one parameter. Each block has factors of ")
+    assert "scope.exclude" in warning
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [warning]
+    assert str(report).splitlines()[1:] == [f"warning: {warning}"]
+    assert str(report).startswith(f"MACs {report.macs_before} -> {report.macs_after}, parameters ")
+    assert report.to_dict()["warnings"] == [warning]
+    caplog.clear()
+    several = compress(_tied(5), example, recipe, on_step=lambda name: None).report
+    assert "4 and 5 held one parameter; and 2 more. Each" in several.warnings[0] and not caplog.records
+
+
+def test_where_only_one_of_tied_layers_becomes_a_block_the_others_keep_the_weight():
+    recipe = Recipe.from_dict({"decomposition": {"rank": 1, "sweeps": 3}, "scope": {"exclude": ["1"]}})
+    (warning,) = compress(_tied(1), torch.randn(1, 8, 8, 8), recipe).report.warnings
+    assert "0 and 1 held one parameter, which stays in 1. " in warning
 
 
 def _pruned(rank):

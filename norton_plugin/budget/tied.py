@@ -10,6 +10,7 @@ from torch import nn
 
 from norton_plugin.budget.menu import LayerMenu
 from norton_plugin.budget.solve import Values
+from norton_plugin.modules.holders import parameter_holders
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,8 @@ def joint_menus(model: nn.Module, menus: Sequence[LayerMenu], errors: Sequence[V
 
 def shared_weights(model: nn.Module) -> dict[nn.Parameter, tuple[str, ...]]:
     """Return each weight of a layer that other modules hold as well, with the first dotted names of all of them."""
-    modules = dict(model.named_modules())
-    holders: dict[nn.Parameter, tuple[str, ...]] = {}
-    for name, module in modules.items():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders[parameter] = (*holders.get(parameter, ()), name)
-    weights = {module._parameters.get("weight") for module in modules.values()}
+    weights = {module._parameters.get("weight") for module in model.modules()}
+    holders = parameter_holders(model)
     return {each: names for each, names in holders.items() if len(names) > 1 and each in weights}
 
 

@@ -190,6 +190,8 @@ def compress(
     for remark in (forms, warning_of_large_components(report), note_on_distances(report)):
         if remark:
             out.show(remark)
+    for warning in report.warnings:
+        out.warn(warning)
     out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
     out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
 

@@ -49,12 +49,7 @@ def demo(
         check_directory(output / name)
     start = time.perf_counter()
     # The network is so small that threads on cores which others use cost more than they give.
-    with torch_threads(out.threads or 1), out.progress() as progress:
-        task = progress.add_task("starting", total=None)
-
-        def on_step(text: str, done: int | None, total: int | None) -> None:
-            progress.update(task, description=text, completed=done or 0, total=total)
-
+    with torch_threads(out.threads or 1), out.stepping("loading the digits") as on_step:
         result = run_demo(output, quick=quick, seed=seed, on_step=on_step, on_note=out.note)
     seconds = time.perf_counter() - start
     out.show(_table(result))

@@ -11,6 +11,7 @@ import typer
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_file, read_path
+from norton_plugin.cli.recipes import carry_recipe
 from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def deploy(
 
     Blocks become plain convolutions, each in the form that is the fastest here; norms are folded; the faster memory
     format is chosen. The result is an artefact with a table (forms.json): norton_plugin.deploy.load(DIR) gives the fast
-    model, training goes on from it as from any artefact.
+    model, training goes on from it as from any artefact, whose recipe is kept.
 
     Example: norton deploy small -o small-fast --threads 1
 
@@ -109,11 +110,11 @@ def deploy(
         )
         status.update(f"writing {output}")
         opened.model.to("cpu")
-        _save(output, opened, prepared.deployment)
-    _tell(out, output, prepared, found)
+        recipe = _save(output, opened, prepared.deployment)
+    _tell(out, output, prepared, found, recipe)
 
 
-def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison) -> None:
+def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison, recipe: Path | None) -> None:
     """Print what was done."""
     from norton_plugin.insight.deployment import blocks_table, deployment_lines
 
@@ -123,6 +124,8 @@ def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison)
         out.show("the model has no blocks whose form could be chosen: it was not decomposed")
     out.show(*deployment_lines(prepared, found))
     out.show(f"written to {output}; norton_plugin.deploy.load({str(output)!r}) gives the fast model")
+    if recipe is not None:
+        out.show(f"the recipe of the compression is {recipe}")
     out.result(
         {
             "artifact": str(output),
@@ -154,8 +157,8 @@ def _device(text: str) -> torch.device:
     return device
 
 
-def _save(output: Path, opened: Opened, table: DeploymentTable) -> None:
-    """Write the artefact with its table, and a copy of the table beside it."""
+def _save(output: Path, opened: Opened, table: DeploymentTable) -> Path | None:
+    """Write the artefact with its table, and beside it a copy of the table and the recipe, whose path is returned."""
     from norton_plugin.cli.models import save_model
     from norton_plugin.deploy.loading import KEY, TABLE
 
@@ -164,6 +167,7 @@ def _save(output: Path, opened: Opened, table: DeploymentTable) -> None:
     extra = {**extra, "weights": opened.weights, KEY: table.to_dict()}
     save_model(output, opened.model, opened, recipe=recipe, report=report, extra=extra)
     table.write(output / TABLE)
+    return carry_recipe(output, manifest)
 
 
 def _open(source: str, checkpoint: Path | None, input_size: Any, *, trust_code: bool) -> Opened:

@@ -19,9 +19,8 @@ from norton_plugin.cli.paths import (
     read_path,
     working_folder,
 )
-from norton_plugin.cli.recipes import RECIPE, write_recipe
+from norton_plugin.cli.recipes import carry_recipe
 from norton_plugin.errors import SourceError
-from norton_plugin.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -248,8 +247,7 @@ def finetune(
         report=stored.report if stored else None,
         extra={**(stored.extra if stored else {}), "finetune": {**used, **measured}},
     )
-    if stored and stored.recipe:
-        write_recipe(output / RECIPE, Recipe.from_dict(stored.recipe))
+    carry_recipe(output, stored)
     accuracy = "" if result.last_top1 is None else f", top-1 {result.last_top1:.2f} % (best {result.best_top1:.2f} %)"
     out.show(f"written to {output} after {len(result.history)} epochs, {result.seconds:.1f} s{accuracy}")
     out.result({"artifact": str(output), "work_dir": str(folder), **asdict(result)})

@@ -16,6 +16,7 @@ from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.surgery.geometry import geometry
 from norton_plugin.surgery.structure import diff
 from norton_plugin.zoo import Preprocessing, input_facts, load_checkpoint_, load_source, rebuild
+from norton_plugin.zoo.class_scores import class_scores
 
 AS_BUILT = "as built"
 
@@ -200,9 +201,7 @@ def check_classifier(opened: Opened) -> None:
             scores = opened.model(*opened.example_inputs)
     except Exception as error:
         raise SourceError(f"{opened.name} does not run on an input of {size}: {error}") from error
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
-        what = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise SourceError(f"{opened.name} returns {what} for one image; expected a tensor of shape (1, classes)")
+    class_scores(scores, of=opened.name)
 
 
 def check_directory(directory: Path) -> None:

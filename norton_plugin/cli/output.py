@@ -127,13 +127,28 @@ class Output:
         Yields:
             To be called with how much is done, and of how much.
         """
+        with self.stepping(text) as step:
+            yield lambda done, total: step(text, done, total)
+
+    @contextlib.contextmanager
+    def stepping(self, text: str) -> Iterator[Callable[[str, int | None, int | None], None]]:
+        """Show what is going on, and how far it is, like ``counting``; what it is may change.
+
+        Args:
+            text: What comes first.
+
+        Yields:
+            To be called with what is going on, how much of it is done, and of how much; None where that is not known.
+        """
         if self.err.is_terminal:
             with self.progress() as progress:
                 task = progress.add_task(text, total=None)
-                yield lambda done, total: progress.update(task, completed=done, total=total)
+                yield lambda words, done, total: progress.update(
+                    task, description=words, completed=done or 0, total=total
+                )
         else:
             with self.status(text) as said:
-                yield said.count
+                yield said.step
 
     def progress(self) -> Progress:
         """Return bars on stderr, gone when they are done."""

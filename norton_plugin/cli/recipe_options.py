@@ -95,7 +95,10 @@ Linear = Annotated[
 TargetNMSE = Annotated[str | None, _option("--target-nmse", "F", "Error that --rank auto aims at.")]
 Keep = Annotated[str | None, _option("--keep", "F", "Share of the filters to keep, in (0, 1].")]
 KeepFor = Annotated[list[str] | None, _option("--keep-for", "PATTERN=F", "Share in layers named so; repeatable.")]
-RoundTo = Annotated[int | None, _option("--round-to", "N", "Channel counts become multiples of it.")]
+RoundTo = Annotated[
+    str | None,
+    _option("--round-to", "N|auto", "Channel counts become multiples of it; auto: what fills a vector register here."),
+]
 Criterion = Annotated[
     str | None, _option("--criterion", "NAME", "What goes first: pabs, output (needs --data), l2, random, vbd or csa.")
 ]
@@ -186,7 +189,7 @@ def pruning_changes(
     *,
     keep: str | None,
     keep_for: Iterable[str] | None,
-    round_to: int | None,
+    round_to: str | None,
     criterion: str | None,
     seed: int | None,
 ) -> dict[str, Any]:
@@ -196,7 +199,8 @@ def pruning_changes(
         RecipeError: The text of an option cannot be taken apart.
     """
     shares = {"keep": _parsed(keep, parse_number), "keeps": _table("--keep-for", keep_for, parse_number)}
-    return _given({**shares, "round_to": round_to, "criterion": criterion, "seed": seed})
+    shares["round_to"] = _parsed(round_to, parse_whole)
+    return _given({**shares, "criterion": criterion, "seed": seed})
 
 
 def calibration_changes(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from norton_plugin.errors import ArtifactError, RecipeError
 from norton_plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from norton_plugin.artifact import Manifest
 
 RECIPE = "recipe.yaml"  # its name beside an artefact
 _LARGEST = 2**20  # bytes
@@ -63,8 +66,35 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     Raises:
         ArtifactError: The file cannot be written.
     """
+    _write(path, recipe.to_dict())
+
+
+def carry_recipe(directory: Path, stored: Manifest | None) -> Path | None:
+    """Write the recipe of the artefact that a model came from beside the one that it became.
+
+    Args:
+        directory: Of the new artefact.
+        stored: What the former one holds; None where the model came from elsewhere.
+
+    Returns:
+        The file; None where there is no such recipe: one of a model that was there before is removed then.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    path = directory / RECIPE
+    recipe = None if stored is None else stored.recipe
+    _write(path, recipe)
+    return path if recipe else None
+
+
+def _write(path: Path, recipe: Mapping[str, Any] | None) -> None:
+    """Write a recipe, or remove the file where there is none."""
     try:
-        path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if recipe:
+            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"the recipe cannot be written to {path}: {error.strerror}") from error
 

@@ -20,16 +20,24 @@ class SaidStatus:
 
     def __init__(self, tell: Callable[[str], None], text: str) -> None:
         self._log = StepLog(tell, begins=lambda _: None, every=SECONDS)
-        self._log(text)
+        self.update(text)
         self._running = ExitStack()
 
     def update(self, text: str | Text) -> None:
         """Go on to something else."""
-        self._log(str(text))
+        self._text = str(text)
+        self._log(self._text)
 
     def count(self, done: int, total: int) -> None:
         """Say how far it is."""
         self._log.detail(f"step {done} of {total}")
+
+    def step(self, text: str, done: int | None, total: int | None) -> None:
+        """Go on to something else where the text is another, and say how far that is where it is known."""
+        if text != self._text:
+            self.update(text)
+        if done is not None and total is not None:
+            self.count(done, total)
 
     def __enter__(self) -> SaidStatus:
         self._running.enter_context(self._log.running())

@@ -23,9 +23,10 @@ _SKIPPED_COLUMNS = (Column("phase"), Column("code"), Column("reason"), Column("l
 
 
 def totals_table(report: CompressionReport) -> FittedTable:
-    """Tell MACs and parameters of the whole model, before and after, and how far pruning came."""
+    """Tell MACs and parameters of the whole model, before and after, and how far pruning came where there was any."""
+    tried = report.pruning.groups or report.pruning.skipped
     table = FittedTable(
-        f"Totals (pruning: {report.status})",
+        f"Totals (pruning: {report.status})" if tried else "Totals",
         [Column(""), *(Column(h, number=True) for h in ("before", "after", "change"))],
     )
     for name, before, after in (

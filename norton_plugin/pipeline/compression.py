@@ -73,7 +73,7 @@ def compress(
             ``counted``, images are run by its attribute ``calibrated``, and by ``distilled`` to learn, where it has
             them (functions like it, which may also run what cannot be traced).
         on_step: Told the name of each step as it begins. Where neither it nor ``on_detail`` is given, the log of this
-            module (INFO) says which step runs, and every ten seconds how far it is.
+            module (INFO) says which step runs, and every ten seconds how far it is; at the end, the report's warnings.
         on_detail: Told how far a step is, in words, where it takes long.
 
     Returns:
@@ -114,13 +114,13 @@ def compress(
         planned = known.finished(planned, compressed)
         after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
 
-    if done.fitted is not None and done.fitted.few_samples:
-        logger.warning(done.fitted.few_samples)
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)
-    facts = {"structure": structure, "seconds": time.perf_counter() - start}
-    facts |= {"calibration": done.fitted, "calibration_images": done.images}
-    facts |= {"budget": planned, "distillation": done.distilled}
+    facts = {"structure": structure, "seconds": time.perf_counter() - start, "calibration_images": done.images}
+    facts |= {"calibration": done.fitted, "budget": planned, "distillation": done.distilled}
     report = CompressionReport.of(model, compressed, before, after, done.decomposition, done.pruning, **facts)
+    if on_step is None and on_detail is None:  # nobody else may be there to tell
+        for words in report.warnings:
+            logger.warning(words)
     times = None if known.latency is None else known.latency.table
     return CompressionResult(compressed, report, recipe, times, known.record)

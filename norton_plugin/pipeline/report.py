@@ -13,6 +13,7 @@ from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
+from norton_plugin.pipeline.warned import warning_of_earlier_blocks, warning_of_missed_time, warning_of_untied
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
 
@@ -112,6 +113,24 @@ class CompressionReport:
             return "decompose-only" if self.pruning.skipped else "full"
         return "partial" if blocking(self.pruning.skipped) else "full"
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user has to know, and what to do about it; one sentence or more for each."""
+        missed = self.budget and warning_of_missed_time(self.budget)
+        few_samples = self.calibration and self.calibration.few_samples
+        of_layers = (warning_of_earlier_blocks(self.decomposition), warning_of_untied(self.decomposition))
+        found = (missed, *of_layers, few_samples)
+        return tuple(words for words in found if words)
+
+    def __str__(self) -> str:
+        """Return what became of the model in a line, and a line for each warning."""
+        lines = [
+            f"MACs {self.macs_before} -> {self.macs_after}, parameters {self.parameters_before} -> "
+            f"{self.parameters_after}; layers decomposed: {len(self.decomposition.layers)}, groups of channels pruned: "
+            f"{len(self.pruning.groups)}"
+        ]
+        return "\n".join([*lines, *(f"warning: {words}" for words in self.warnings)])
+
     @classmethod
     def of(
         cls,
@@ -157,6 +176,7 @@ class CompressionReport:
             "status": self.status,
             "verify_seconds": self.verify_seconds,
             "largest_error": self.largest_error,
+            "warnings": list(self.warnings),
         }
         return plain
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from norton_plugin.budget import TOLERANCE, BudgetPlan, Milliseconds
+from norton_plugin.budget import BudgetPlan, Milliseconds
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
@@ -70,9 +70,7 @@ def budget_in_words(plan: BudgetPlan) -> str:
     reached = {"MACs": (plan.budget.macs, plan.macs), "parameters": (plan.budget.params, plan.params)}
     asked = [f"{name} {wish:.4g}: {got:.4f}" for name, (wish, got) in reached.items() if wish is not None]
     if plan.budget.latency is not None and plan.milliseconds is not None:
-        asked.append(
-            f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan.budget.latency, plan.milliseconds)}"
-        )
+        asked.append(f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan.milliseconds)}")
     levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
@@ -89,17 +87,15 @@ def budget_in_words(plan: BudgetPlan) -> str:
     return words
 
 
-def _time_in_words(asked: float, found: Milliseconds) -> str:
-    """Return the share of the dense model's time, what it was foretold by, and whether the budget was missed."""
+def _time_in_words(found: Milliseconds) -> str:
+    """Return the share of the dense model's time, and what it was foretold by."""
     if found.measured is None:
         return (
             f"{found.share:.4f} (predicted {found.predicted:.3g} of {found.dense:.3g} ms by the table that was given)"
         )
-    off = found.share / asked - 1
-    missed = f"; {'above' if off > 0 else 'below'} the budget by {abs(off):.1%}" if abs(off) > TOLERANCE else ""
     return (
         f"{found.share:.4f} (measured {found.measured:.3g} of {found.dense:.3g} ms as delivered, predicted "
-        f"{found.predicted:.3g} ms; plans timed: {found.plans}{missed})"
+        f"{found.predicted:.3g} ms; plans timed: {found.plans})"
     )
 
 

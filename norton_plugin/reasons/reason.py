@@ -235,8 +235,8 @@ class Reason(Enum):
     BLOCK_NOT_COMPARED = left("block-not-compared", "it cannot be compared with its block ({error}: {message})",
         advice="check that the layer runs by itself on a map of its input width",
         example="a convolution that only runs inside its model")
-    DECOMPOSED = left("decomposed", "decomposed already", advice="nothing to do",
-        example="any CPDBlock that norton inspect lists")
+    DECOMPOSED = left("decomposed", "decomposed already: it keeps its level and rank",
+        advice="compress the dense model for another size", example="a block of an artefact that is compressed again")
     LINEAR = left("linear", "a Linear layer is pruned only", example="fc of timm:resnet18 in norton inspect",
         advice="nothing to do: it is pruned; decomposition.linear with a share or components decomposes it")
     # fmt: on

@@ -23,6 +23,7 @@ from norton_plugin.surgery.layouts import Layout, layouts_for
 from norton_plugin.surgery.names import check_scope
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, Skipped, summary
 from norton_plugin.surgery.targets import MapSizes, Target, plan_decomposition, shape_of
+from norton_plugin.surgery.untied import untied_layers
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,10 @@ def decompose_(
         layers.append(_record(target, found, error))
     if require and not layers:
         raise SurgeryError(f"none of the model's convolutions can be decomposed: {summary(skipped) or 'it has none'}")
+    untied = untied_layers(model, replacements.keys())
     swap_(model, replacements)
     logger.info("decomposed %d layers, left %d", len(layers), len(skipped))
-    return DecompositionReport(tuple(layers), tuple(skipped), verify, seconds)
+    return DecompositionReport(tuple(layers), tuple(skipped), verify, seconds, untied)
 
 
 def _record(target: Target, found: Factorised, error: float | None) -> DecomposedLayer:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from norton_plugin.pabs import DistanceExcerpt
 from norton_plugin.reasons import Cause
 from norton_plugin.surgery.removed import RemovedChannels
+from norton_plugin.surgery.untied import UntiedLayers
 
 # The name that stands for all layers where the model could not be traced as a whole.
 WHOLE = "(whole model)"
@@ -80,15 +81,17 @@ class DecompositionReport:
 
     Attributes:
         layers: Decomposed layers in the model's order.
-        skipped: All other convolutions, each with its reason.
+        skipped: All other convolutions, and blocks that were there before, each with its reason.
         verified: Whether the blocks were compared with the convolutions they replace.
         verify_seconds: What that comparison cost.
+        untied: Layers that held one parameter, of which some have factors of their own now.
     """
 
     layers: tuple[DecomposedLayer, ...]
     skipped: tuple[Skipped, ...]
     verified: bool = False
     verify_seconds: float = 0.0
+    untied: tuple[UntiedLayers, ...] = ()
 
     @property
     def largest_error(self) -> float | None:

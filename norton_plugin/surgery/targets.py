@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.channels.expert_layers import mixes_experts
 from norton_plugin.modules.swap import names_by_identity
 from norton_plugin.reasons import Cause, Reason
@@ -23,6 +24,7 @@ from norton_plugin.surgery.names import check_ranks
 from norton_plugin.surgery.report import Skipped
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_BLOCKS = (ConvBlock, CPDLinear)
 MapSizes = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -66,14 +68,15 @@ def plan_decomposition(
         map_sizes: Input and output map (H, W) per layer name.
 
     Returns:
-        The targets in the model's order; all other convolutions, and Linear layers where they were asked for.
+        The targets in the model's order; all other convolutions, blocks of an earlier decomposition, and Linear
+        layers where they were asked for.
 
     Raises:
         RecipeError: A pattern matches nothing, or settings contradict each other or a layer.
         DecompositionError: A weight holds NaN or infinity.
     """
     check_ranks(model, decomposition)
-    kinds = (*_CONVOLUTIONS, nn.Linear) if decomposition.linear else _CONVOLUTIONS
+    kinds = (*_CONVOLUTIONS, nn.Linear, *_BLOCKS) if decomposition.linear else (*_CONVOLUTIONS, *_BLOCKS)
     layers = {m: n for m, n in names_by_identity(model).items() if isinstance(m, kinds) or mixes_experts(m)}
     targets: list[Target] = []
     skipped: list[Skipped] = []
@@ -95,6 +98,8 @@ def _consider(
 ) -> Target | Cause:
     if not scope.admits(*names):
         return Reason.OUTSIDE_SCOPE.because()
+    if isinstance(module, _BLOCKS):
+        return Reason.DECOMPOSED.because()
     request = decomposition.request(names[0])
     linear = isinstance(module, nn.Linear)
     contract = read_linear(module) if isinstance(module, nn.Linear) else read_contract(module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.errors import SourceError
+from norton_plugin.zoo.class_scores import class_scores
 from norton_plugin.zoo.preprocessing import Preprocessing
 
 
@@ -91,10 +92,8 @@ def predict(model: nn.Module, picture: Tensor, spec: Mapping[str, Any], preproce
             return _of_torchvision(model([picture.float() / 255]))
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         output = model(((picture.float() / 255 - mean) / std)[None])
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise SourceError(f"the model returns {what}; expected scores of classes, (1, classes), or objects with boxes")
-    return Prediction(output[0].softmax(0))
+    expected = "scores of classes, (1, classes), or objects with boxes"
+    return Prediction(class_scores(output, of="the model", expected=expected)[0].softmax(0))
 
 
 def _of_torchvision(output: Any) -> Prediction:

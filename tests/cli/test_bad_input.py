@@ -73,6 +73,7 @@ def refused(norton, tmp_path, monkeypatch):
         (["--keep-for", "conv9=0.5"], "pattern 'conv9' matches none"),
         (["--keep-for", "layer1=much"], "pruning.keeps['layer1'] is 'much'"),
         (["--keep", "0.5", "--round-to", "0"], "pruning.round_to is 0"),
+        (["--keep", "0.5", "--round-to", "wide"], "pruning.round_to is 'wide'; expected a whole number from 1 to"),
         (
             ["--keep", "0.5", "--criterion", "taylor"],
             "pruning.criterion is 'taylor'; expected one of pabs, output, l2, random, vbd, csa",

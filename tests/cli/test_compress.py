@@ -1,5 +1,6 @@
 """``norton compress``: what it writes, and that a fresh process loads the very same model."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.cli.images import even_batches
 from norton_plugin.recipe import Decomposition, Pruning
+from norton_plugin.recipe.pruning import channels_of_a_register
 from norton_plugin.zoo import load_source
 from tests.stopwatch import counted_macs
 
@@ -82,6 +84,12 @@ def test_blocks_that_run_as_plain_convolutions_are_told(norton, tmp_path):
     words = " ".join(answer.out.split())
     assert "blocks should be no faster in factors than as a plain convolution" in words and " MACs run, not " in words
     assert "no faster in factors" not in norton("compress", "demo:digits", "--keep", 0.5, "-o", tmp_path / "pruned").out
+
+
+def test_widths_that_fill_the_registers(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--keep", 0.5, "--round-to", "auto", "-o", tmp_path / "small").code == 0
+    written = yaml.safe_load((tmp_path / "small" / "recipe.yaml").read_text())
+    assert written["pruning"]["round_to"] == channels_of_a_register()
 
 
 def test_written_recipe_gives_the_same_model_again(norton, tmp_path):
@@ -198,6 +206,13 @@ def test_an_artefact_can_be_compressed_further(norton, tmp_path):
     block = next(layer for layer in inspected["layers"] if layer["name"] == "layer3.conv2")
     assert (block["rank"], block["in_channels"], block["out_channels"]) == (3, 64, 64)
     assert inspected["macs"] == json.loads(answer.out)["report"]["macs_after"]
+
+
+def test_blocks_of_an_artefact_that_is_decomposed_again_are_told(norton, tmp_path):
+    assert norton("compress", "demo:digits", "--rank", 3, "--exclude", "layer1", "-o", tmp_path / "a").code == 0
+    answer = norton("compress", tmp_path / "a", "--rank", 1, "-o", tmp_path / "b")
+    assert answer.err.count("blocks, which keep their level and rank") == 1
+    assert "decomposed already" in " ".join(answer.out.split())
 
 
 def test_calibration_changes_batch_norm_statistics(norton, tmp_path, digit_folder):
@@ -369,6 +384,19 @@ def test_a_budget_of_time_leaves_its_table_and_another_takes_it(norton, tmp_path
     assert plan["milliseconds"]["predicted"] <= 0.4 * plan["milliseconds"]["dense"] * 1.001 and plan["macs"] <= 0.6
     front = ["inspect", "demo:digits", "--curve", "--layer", "fc", "--latency-table", tmp_path / "a", "--json"]
     assert all(point["milliseconds"] > 0 for point in json.loads(norton(*front).out)["front"])
+
+
+def test_a_budget_of_time_that_is_missed_is_a_warning_of_its_own(norton, tmp_path, monkeypatch):
+    """Whatever is planned, the whole compressed model takes longer the next time."""
+    factors = itertools.count(1.0, 0.2)
+    with counted_macs(monkeypatch, slower=lambda: next(factors)):
+        options = ["compress", "demo:digits", "--level", "layer", "--budget", "latency=0.7"]
+        answer = norton(*options, "-o", tmp_path / "a", "--json")
+    report = json.loads(answer.out)["report"]
+    (warning,) = report["warnings"]
+    assert answer.code == 0 and f"warning: {warning}\n" in answer.err
+    times = report["budget"]["milliseconds"]
+    assert f"asked for 0.7 of the dense model's time, reached {times['measured'] / times['dense']:.4g} (mea" in warning
 
 
 def test_another_budget_in_the_same_folder_measures_nothing(norton, tmp_path, digit_folder):

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.blocks import CPDBlock
+from norton_plugin.cli.recipes import read_recipe
 from norton_plugin.deploy import comparison, load, load_prepared, measured, preparation, prepare, read_table
 from norton_plugin.zoo import load_source
 
@@ -50,6 +51,7 @@ def test_measured_static_and_taken_over(norton, small, tmp_path, monkeypatch):
         "forms.json",
         "model.safetensors",
         "norton.json",
+        "recipe.yaml",
     ]
     assert json.loads((tmp_path / "fast" / "forms.json").read_text()) == told["table"]
     blocks = told["table"]["blocks"]
@@ -89,6 +91,17 @@ def test_static_says_what_it_did(norton, small, tmp_path, no_stopwatch):
     assert "ms dense" not in answer.out
     again = norton("deploy", tmp_path / "fast", "-o", tmp_path / "fast", "--static", "--json")  # in its own place
     assert again.code == 0 and json.loads(again.out)["speedup"] is None
+
+
+def test_the_recipe_goes_with_the_artefact(norton, small, tmp_path, no_stopwatch):
+    answer = norton("deploy", small, "-o", tmp_path / "fast", "--static")
+    recipe = read_recipe(tmp_path / "fast" / "recipe.yaml")
+    assert recipe.to_dict() == read_manifest(small).recipe and recipe.decomposition.rank == 1
+    assert "".join(f"the recipe of the compression is {tmp_path / 'fast' / 'recipe.yaml'}".split()) in "".join(
+        answer.out.split()
+    )
+    answer = norton("deploy", "cifar:resnet20", "-o", tmp_path / "fast", "--static")  # in its place, without a recipe
+    assert answer.code == 0 and "the recipe of" not in answer.out and not (tmp_path / "fast" / "recipe.yaml").exists()
 
 
 def test_a_dense_model_has_nothing_to_choose(norton, tmp_path, no_stopwatch):

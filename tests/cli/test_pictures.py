@@ -137,3 +137,36 @@ def test_a_network_of_ones_own_has_the_weights_that_its_function_gives(norton, p
     answer = norton("compare", "small", photos, "-o", "pair.png", "--trust-code")
     assert answer.code == 2
     assert "expected scores of classes" in answer.err and "does not run" not in answer.err
+
+
+NAMED_SCORES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x):
+        maps = self.stem(x)
+        return {"hidden": maps, "logits": self.head(maps.mean((2, 3)))}
+"""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "cam", "compare"])
+def test_scores_inside_a_dict_are_refused_with_what_to_do(norton, photos, tmp_path, monkeypatch, command):
+    for extra in {"evaluate": ["mmengine"], "cam": ["pytorch_grad_cam"], "compare": []}[command]:
+        pytest.importorskip(extra, reason=f"needs {extra}")
+    (tmp_path / "named_scores.py").write_text(NAMED_SCORES)
+    monkeypatch.chdir(tmp_path)
+    assert norton("compress", "python:named_scores:Net", "--rank", 1, "-o", "small").code == 0
+    arguments = ["--data", photos.parent] if command == "evaluate" else [photos, "-o", "seen.png"]
+    answer = norton(command, "small", *arguments, "--trust-code")
+    assert answer.code == 2
+    told = " ".join(answer.err.split())
+    assert "returns dict with 'hidden', 'logits'; expected " in told
+    assert "python:MODULE:FUNCTION, whose model returns output['logits'] alone (docs/transformers.md shows one)" in told

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from norton_plugin.cli.output import Output
+from norton_plugin.errors import ArtifactError
 
 
 @pytest.fixture
@@ -44,6 +45,27 @@ def test_how_far_it_is_is_said(out):
     after = out.err.file.getvalue()
     time.sleep(0.2)
     assert out.err.file.getvalue() == after
+
+
+def test_a_demonstration_says_what_it_is_at(norton, monkeypatch, tmp_path):
+    def run_demo(directory, *, on_step, on_note, **settings):
+        time.sleep(0.3)
+        on_step("training the dense network", 3, 16)
+        time.sleep(0.3)
+        on_step("training the dense network", 4, 16)
+        time.sleep(0.3)
+        on_step("compressing to half", None, None)
+        time.sleep(0.3)
+        raise ArtifactError("that is enough")
+
+    monkeypatch.setattr("norton_plugin.cli.said_status.SECONDS", 0.05)
+    monkeypatch.setattr("norton_plugin.demo.run_demo", run_demo)
+    answer = norton("demo", "-o", tmp_path / "demo")
+    assert answer.out == "" and answer.err.endswith("error: that is enough\n")
+    lines = [re.sub(r": \d+ s", "", line) for line in answer.err.splitlines()]
+    training = "still training the dense network, step"
+    expected = ["still loading the digits", f"{training} 3 of 16", f"{training} 4 of 16", "still compressing to half"]
+    assert [line for line in dict.fromkeys(lines) if line in expected] == expected
 
 
 def test_every_epoch_of_a_fine_tuning_is_said(norton, digit_folder, tmp_path):

@@ -1,6 +1,7 @@
 """Tables of a report."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -48,6 +49,12 @@ def test_totals(report, lines):
     rows = lines(totals_table(report))
     assert rows[-2] == ["MACs", "5.06", "k", "2.05", "k", "-59.6", "%"]
     assert rows[-1] == ["parameters", "2.56", "k", "848", "-66.9", "%"]
+
+
+def test_totals_have_a_status_of_pruning_only_where_it_was_tried(report):
+    assert totals_table(report).title == "Totals (pruning: decompose-only)"
+    alone = replace(report, pruning=PruningReport((), ()))
+    assert alone.status == "full" and totals_table(alone).title == "Totals"
 
 
 def test_layers_that_changed(report, lines):

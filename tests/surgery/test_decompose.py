@@ -10,6 +10,7 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import DecompositionError, RecipeError, SurgeryError
 from norton_plugin.recipe import Decomposition, Scope
 from norton_plugin.surgery import decompose_, from_conv
+from norton_plugin.surgery.untied import UntiedLayers
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,19 @@ def test_a_shared_module_is_replaced_once_in_every_parent(image):
     assert net.first[1] is net.second[1] and isinstance(net.second[1], CPDBlock)
     assert ("first.1", "second.1") in [layer.names for layer in report.layers]
     assert net(image).shape == (2, 16, 8, 8)
+
+
+def test_layers_that_are_tied_no_longer_are_told():
+    first, second, up = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3), nn.ConvTranspose2d(16, 16, 3)
+    second.weight = first.weight
+    net = nn.Sequential(first, second, nn.Conv2d(16, 16, 3, bias=False), up)
+    net[2].weight = up.weight
+    report = decompose_(copy.deepcopy(net), Decomposition(rank=1, sweeps=3))
+    assert report.untied == (UntiedLayers(("0", "1")), UntiedLayers(("2",), kept=("3",)))
+    alone = decompose_(copy.deepcopy(net), Decomposition(rank=1, sweeps=3), scope=Scope(exclude=("1", "2")))
+    assert alone.untied == (UntiedLayers(("0",), kept=("1",)),)
+    apart = decompose_(net, Decomposition(rank=1, sweeps=3), scope=Scope(exclude=("0", "1", "2")), require=False)
+    assert apart.untied == () and net[1].weight is net[0].weight
 
 
 def test_what_cannot_be_replaced_is_listed_with_its_reason():

@@ -84,7 +84,13 @@ class Left:
 
 @dataclass(frozen=True)
 class StoredReport:
-    """All that the page tells of the compression itself."""
+    """All that the page tells of the compression itself.
+
+    Attributes:
+        status: How far pruning came, empty where it was not tried.
+        on_images: Sentences on what followed on images.
+        warnings: What a user should know before using the model, as sentences.
+    """
 
     macs_before: int
     macs_after: int
@@ -97,6 +103,7 @@ class StoredReport:
     maps: tuple[StoredMap, ...]
     left: tuple[Left, ...]
     on_images: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def stored_report(report: Mapping[str, Any] | None, directory: object) -> StoredReport:
@@ -131,14 +138,21 @@ def _read(report: Mapping[str, Any]) -> StoredReport:
         macs_after=_count(report["macs_after"]),
         parameters_before=_count(report["parameters_before"]),
         parameters_after=_count(report["parameters_after"]),
-        status=_text(report.get("status", "unknown")),
+        status=_text(report.get("status", "unknown")) if pruning["groups"] or pruning["skipped"] else "",
         layers=tuple(_layer(entry) for entry in report["layers"]),
         decomposed=len(decomposition["layers"]),
         groups=len(pruning["groups"]),
         maps=tuple(each for each in maps if len(each.filters) > 1),
         left=(*_left("decomposition", decomposition["skipped"]), *_left("pruning", pruning["skipped"])),
         on_images=tuple(_on_images(report)),
+        warnings=_texts(report.get("warnings", [])),
     )
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} in place of a list of texts")
+    return tuple(map(_text, value))
 
 
 def _layer(entry: Mapping[str, Any]) -> StoredLayer:

@@ -45,9 +45,9 @@ def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> No
     lines = [*summary_table(report, traced=traced), *found, *heading, *(f"  {line}" for line in left)]
     runner.logger.info("%s", "\n".join(lines))
     _write(runner, report, {})
-    warning = warning_of_large_components(report)
-    if warning:
-        runner.logger.warning("NORTON: %s", warning)
+    for warning in (warning_of_large_components(report), *report.warnings):
+        if warning:
+            runner.logger.warning("NORTON: %s", warning)
     note = note_on_distances(report)
     if note:
         runner.logger.info("NORTON: %s", note)

@@ -57,6 +57,12 @@ def test_everything_of_the_report_is_there(artefact, compressed):
     assert {"class": "after", "width": f"{after:.2f}", "height": "10"} in page.all("rect")
 
 
+def test_a_status_of_pruning_is_told_only_where_it_was_tried(artefact):
+    assert "layers in all; pruning: full" in " ".join(Reader(render_page(artefact)).text.split())
+    changed(artefact, lambda data: data["report"]["pruning"].update(groups=[], skipped=[]))
+    assert "pruning: full" not in Reader(render_page(artefact)).text
+
+
 def test_what_images_did_is_told(artefact):
     stored = {"images": 9, "held_back": 2, "divergence": {"plain": 2.5, "fitted": 0.125}, "chosen": "fitted"}
     taught = {"images": 1, "held_back": 0, "divergence": {"before": 0.5, "after": 0.75}, "kept": "before"}
@@ -67,6 +73,15 @@ def test_what_images_did_is_told(artefact):
     assert "on images: 1; divergence on the same images: before 0.5, after 0.75; kept: before." in text
     changed(artefact, lambda data: data["report"]["calibration"].update(divergence={"plain": "much"}))
     with pytest.raises(ArtifactError, match="edited or damaged"):
+        render_page(artefact)
+
+
+def test_warnings_are_told(artefact):
+    assert "Warning:" not in Reader(render_page(artefact)).text
+    changed(artefact, lambda data: data["report"].update(warnings=["the budget was missed by 9 %"]))
+    assert "Warning: the budget was missed by 9 %" in " ".join(Reader(render_page(artefact)).text.split())
+    changed(artefact, lambda data: data["report"].update(warnings="missed"))
+    with pytest.raises(ArtifactError, match="str in place of a list of texts"):
         render_page(artefact)
 
 

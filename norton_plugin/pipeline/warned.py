@@ -1,0 +1,65 @@
+"""What a report warns of: sentences that say what happened, and what to do about it."""
+
+from __future__ import annotations
+
+from norton_plugin.budget import TOLERANCE, BudgetPlan
+from norton_plugin.reasons import Reason
+from norton_plugin.surgery.report import DecompositionReport
+
+# Ties that the warning names.
+_NAMED = 3
+# A budget of this share or more of the dense model's time is none.
+_WHOLE = 0.9995
+
+
+def warning_of_untied(decomposition: DecompositionReport) -> str | None:
+    """Return a sentence on tied layers that became blocks with factors of their own; None where there are none."""
+    ties = decomposition.untied
+    if not ties:
+        return None
+    told = "; ".join(_tie(tie.blocks, tie.kept) for tie in ties[:_NAMED])
+    more = f"; and {len(ties) - _NAMED} more" if len(ties) > _NAMED else ""
+    return (
+        f"Tied layers are tied no longer: {told}{more}. Each block has factors of its own, which are counted and "
+        "trained apart. Exclude these layers (scope.exclude, --exclude) if they are to stay tied; they stay dense then."
+    )
+
+
+def warning_of_missed_time(plan: BudgetPlan) -> str | None:
+    """Return a sentence on a budget of milliseconds that was missed; None where it was met, or none was given.
+
+    To stay below it is a miss only where no other budget asks for less.
+    """
+    asked, found = plan.budget.latency, plan.milliseconds
+    if asked is None or found is None:
+        return None
+    off = found.share / asked - 1
+    if abs(off) <= TOLERANCE or (off < 0 and len(plan.budget.limits) > 1):
+        return None
+    aim = asked**2 / max(found.share, asked**2)
+    how = f" (--budget latency={aim:.3g})" if aim < _WHOLE else ""
+    what = "predicted by the table that was given" if found.measured is None else "measured as delivered"
+    remedy = "" if found.measured is None else ", repeat on a quiet machine, or give the times of one (--latency-table)"
+    return (
+        f"The budget of milliseconds was missed by {abs(off):.1%}: asked for {asked:.4g} of the dense model's time, "
+        f"reached {found.share:.4g} ({what}). Aim {'lower' if off > 0 else 'higher'}{how}{remedy}."
+    )
+
+
+def warning_of_earlier_blocks(decomposition: DecompositionReport) -> str | None:
+    """Return a sentence on blocks that were there before and stay; None where there were none."""
+    count = sum(entry.cause.reason is Reason.DECOMPOSED for entry in decomposition.skipped)
+    if not count:
+        return None
+    words = "1 block" if count == 1 else f"{count} blocks"
+    return (
+        f"An earlier compression made {words}, which {'keeps its' if count == 1 else 'keep their'} level and rank: no "
+        "layer is decomposed twice. For other sizes compress the dense model."
+    )
+
+
+def _tie(blocks: tuple[str, ...], kept: tuple[str, ...]) -> str:
+    words = f"{' and '.join((*blocks, *kept))} held one parameter"
+    if not kept:
+        return words
+    return f"{words}, which stays in {' and '.join(kept)}"
