@@ -94,6 +94,18 @@ def test_pre_commit_reads_its_file():
     assert clientlib.load_config(ROOT / ".pre-commit-config.yaml")["repos"]
 
 
+def test_the_readme_tells_the_coverage_of_today():
+    rows = {
+        cells[0]: cells[1:4]
+        for line in (ROOT / "docs/coverage.md").read_text().splitlines()
+        if line.startswith("| ") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) > 3
+    }
+    lists = [rows["timm-families"], rows["timm-known"], rows["torchvision"], rows["mmdet-families"]]
+    models, full, part = (", ".join(column) for column in zip(*lists, strict=True))
+    (told,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| families of timm"))
+    assert f"({models};" in told and f"in full {full}; in part {part} (" in told
+
+
 def test_every_document_is_on_the_site():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text().replace("!!python", "python"))
 

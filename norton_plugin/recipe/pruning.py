@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
-
 from norton_plugin.recipe.section import Section, check_bool, check_choice, check_integer, check_number, check_table
 
 Criterion = Literal["pabs", "output", "l2", "random", "vbd", "csa"]
@@ -69,4 +67,6 @@ def channels_of_a_register() -> int:
     Returns:
         16 with AVX-512, otherwise 8: the widths that cost least per MAC in fp32 (docs/results, widths of layers).
     """
+    import torch  # here, because reading a recipe or a help text must not wait for it
+
     return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
