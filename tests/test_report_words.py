@@ -16,9 +16,12 @@ from norton_plugin.pipeline import (
     in_words,
     level_cells,
     note_on_distances,
-    warning_of_large_components,
 )
-from norton_plugin.pipeline.warned import warning_of_missed_time
+from norton_plugin.pipeline.warned import (
+    warning_of_large_components,
+    warning_of_missed_time,
+    warning_of_pruning_below_budget,
+)
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
 
 
@@ -105,11 +108,46 @@ def test_large_components_are_named(compressed):
     layers = tuple(DecomposedLayer((name,), 2, **names, largest_component=size) for name, size in sizes.items())
 
     def warning(*chosen):
-        return warning_of_large_components(replace(compressed.report, decomposition=DecompositionReport(chosen, ())))
+        return warning_of_large_components(DecompositionReport(chosen, ()))
 
     assert warning(layers[0], layers[3]) is None
     assert warning(layers[1]).startswith("A component of b has 12 times the norm of the weight it is part of: its ")
     assert "of c has 340 times" in warning(*layers) and "(the largest of 2 such layers)" in warning(*layers)
+
+
+def test_a_report_warns_of_large_components(compressed):
+    """Wherever a report is read: its text, the command, the log of a run, the page."""
+    found = DecomposedLayer(("c",), 2, nmse_mean=0.1, nmse_worst=0.2, fallback_filters=0, largest_component=50.0)
+    report = replace(compressed.report, decomposition=DecompositionReport((found,), ()))
+    assert any("A component of c has 50 times" in words for words in report.warnings)
+    assert "warning: A component of c has 50 times" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("groups", "macs", "params", "warned"),
+    [
+        ((), 0.5, 0.7, False),
+        ((), 0.491, 0.69, False),  # within the 2 % that a budget is met to
+        ((), 0.21, 0.3, True),
+        ((), 0.5, 0.3, True),
+        ((PlannedGroup("conv", ("conv",), 16, 8, 0.1),), 0.21, 0.3, False),  # the plan itself pruned
+    ],
+)
+def test_pruning_below_a_budget_says_what_is_left_and_how_to_plan_both(groups, macs, params, warned):
+    plan = BudgetPlan(Budget(macs=0.5), 0.5, 0.7, "weights", 0.0, (), groups=groups)
+    words = warning_of_pruning_below_budget(plan, macs=macs, params=params)
+    assert (words is not None) == warned
+    if words:
+        assert "(macs=0.5)" in words and f"{macs:.3g} of the MACs" in words and "budget.prune (--prune)" in words
+
+
+def test_a_share_of_channels_beside_a_budget_is_warned_of(compressed):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval()
+    recipe = {"decomposition": {"level": "layer"}, "budget": {"macs": 0.5}, "pruning": {"keep": 0.5}}
+    report = compress(model, torch.randn(1, 3, 12, 12), Recipe.from_dict(recipe)).report
+    assert report.macs_after < 0.4 * report.macs_before
+    assert any("pruning.keep removed channels" in words for words in report.warnings)
 
 
 def _timed(share, *, measured=True, **budget):

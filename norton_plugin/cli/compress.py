@@ -99,7 +99,6 @@ def compress(
         budget_in_words,
         distillation_in_words,
         note_on_distances,
-        warning_of_large_components,
     )
     from norton_plugin.pipeline import compress as run
 
@@ -187,7 +186,7 @@ def compress(
         out.show(distillation_in_words(report.distillation))
     left = [skipped_table(report)] if report.skipped else []
     out.show(layers_table(report), *left, totals_table(report))
-    for remark in (forms, warning_of_large_components(report), note_on_distances(report)):
+    for remark in (forms, note_on_distances(report)):
         if remark:
             out.show(remark)
     for warning in report.warnings:

@@ -53,10 +53,16 @@ def evaluate(
             input_size=options.parse_input_size(input_size),
             trust_code=trust_code,
         )
-        check_classifier(opened)
+        outputs = check_classifier(opened)
         if opened.weights == "random":
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         images = open_images(data, opened.preprocessing)
+    classes = len(images.metainfo["classes"])
+    if classes < outputs:
+        out.warn(
+            f"{data} has {classes} sub-folders, the model {outputs} classes: the n-th sub-folder in alphabetical order "
+            "is taken for the n-th class. If that is not so, the accuracies below mean nothing"
+        )
     with out.counting("evaluating") as count:
         found = measure(
             opened.model,
@@ -67,7 +73,6 @@ def evaluate(
             num_workers=workers,
             on_step=count,
         )
-    classes = len(images.metainfo["classes"])
     out.show(
         f"{source} on {data}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} "
         f"({found.n} images of {classes} classes, {found.seconds:.1f} s)"

@@ -184,8 +184,11 @@ def save_model(
     return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
 
 
-def check_classifier(opened: Opened) -> None:
+def check_classifier(opened: Opened) -> int:
     """Refuse a model that does not map an image to one number per class.
+
+    Returns:
+        How many classes the model tells apart.
 
     Raises:
         SourceError: It is a detector, does not run on images of its size, or returns something else.
@@ -201,7 +204,7 @@ def check_classifier(opened: Opened) -> None:
             scores = opened.model(*opened.example_inputs)
     except Exception as error:
         raise SourceError(f"{opened.name} does not run on an input of {size}: {error}") from error
-    class_scores(scores, of=opened.name)
+    return class_scores(scores, of=opened.name).shape[1]
 
 
 def check_directory(directory: Path) -> None:

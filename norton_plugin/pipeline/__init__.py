@@ -14,7 +14,6 @@ from norton_plugin.pipeline.wording import (
     level_cells,
     note_on_distances,
     size_in_words,
-    warning_of_large_components,
 )
 
 __all__ = [
@@ -32,5 +31,4 @@ __all__ = [
     "level_cells",
     "note_on_distances",
     "size_in_words",
-    "warning_of_large_components",
 ]

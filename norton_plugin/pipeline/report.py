@@ -13,7 +13,13 @@ from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
-from norton_plugin.pipeline.warned import warning_of_earlier_blocks, warning_of_missed_time, warning_of_untied
+from norton_plugin.pipeline.warned import (
+    warning_of_earlier_blocks,
+    warning_of_large_components,
+    warning_of_missed_time,
+    warning_of_pruning_below_budget,
+    warning_of_untied,
+)
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
 from norton_plugin.surgery.structure import Structure
 
@@ -116,11 +122,18 @@ class CompressionReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user has to know, and what to do about it; one sentence or more for each."""
-        missed = self.budget and warning_of_missed_time(self.budget)
-        few_samples = self.calibration and self.calibration.few_samples
-        of_layers = (warning_of_earlier_blocks(self.decomposition), warning_of_untied(self.decomposition))
-        found = (missed, *of_layers, few_samples)
+        found = [] if self.budget is None else [warning_of_missed_time(self.budget), self._below_budget(self.budget)]
+        found += [
+            warning_of_earlier_blocks(self.decomposition),
+            warning_of_untied(self.decomposition),
+            warning_of_large_components(self.decomposition),
+        ]
+        found += [] if self.calibration is None else [self.calibration.few_samples]
         return tuple(words for words in found if words)
+
+    def _below_budget(self, plan: BudgetPlan) -> str | None:
+        macs, params = self.macs_after / self.macs_before, self.parameters_after / self.parameters_before
+        return warning_of_pruning_below_budget(plan, macs=macs, params=params)
 
     def __str__(self) -> str:
         """Return what became of the model in a line, and a line for each warning."""

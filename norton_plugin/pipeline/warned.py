@@ -10,6 +10,8 @@ from norton_plugin.surgery.report import DecompositionReport
 _NAMED = 3
 # A budget of this share or more of the dense model's time is none.
 _WHOLE = 0.9995
+# Norm of a component over that of its cluster's weight, from which on a report warns of it.
+_LARGE = 10.0
 
 
 def warning_of_untied(decomposition: DecompositionReport) -> str | None:
@@ -55,6 +57,39 @@ def warning_of_earlier_blocks(decomposition: DecompositionReport) -> str | None:
     return (
         f"An earlier compression made {words}, which {'keeps its' if count == 1 else 'keep their'} level and rank: no "
         "layer is decomposed twice. For other sizes compress the dense model."
+    )
+
+
+def warning_of_pruning_below_budget(plan: BudgetPlan, *, macs: float, params: float) -> str | None:
+    """Return a sentence on a budget that pruning by a share of channels went below; None where it did not.
+
+    Args:
+        plan: What was decomposed for the budget.
+        macs: MACs of the result as a share of the dense model's.
+        params: Its parameters, likewise.
+    """
+    reached = {"macs": macs, "params": params}
+    if plan.groups or not any(share < (1 - TOLERANCE) * getattr(plan, name) for name, share in reached.items()):
+        return None
+    asked = " and ".join(f"{name}={share:g}" for name, share in plan.budget.limits.items())
+    return (
+        f"The budget ({asked}) is that of the decomposed model, and pruning.keep removed channels from it: {macs:.3g} "
+        f"of the MACs and {params:.3g} of the parameters are left. To plan both within the budget, set budget.prune "
+        "(--prune) in place of pruning.keep."
+    )
+
+
+def warning_of_large_components(decomposition: DecompositionReport) -> str | None:
+    """Return a sentence on components that cancel each other; None where those of all layers are of sound size."""
+    found = [layer for layer in decomposition.layers if (layer.largest_component or 0) > _LARGE]
+    if not found:
+        return None
+    worst = max(found, key=lambda layer: layer.largest_component or 0)
+    others = f" (the largest of {len(found)} such layers)" if len(found) > 1 else ""
+    return (
+        f"A component of {worst.names[0]} has {worst.largest_component:.0f} times the norm of the weight it is part "
+        f"of{others}: its components cancel each other, which costs accuracy in half precision and makes fine-tuning "
+        "harder. Ask for fewer components there, or for another level."
     )
 
 

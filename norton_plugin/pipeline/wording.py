@@ -10,8 +10,6 @@ from norton_plugin.calibration import CalibrationReport
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
 
-# Norm of a component over that of its cluster's weight, from which on the report speaks of it.
-_LARGE = 10.0
 # Kinds of factors that tell nothing, of which the report names the most frequent.
 _NOTES = 4
 # Layers that a line names.
@@ -131,20 +129,6 @@ def distillation_in_words(report: DistillationReport) -> str:
         f"learned from the dense model on {report.images} images, {report.steps} steps at a rate of {report.lr:.2g} "
         f"in {report.seconds:.0f} s, at its outputs and those of {len(report.blocks)} blocks; divergence on "
         f"{compared_on(report)}: {stages}; {kept}"
-    )
-
-
-def warning_of_large_components(report: CompressionReport) -> str | None:
-    """Return a sentence on components that cancel each other; None where those of all layers are of sound size."""
-    found = [layer for layer in report.decomposition.layers if (layer.largest_component or 0) > _LARGE]
-    if not found:
-        return None
-    worst = max(found, key=lambda layer: layer.largest_component or 0)
-    others = f" (the largest of {len(found)} such layers)" if len(found) > 1 else ""
-    return (
-        f"A component of {worst.names[0]} has {worst.largest_component:.0f} times the norm of the weight it is part "
-        f"of{others}: its components cancel each other, which costs accuracy in half precision and makes fine-tuning "
-        "harder. Ask for fewer components there, or for another level."
     )
 
 

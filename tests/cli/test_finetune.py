@@ -1,6 +1,7 @@
 """``norton evaluate`` and ``norton finetune`` on a folder of images."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -36,6 +37,14 @@ def test_evaluate_counts_right_answers(norton, small, digit_folder):
         with torch.no_grad():
             right += int(opened.model(image).argmax()) == int(path.parent.name)
     assert found["top1"] == pytest.approx(100 * right / 20)
+
+
+def test_fewer_folders_than_classes_are_warned_of(norton, small, digit_folder, tmp_path):
+    for name in ("3", "7"):  # the model takes them for digits 0 and 1
+        shutil.copytree(digit_folder / "test" / name, tmp_path / "two" / name)
+    answer = norton("evaluate", small, "--data", tmp_path / "two")
+    assert answer.code == 0
+    assert "2 sub-folders, the model 10 classes" in answer.err.replace("\n", " ")
 
 
 def test_finetune_writes_an_artefact_that_learned(norton, small, digit_folder, tmp_path):

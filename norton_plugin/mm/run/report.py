@@ -19,7 +19,6 @@ from norton_plugin.pipeline import (
     in_words,
     level_cells,
     note_on_distances,
-    warning_of_large_components,
 )
 
 REPORT = "norton_report.json"
@@ -45,9 +44,8 @@ def log_surgery(runner: Runner, report: CompressionReport, *, traced: str) -> No
     lines = [*summary_table(report, traced=traced), *found, *heading, *(f"  {line}" for line in left)]
     runner.logger.info("%s", "\n".join(lines))
     _write(runner, report, {})
-    for warning in (warning_of_large_components(report), *report.warnings):
-        if warning:
-            runner.logger.warning("NORTON: %s", warning)
+    for warning in report.warnings:
+        runner.logger.warning("NORTON: %s", warning)
     note = note_on_distances(report)
     if note:
         runner.logger.info("NORTON: %s", note)
