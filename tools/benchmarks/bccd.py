@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
-from bccd_variants import FITTED, HOOK, VARIANTS
+from bccd_variants import FITTED, HOOK, VARIANTS, surgery_of
 from cifar_data import machine
 from mmengine.runner import CheckpointLoader
 
@@ -158,10 +158,10 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
         if not set(FITTED) <= set(options):  # a fit sets the statistics itself
             steps["after_surgery_without_reestimation"] = options + OLD_STATISTICS
         for key, recipe in steps.items():
-            step = f"{name} {key}"
+            step = f"{surgery_of(name)} {key}"
             checkpoint = bench.train(step, NORTON, recipe + load + STILL)
             row[key] = bench.test(f"{step} test", NORTON, checkpoint, recipe)
-        row |= cost(bench.work, f"{name} after_surgery")
+        row |= cost(bench.work, f"{surgery_of(name)} after_surgery")
     runs = []
     for seed in seeds:
         step = f"{name} seed {seed}"

@@ -11,6 +11,7 @@ LAYER_LEVEL = [f"{HOOK}level=layer", *FILTER_LEVEL]
 # The package's own default for factors (docs/method.md): the config's AdamW has the usual 0.9.
 BETA = ["optim_wrapper.optimizer.betas=(0.5,0.999)"]
 RATE = ["optim_wrapper.optimizer.lr=2e-3"]
+LOW_RATE = ["optim_wrapper.optimizer.lr=1e-4"]
 # No sizes by hand: all layers within a budget of MACs, and every layer fitted to training images without their labels.
 FREE = [f"{HOOK}rank=None", f"{HOOK}keep=1.0"]
 HALF, THIRD = [*FREE, f"{HOOK}budget.macs=0.5"], [*FREE, f"{HOOK}budget.macs=0.3"]
@@ -32,7 +33,19 @@ VARIANTS: dict[str, list[str]] = {
     "budget 50 %, no images": [*HALF, *BETA, *RATE],
     "budget 50 %, fitted": [*HALF, *FITTED, *BETA, *RATE],
     "budget 50 %, fitted, distilled": [*HALF, *FITTED, *DISTILLED, *BETA, *RATE],
+    "budget 50 %, fitted, distilled, the config's own rate": [*HALF, *FITTED, *DISTILLED],
+    "budget 50 %, fitted, distilled, rate 0.0001": [*HALF, *FITTED, *DISTILLED, *LOW_RATE],
     "budget 30 %, no images": [*THIRD, *BETA, *RATE],
     "budget 30 %, fitted": [*THIRD, *FITTED, *BETA, *RATE],
     "budget 30 %, fitted, distilled": [*THIRD, *FITTED, *DISTILLED, *BETA, *RATE],
 }
+
+
+def surgery_of(name: str) -> str:
+    """Return the first variant that is compressed as this one is: the two differ in their training at most."""
+    compressed = (other for other in VARIANTS if other != "dense")
+    return next(other for other in compressed if _compression(other) == _compression(name))
+
+
+def _compression(name: str) -> list[str]:
+    return [option for option in VARIANTS[name] if not option.startswith(("optim_wrapper.", f"{HOOK}distill."))]
