@@ -30,6 +30,8 @@ VARIANTS: dict[str, list[str]] = {
     "decomposition, layer level, first beta 0.5": [*LAYER_LEVEL, *BETA],
     "decomposition, layer level, first beta 0.5, rate 0.002": [*LAYER_LEVEL, *BETA, *RATE],
     "decomposition, first beta 0.5, rate 0.002": [*FILTER_LEVEL, *BETA, *RATE],
+    "decomposition, layer level, fitted": [*LAYER_LEVEL, *FITTED, *BETA, *RATE],
+    "decomposition, layer level, fitted, distilled": [*LAYER_LEVEL, *FITTED, *DISTILLED, *BETA, *RATE],
     "budget 50 %, no images": [*HALF, *BETA, *RATE],
     "budget 50 %, fitted": [*HALF, *FITTED, *BETA, *RATE],
     "budget 50 %, fitted, distilled": [*HALF, *FITTED, *DISTILLED, *BETA, *RATE],

@@ -28,6 +28,7 @@ from report_int8 import int8
 from report_latency_budget import latency_budget
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
+from report_pictures import pictures
 from report_speed_accuracy import speed_accuracy
 from report_strided import strided
 from report_table import Facts, table
@@ -189,6 +190,7 @@ def figure1(facts: Facts) -> str:
 
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("throughput.json", "Whole models as they are delivered: speed-up and efficiency", throughput),
+    ("pictures.json", "Pictures: where a classifier looks, what a detector finds", pictures),
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
