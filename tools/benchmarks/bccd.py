@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import mmdet
+from bccd_variants import FITTED, HOOK, VARIANTS, surgery_of
 from cifar_data import machine
 from mmengine.runner import CheckpointLoader
 
@@ -36,30 +37,6 @@ DENSE = "configs/bccd/retinanet_r18-thin_bccd.py"
 FINETUNE = "configs/bccd/retinanet_r18-thin_bccd_finetune.py"
 NORTON = "configs/bccd/retinanet_r18-thin_bccd_norton.py"
 DENSE_EPOCHS, EPOCHS = 36, 12
-HOOK = "default_hooks.norton."
-# Learning from the dense detector's scores and boxes, which keep their width in any case.
-DISTILLED = [f"{HOOK}distill.weight=1.0", f"{HOOK}distill.layers=[bbox_head.retina_cls,bbox_head.retina_reg]"]
-FILTER_LEVEL = [f"{HOOK}rank=3", f"{HOOK}ranks.bbox_head=4", f"{HOOK}keep=1.0"]
-# Components shared by all filters of a layer, at no more MACs than the ranks of "decomposition".
-LAYER_LEVEL = [f"{HOOK}level=layer", *FILTER_LEVEL]
-# The package's own default for factors (docs/method.md): the config's AdamW has the usual 0.9.
-BETA = ["optim_wrapper.optimizer.betas=(0.5,0.999)"]
-RATE = ["optim_wrapper.optimizer.lr=2e-3"]
-# Changes to the norton config, as a user would make them on the command line; all come to 49-50 % of the MACs.
-VARIANTS: dict[str, list[str]] = {
-    "dense": [],
-    "hybrid, rank 5": [],
-    "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],
-    "decomposition": [*FILTER_LEVEL],
-    "pruning": [f"{HOOK}rank=None", f"{HOOK}keep=0.7"],
-    "hybrid, rank 5, distilled": [*DISTILLED],
-    "decomposition, distilled": [*FILTER_LEVEL, *DISTILLED],
-    "decomposition, layer level": [*LAYER_LEVEL],
-    "decomposition, layer level, distilled": [*LAYER_LEVEL, *DISTILLED],
-    "decomposition, layer level, first beta 0.5": [*LAYER_LEVEL, *BETA],
-    "decomposition, layer level, first beta 0.5, rate 0.002": [*LAYER_LEVEL, *BETA, *RATE],
-    "decomposition, first beta 0.5, rate 0.002": [*FILTER_LEVEL, *BETA, *RATE],
-}
 # Surgery without fine-tuning: an epoch at rate 0 that leaves BatchNorm statistics as the hook left them.
 STILL = ["train_cfg.max_epochs=1", "train_cfg.val_interval=9", "optim_wrapper.optimizer.lr=0", "param_scheduler=[]"]
 STILL += [f"model.{part}.norm_cfg.momentum=0.0" for part in ("backbone", "neck", "bbox_head")]
@@ -177,15 +154,14 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
     if name == "dense":
         row["test"] = bench.test("dense test", DENSE, start, [])
     else:
-        steps = {
-            "after_surgery": options,
-            "after_surgery_without_reestimation": options + OLD_STATISTICS,
-        }
+        steps = {"after_surgery": options}
+        if not set(FITTED) <= set(options):  # a fit sets the statistics itself
+            steps["after_surgery_without_reestimation"] = options + OLD_STATISTICS
         for key, recipe in steps.items():
-            step = f"{name} {key}"
+            step = f"{surgery_of(name)} {key}"
             checkpoint = bench.train(step, NORTON, recipe + load + STILL)
             row[key] = bench.test(f"{step} test", NORTON, checkpoint, recipe)
-        row |= cost(bench.work, f"{name} after_surgery")
+        row |= cost(bench.work, f"{surgery_of(name)} after_surgery")
     runs = []
     for seed in seeds:
         step = f"{name} seed {seed}"

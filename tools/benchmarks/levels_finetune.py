@@ -3,25 +3,30 @@
 Every run starts from the blocks that the package makes of the trained network (rank 1 or 2 per filter, and as many
 shared components as need no more MACs) and gets the same images, steps and schedule; the dense form runs in training.
 BatchNorm trains on the statistics of each batch, so the statistics of the start do not matter and are left alone.
-Runs can be made one by one: each adds its row to ``levels_finetune.json``.
+With ``--fit 1000`` the layers of the start are fitted to as many unlabelled training images first. Runs can be made one
+by one: each adds its row to ``levels_finetune.json``.
 
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS
-    python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0.5:0
+    python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0.5:0 --fit 1000
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from cifar_data import add_arguments, load_images, load_resnet, machine
+from cifar_data import add_arguments, batches, load_images, load_resnet, machine
 from hybrid import EXAMPLE, Images, add_row
 from levels_recipe import recipe_for, run_dense_
+from torch import nn
 
-from norton_plugin import compress
+from norton_plugin import CompressionReport, compress
 from norton_plugin.mm import evaluate, finetune
+from norton_plugin.recipe import Calibration
+from norton_plugin.zoo import ModelSource
 
 EPOCHS = 4
 SETTINGS: dict[str, Any] = {
@@ -78,12 +83,23 @@ class Run(NamedTuple):
         return cls(level, int(rank), optimizer, float(lr), float(momentum), int(seed))
 
 
+def start_of(run: Run, source: ModelSource, images: Images, count: int) -> tuple[nn.Module, CompressionReport]:
+    """Decompose, and fit the layers to ``count`` images where there are to be some."""
+    recipe = recipe_for(run.level, run.rank, seed=run.seed)
+    if not count:
+        return compress(source.model.eval(), EXAMPLE, recipe)
+    recipe = replace(recipe, calibration=Calibration(fit=True, images=count, seed=run.seed))
+    sample = batches(images.train.subset(count, seed=run.seed), source, size=50)
+    return compress(source.model.eval(), EXAMPLE, recipe, calibration=sample)
+
+
 def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress and fine-tune; return the row of the run."""
     source = load_resnet("resnet20", arguments.weights)
-    model, report = compress(source.model.eval(), EXAMPLE, recipe_for(run.level, run.rank, seed=run.seed))
+    model, report = start_of(run, source, images, arguments.fit)
     run_dense_(model)
     statistics = {"mean": source.mean, "std": source.std}
+    before = evaluate(model, images.test, **statistics).top1 if arguments.fit else None
     begin, processor = time.perf_counter(), time.process_time()
     result = finetune(
         model,
@@ -104,6 +120,8 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         "parameters_share": round(report.parameters_after / report.parameters_before, 4),
         "layers": len(layers),
         "nmse": round(sum(layer.nmse_layer or 0.0 for layer in layers) / len(layers), 4),
+        "fitted_images": arguments.fit,
+        "top1_before": before,
         "train_images": arguments.train_images,
         "steps": EPOCHS * (arguments.train_images // SETTINGS["batch_size"]),
         "losses": [round(record.loss, 4) for record in result.history],
@@ -119,6 +137,7 @@ def main() -> None:
     add_arguments(parser)
     parser.add_argument("--runs", nargs="+", default=RUNS, help="level:rank:optimizer:lr:momentum:seed")
     parser.add_argument("--train-images", type=int, default=16000, help="training images of every run")
+    parser.add_argument("--fit", type=int, default=0, help="images that layers are fitted to before; 0 for none")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))
@@ -132,7 +151,8 @@ def main() -> None:
     for text in arguments.runs:
         row = run_one(Run.parse(text), images, arguments)
         print(text, row, flush=True)
-        add_row(arguments.output / "levels_finetune.json", text, row, facts)
+        label = f"{text} fitted to {arguments.fit}" if arguments.fit else text
+        add_row(arguments.output / "levels_finetune.json", label, row, facts)
 
 
 if __name__ == "__main__":

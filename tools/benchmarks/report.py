@@ -28,10 +28,12 @@ from report_int8 import int8
 from report_latency_budget import latency_budget
 from report_level_latency import equal_latency, level_latency, model_latency
 from report_levels import levels, levels_finetune
+from report_pictures import pictures
 from report_speed_accuracy import speed_accuracy
 from report_strided import strided
 from report_table import Facts, table
 from report_throughput import throughput
+from report_wide import calibration_cost, wide
 
 
 def ranks(facts: Facts) -> str:
@@ -188,12 +190,15 @@ def figure1(facts: Facts) -> str:
 
 SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("throughput.json", "Whole models as they are delivered: speed-up and efficiency", throughput),
+    ("pictures.json", "Pictures: where a classifier looks, what a detector finds", pictures),
     ("hybrid_resnet20.json", "Decomposition and pruning together, at equal MACs (the paper's Figure 2)", hybrid),
     ("levels.json", "Which filters share components, at equal MACs (Figure 1 again), without fine-tuning", levels),
     ("calibration.json", "Fitted to what layers see: no labels, no fine-tuning", calibration),
     ("budget.json", "Sizes of layers from a budget, against one share for all", budget),
     ("budget_coverage.jsonl", "Budgets over models of all kinds, random weights", budget_coverage),
     ("latency_budget.json", "Sizes of layers from a budget of milliseconds", latency_budget),
+    ("wide.json", "A wide classifier at 64 pixels: budgets without labels", wide),
+    ("calibration_cost.json", "What a budget and a fit cost on a large model", calibration_cost),
     ("hybrid_budget.json", "Criteria with and without compensation; both phases in one budget", hybrid_budget),
     ("distillation.json", "Learning from the dense model on the same unlabelled images", distillation),
     ("levels_finetune.json", "Which filters share components, after fine-tuning", levels_finetune),
@@ -201,7 +206,11 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("fitted_finetune.json", "Fine-tuned from what a budget and a few unlabelled images give", fitted_finetune),
     ("bccd.json", "A detector trained, compressed and tested by mmdet's own scripts (BCCD)", bccd),
     ("speed_accuracy.json", "Speed and accuracy of the same models", speed_accuracy),
-    ("bccd_levels.json", "The same detector from another dense training: filter and layer level", bccd_levels),
+    (
+        "bccd_levels.json",
+        "The same detector from another dense training: levels, budgets, layers fitted to its images",
+        bccd_levels,
+    ),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),

@@ -11,6 +11,7 @@ from report_table import Facts, table
 _RUNTIMES = ("PyTorch", "onnxruntime", "OpenVINO")
 _HEADER = ["model", "point", "MACs, G", "parameters, M", "fewer MACs", "batch", "threads"]
 _GOALS = {"PyTorch": 0.75, "best": 0.90}
+_FEWER = 5  # times fewer MACs, up to which rows are averaged apart
 
 
 def throughput(facts: Facts) -> str:
@@ -67,8 +68,12 @@ def _cell(timing: Facts | None) -> str:
 
 def _verdict(facts: Facts) -> str:
     """Say in figures what is reached of efficiency and of layers that are not slower than dense."""
-    pytorch = [setting["runtimes"]["PyTorch"]["efficiency"] for _, setting in _settings(facts)]
-    best = [max(t["efficiency"] for t in setting["runtimes"].values()) for _, setting in _settings(facts)]
+    settings = list(_settings(facts))
+    pruned = [setting for row, setting in settings if "pruned" in row["point"]]
+    factors = [setting for row, setting in settings if "pruned" not in row["point"]]
+    near = [setting for row, setting in settings if row["macs_ratio"] <= _FEWER]
+    far = [setting for row, setting in settings if row["macs_ratio"] > _FEWER]
+    pytorch, best = _efficiencies([*pruned, *factors])
     slower = sum(len(row["layers_slower_than_dense"]) for row in facts["variants"].values())
     layers = sum(row["layers"] for row in facts["variants"].values())
     missing = [
@@ -76,9 +81,23 @@ def _verdict(facts: Facts) -> str:
     ]
     text = (
         f"Mean efficiency {statistics.mean(pytorch):.2f} in PyTorch (the goal is {_GOALS['PyTorch']}) and "
-        f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}). Of {layers} changed layers "
-        f"{slower} are more than 5 % slower than the dense layer."
+        f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}); {_means(near)} in the rows "
+        f"with at most {_FEWER} times fewer MACs, {_means(far)} in the others, in which what has no MACs (boxes, "
+        f"regions, masks, activations) weighs more; {_means(pruned)} in the rows that are pruned alone, "
+        f"{_means(factors)} in those with factors. Of {layers} changed layers {slower} are more than 5 % slower than "
+        "the dense layer."
     )
     if missing:
         text += " Not timed: " + "; ".join(dict.fromkeys(missing)) + "."
     return text
+
+
+def _efficiencies(settings: list[Facts]) -> tuple[list[float], list[float]]:
+    """Return the efficiency of every setting in PyTorch, and in its best runtime."""
+    runtimes = [setting["runtimes"] for setting in settings]
+    best = [max(timing["efficiency"] for timing in found.values()) for found in runtimes]
+    return [found["PyTorch"]["efficiency"] for found in runtimes], best
+
+
+def _means(settings: list[Facts]) -> str:
+    return " and ".join(f"{statistics.mean(found):.2f}" for found in _efficiencies(settings))

@@ -33,9 +33,8 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
     """Compress a model to a point and time it."""
     torch.manual_seed(0)
     source = loaded(entry)
-    recipe = Recipe(
-        scope=point.scope, decomposition=point.decomposition, pruning=Pruning(keep=point.keep), verify=False
-    )
+    pruning = Pruning(keep=point.keep, round_to=point.round_to)
+    recipe = Recipe(scope=point.scope, decomposition=point.decomposition, pruning=pruning, verify=False)
     model, report = compress(source.model, source.example_inputs, recipe, forward_fn=source.forward_fn)
     settings: dict[str, Any] = {
         "runtimes": RUNTIMES,
