@@ -16,6 +16,7 @@ from norton_plugin.bench.layers import LayerSpeed, layer_speed, seen_layers
 from norton_plugin.bench.report import BenchReport, Setting
 from norton_plugin.bench.timing import of_batch, samples_of, setting_of
 from norton_plugin.cost import ModelCost, count_cost
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.errors import RecipeError
 from norton_plugin.export import RUNTIMES, Int8, Runtime
 from norton_plugin.export.processor import processor_name
@@ -37,6 +38,7 @@ def bench(
     seconds: float = 30.0,
     layers: bool = True,
     int8: Int8 | None = None,
+    forms: Forms = "static",
     forward_fn: ForwardFunction | None = None,
     timed_fn: ForwardFunction | None = None,
     export_forward: ForwardFunction | None = None,
@@ -56,6 +58,8 @@ def bench(
         seconds: At each setting no further round begins after so many; three are made in any case, if asked for.
         layers: Also time every changed layer by itself.
         int8: Also time the compressed model quantised by these settings.
+        forms: Of the compressed model's blocks in PyTorch, as of ``deploy.prepare``: such as the ``forms`` of a table
+            that ``norton deploy`` measured. Files of other runtimes have those that ``export`` chooses.
         forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
         timed_fn: Likewise, for what is timed in PyTorch where that is more, such as a detector's boxes; ``forward_fn``
             by default.
@@ -64,7 +68,7 @@ def bench(
         on_step: Told what begins.
 
     Raises:
-        RecipeError: No batch, thread or round, or an example without a batch axis.
+        RecipeError: No batch, thread or round, an example without a batch axis, or forms of blocks that are not there.
         NortonError: The dense model does not run on its example.
     """
     _check(batches=batches, threads=threads, rounds=rounds, runtimes=runtimes)
@@ -77,7 +81,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
-        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn)
+        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, forms=forms)
         if runtimes or int8 is not None:
             on_step("exporting")
             inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

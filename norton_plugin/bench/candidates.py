@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
@@ -79,6 +80,8 @@ class Candidates:
         example_inputs: Any,
         forward_fn: ForwardFunction | None,
         timed_fn: ForwardFunction | None,
+        *,
+        forms: Forms = "static",
     ) -> None:
         """Add both models as they are, and both made ready for inference, in either memory format.
 
@@ -88,11 +91,16 @@ class Candidates:
             example_inputs: As of ``prepare``.
             forward_fn: Likewise.
             timed_fn: Run in its place where time is taken.
+            forms: Of the compressed model's blocks, as of ``prepare``.
         """
         timed_fn = timed_fn or forward_fn
-        for name, ready, model in ((DENSE, FOLDED, dense), (COMPRESSED, DELIVERED, compressed)):
+        pairs: tuple[tuple[str, str, nn.Module, Forms], ...] = (
+            (DENSE, FOLDED, dense, "static"),
+            (COMPRESSED, DELIVERED, compressed, forms),
+        )
+        for name, ready, model, own in pairs:
             self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
-            self.prepared[ready] = prepare(model, example_inputs, forward_fn=forward_fn).model
+            self.prepared[ready] = prepare(model, example_inputs, forms=own, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
             for runtime, memory in _MEMORY_FORMATS.items():
                 placed = lay_out_(duplicate(model), memory)

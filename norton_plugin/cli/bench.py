@@ -105,6 +105,8 @@ def bench(
     All are timed in turn in one run; the dense model gets the same runtime and folded norms, so that what is left is
     what compression brings. Efficiency is speed-up over the ratio of MACs: 1 where every MAC saved is time saved.
 
+    What 'norton deploy' wrote runs in the forms that were measured there, any other artefact in forms chosen by size.
+
     Example: norton bench resnet18-small --runtimes pytorch,onnxruntime --batch 1,8
     """
     from norton_plugin.artifact import write_whole
@@ -112,6 +114,7 @@ def bench(
     from norton_plugin.bench import plot_speed
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
+    from norton_plugin.deploy.loading import stored_table
     from norton_plugin.zoo import exported_part, inference_of, rebuild
 
     most = limits.PER_CORE * (os.cpu_count() or 1)
@@ -122,6 +125,7 @@ def bench(
         opened = open_model(directory, trust_code=trust_code)
         if opened.manifest is None:
             raise ArtifactError(f"{directory} is no artefact; compress it first: norton compress {directory} -o DIR")
+        table = stored_table(opened.manifest, directory)
         report = measure(
             rebuild(opened.spec, trust_code=trust_code),
             opened.model,
@@ -133,13 +137,16 @@ def bench(
             seconds=seconds,
             layers=layers,
             int8=int8_settings(out, data, opened.preprocessing, "onnxruntime", _SAMPLE),
+            forms=table.forms if table else "static",
             forward_fn=opened.forward_fn,
             timed_fn=inference_of(opened.spec),
             export_forward=exported_part(opened.spec, opened.model)[0],
             clock=seconds_of,
             on_step=status.update,
         )
-    found = _told(out, report, clock, opened.spec)
+    found = {"forms": "deployed" if table else "static", **_told(out, report, clock, opened.spec)}
+    how = "those that norton deploy chose" if table else "chosen by size ('norton deploy' measures them)"
+    out.show(f"forms of blocks in PyTorch: {how}")
     if output is not None:
         write_whole(output, (json.dumps(found, indent=1) + "\n").encode())
     if plot is not None:

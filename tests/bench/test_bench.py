@@ -196,6 +196,7 @@ def test_what_cannot_be_exported_is_listed(monkeypatch: pytest.MonkeyPatch) -> N
         ({"batches": ()}, r"batches are \[\]"),
         ({"threads": (0,)}, r"threads are \[0\]"),
         ({"runtimes": ("tensorrt",)}, "not known"),
+        ({"forms": {"conv9": "dense"}}, "names the block 'conv9', which the model does not have"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], words: str) -> None:

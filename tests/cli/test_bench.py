@@ -38,6 +38,26 @@ def test_tables_for_people(norton, artefact):
     assert "delivered" in answer.out and "times as fast as the dense model" in answer.out
 
 
+def test_what_norton_deploy_chose_is_what_is_timed(norton, artefact, tmp_path, monkeypatch):
+    from norton_plugin.bench import candidates
+
+    fast, given = tmp_path / "fast", []
+    assert norton("deploy", artefact, "-o", fast, "--rounds", "1").code == 0
+    prepare = candidates.prepare
+    monkeypatch.setattr(
+        candidates, "prepare", lambda *a, forms, **b: given.append(forms) or prepare(*a, forms=forms, **b)
+    )
+    found = {}
+    for folder in (artefact, fast):
+        answer = norton("bench", folder, "--rounds", "1", "--no-layers", "--json")
+        assert answer.code == 0, answer.err
+        found[folder] = json.loads(answer.out)["forms"]
+    blocks = json.loads((fast / "forms.json").read_text())["blocks"]
+    assert blocks
+    assert given == ["static", "static", "static", {block["name"]: block["form"] for block in blocks}]
+    assert found == {artefact: "static", fast: "deployed"}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
