@@ -109,9 +109,7 @@ def bench(
 
     Example: norton bench resnet18-small --runtimes pytorch,onnxruntime --batch 1,8
     """
-    from norton_plugin.artifact import write_whole
     from norton_plugin.bench import bench as measure
-    from norton_plugin.bench import plot_speed
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
     from norton_plugin.deploy.loading import stored_table
@@ -144,15 +142,21 @@ def bench(
             clock=seconds_of,
             on_step=status.update,
         )
-    found = {"forms": "deployed" if table else "static", **_told(out, report, clock, opened.spec)}
-    how = "those that norton deploy chose" if table else "chosen by size ('norton deploy' measures them)"
-    out.show(f"forms of blocks in PyTorch: {how}")
+    found = _told(out, report, clock, opened.spec, deployed=table is not None)
+    _write(found, report, output, plot)
+    out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
+    out.result(found)
+
+
+def _write(found: Mapping[str, Any], report: BenchReport, output: Path | None, plot: Path | None) -> None:
+    """Write the figures as JSON, and draw them, where that is asked for."""
+    from norton_plugin.artifact import write_whole
+    from norton_plugin.bench import plot_speed
+
     if output is not None:
         write_whole(output, (json.dumps(found, indent=1) + "\n").encode())
     if plot is not None:
         plot_speed(plot, report)
-    out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
-    out.result(found)
 
 
 def _clock(name: str, thread_counts: list[int]) -> Callable[[], float]:
@@ -179,7 +183,7 @@ def _runtimes(text: str) -> list[Runtime]:
     return [name for name in RUNTIMES if name in names]
 
 
-def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any], *, deployed: bool) -> dict[str, Any]:
     """Print the figures, and return them as JSON has them."""
     from norton_plugin.bench import changed_layers_table, times_table
     from norton_plugin.zoo import inference_of
@@ -189,6 +193,8 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any])
         f"{report.device}; MACs {report.macs_dense / 1e6:,.1f} M to {report.macs / 1e6:,.1f} M "
         f"({report.macs_ratio:.2f} times fewer)"
     )
+    how = "those that norton deploy chose" if deployed else "chosen by size ('norton deploy' measures them)"
+    out.show(f"forms of blocks in PyTorch: {how}")
     if boxes:
         out.show(
             "in PyTorch the detector runs up to its boxes; files of other runtimes end at the tensors of its heads"
@@ -207,4 +213,5 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any])
         out.show(changed_layers_table(report))
     for name, reason in report.left:
         out.warn(f"{name} was not timed: {reason}")
-    return {"source": spec, "clock": clock, "boxes": boxes, **report.to_dict()}
+    forms = "deployed" if deployed else "static"
+    return {"source": spec, "clock": clock, "boxes": boxes, "forms": forms, **report.to_dict()}
