@@ -46,9 +46,9 @@ def bccd_levels(facts: Facts) -> str:
         f"{facts['data']}. {facts['model']}: {facts['dense_test']['map']:.1f} mAP as trained. "
         f"{facts['epochs']['finetuning']} epochs of fine-tuning; rate and first beta of AdamW are those of the config "
         "(0.0005, 0.9) unless named, and 0.002 and 0.5 with a budget or fitted. Seeds of one variant span up to "
-        f"{_widest(variants):.1f} points, so a single one decides nothing. Fitted to images, with sizes from the budget, "
-        "the detector keeps most of its accuracy before any training; on so few images no schedule that was tried "
-        "gains more than that. Budgets: all sizes are found by the "
+        f"{_widest(variants):.1f} points, so a single one decides nothing. Fitted to images, with sizes from the "
+        "budget, the detector keeps most of its accuracy before any training; on so few images no schedule that was "
+        "tried gains more than that. Budgets: all sizes are found by the "
         "hook (`budget=dict(macs=0.5)`), without images or, fitted, from training images without their labels "
         "(`calibrate=True`).\n\n" + table(header, rows)
     )
