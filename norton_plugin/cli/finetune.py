@@ -147,7 +147,7 @@ def finetune(
     ] = None,
     distill_weight: Annotated[
         float, typer.Option("--distill-weight", metavar="F", help="Its share of the loss.", rich_help_panel=_TEACHER)
-    ] = 0.5,
+    ] = 0.9,
     work_dir: Annotated[
         Path | None,
         typer.Option(

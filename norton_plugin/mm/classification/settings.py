@@ -39,7 +39,8 @@ class FinetuneSettings:
         clip_grad: Largest norm of the gradient; 0 for no limit.
         ema: Momentum of a moving average of the weights, in [0, 1), such as 0.001; 0 for none.
         amp: float16 training with loss scaling; on CUDA devices only (bfloat16 is slower than float32 on most CPUs).
-        distill_weight: Share of the distillation loss when there is a teacher, in [0, 1].
+        distill_weight: Share of the distillation loss when there is a teacher, in [0, 1]; the default gave most in
+            docs/method.md, section 4.
         temperature: Of distillation, above 0.
         val_interval: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load data; 0 is fastest for packed images.
@@ -63,7 +64,7 @@ class FinetuneSettings:
     clip_grad: float = 0.0
     ema: float = 0.0
     amp: bool = False
-    distill_weight: float = 0.5
+    distill_weight: float = 0.9
     temperature: float = 4.0
     val_interval: int = 1
     num_workers: int = 0
