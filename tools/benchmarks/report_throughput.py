@@ -26,9 +26,8 @@ def throughput(facts: Facts) -> str:
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes, and 1000 regions where they have any; a "
         "file of a detector of mmdet ends at the tensors of its heads, which says nothing of the rest. The last column "
         "is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
-        f"layers, so it is what compression of this kind can reach. {facts['clock'].capitalize()}; {versions}.\n\n"
-        + table(header, rows)
-        + f"\n\n{_verdict(facts)}"
+        "layers, so it is what compression of this kind can reach. Processor time on one thread, wall time on several; "
+        f"{versions}.\n\n" + table(header, rows) + f"\n\n{_verdict(facts)}"
     )
 
 

@@ -113,7 +113,6 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = {
         "command": "OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py",
-        "clock": "processor time" if arguments.threads == [1] else "wall",
         "versions": {name: version(name) for name in ("torch", "onnxruntime", "openvino", "torch-pruning")},
     }
     for name in arguments.models:
@@ -121,7 +120,8 @@ def main() -> None:
             row = {"model": name, "point": point.name, "size": MODELS[name].size}
             row |= measure(MODELS[name], point, arguments)
             print(json.dumps(row), flush=True)
-            add_row(arguments.output / "throughput.json", f"{name}: {point.name}", row, facts)
+            several = "" if arguments.threads == [1] else f", threads {' '.join(map(str, arguments.threads))}"
+            add_row(arguments.output / "throughput.json", f"{name}: {point.name}{several}", row, facts)
 
 
 if __name__ == "__main__":
