@@ -141,7 +141,7 @@ def test_pruning_below_a_budget_says_what_is_left_and_how_to_plan_both(groups, m
         assert "(macs=0.5)" in words and f"{macs:.3g} of the MACs" in words and "budget.prune (--prune)" in words
 
 
-def test_a_share_of_channels_beside_a_budget_is_warned_of(compressed):
+def test_a_share_of_channels_beside_a_budget_is_warned_of():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval()
     recipe = {"decomposition": {"level": "layer"}, "budget": {"macs": 0.5}, "pruning": {"keep": 0.5}}

@@ -28,7 +28,7 @@ from hybrid import Images, add_row
 from hybrid_budget import inner_pruning, largest_keep
 from levels_recipe import run_dense_
 from torch import nn
-from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
+from unlabelled import QUICK, accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.calibration import calibrate, reestimate_batch_norm_
@@ -38,7 +38,6 @@ from norton_plugin.zoo import ModelSource
 
 _BATCH = 50
 _EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-_QUICK: dict[str, Any] = {"restarts": 1, "sweeps": 60}
 _LEVELS = ("filter", "layer", "auto")
 Sample = list[torch.Tensor]
 Made = Callable[[], tuple[nn.Module, float, float]]
@@ -48,7 +47,7 @@ def with_everything(budget: float, seed: int, count: int, level: str = "layer") 
     """Return the recipe whose steps are left out one by one."""
     return Recipe(
         budget=Budget(macs=budget),
-        decomposition=Decomposition(level=level, **_QUICK),  # type: ignore[arg-type]
+        decomposition=Decomposition(level=level, **QUICK),  # type: ignore[arg-type]
         calibration=Calibration(fit=True, images=count, seed=seed),
         distillation=Distillation(passes=2, seed=seed),
     )
@@ -72,7 +71,7 @@ def step_variants(source: ModelSource, budget: float, seed: int, sample: Sample)
             return compressed(source, whole, sample)
 
     def one_share() -> tuple[nn.Module, float, float]:
-        share = Decomposition(level="layer", share=largest_share(source, budget), **_QUICK)
+        share = Decomposition(level="layer", share=largest_share(source, budget), **QUICK)
         return compressed(source, dataclasses.replace(whole, budget=Budget(), decomposition=share), sample)
 
     def unmeasured() -> tuple[nn.Module, float, float]:

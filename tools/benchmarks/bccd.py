@@ -154,14 +154,14 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
     if name == "dense":
         row["test"] = bench.test("dense test", DENSE, start, [])
     else:
-        steps = {"after_surgery": options}
+        surgery, steps = surgery_of(name), {"after_surgery": options}
         if not set(FITTED) <= set(options):  # a fit sets the statistics itself
             steps["after_surgery_without_reestimation"] = options + OLD_STATISTICS
         for key, recipe in steps.items():
-            step = f"{surgery_of(name)} {key}"
+            step = f"{surgery} {key}"
             checkpoint = bench.train(step, NORTON, recipe + load + STILL)
             row[key] = bench.test(f"{step} test", NORTON, checkpoint, recipe)
-        row |= cost(bench.work, f"{surgery_of(name)} after_surgery")
+        row |= cost(bench.work, f"{surgery} after_surgery")
     runs = []
     for seed in seeds:
         step = f"{name} seed {seed}"

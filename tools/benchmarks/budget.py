@@ -15,7 +15,7 @@ import torch
 from cifar_data import batches
 from hybrid import Images, add_row
 from levels_recipe import run_dense_
-from unlabelled import accuracy, dense_networks, facts_of, open_images, parser_of, timed
+from unlabelled import QUICK, accuracy, dense_networks, facts_of, open_images, parser_of, timed
 
 from norton_plugin import compress
 from norton_plugin.cost import count_cost
@@ -25,7 +25,7 @@ from norton_plugin.zoo import ModelSource
 
 _BATCH = 50
 _EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-_QUICK: dict[str, Any] = {"level": "layer", "restarts": 1, "sweeps": 60}
+_QUICK: dict[str, Any] = {"level": "layer", **QUICK}
 _STEPS = 1000
 
 

@@ -21,8 +21,7 @@ _COMMANDS = ("retinanet_r18-thin_bccd", "dense test", "hybrid, rank 5 seed 0", "
 def bccd(facts: Facts) -> str:
     """Return the section: the blood cell detector, by mmdet's scripts."""
     variants = facts["variants"]
-    dense = variants["dense"]
-    rows = [_row(name, row, dense) for name, row in variants.items()]
+    rows = [_row(name, row) for name, row in variants.items()]
     return f"{_setting(facts)}\n\n{table(_HEADER, rows)}\n\n{_outcome(variants)}\n\n{_commands(facts)}{_proofs(facts)}"
 
 
@@ -33,11 +32,9 @@ def bccd_levels(facts: Facts) -> str:
     rows = [
         [
             name,
-            f"{100 * row['macs_share']:.1f}" if "macs_share" in row else "100",
-            f"{row['after_surgery']['map']:.1f}"
-            if "after_surgery" in row
-            else f"{row['test']['map']:.1f} (as trained)",
-            f"{row['finetuned_mean']['map']:.1f}{_spread(row['finetuned'])}",
+            _percent(row, "macs_share"),
+            _before(row),
+            _finetuned(row),
             len(row["finetuned"]),
         ]
         for name, row in variants.items()
@@ -60,23 +57,36 @@ def _widest(variants: Facts) -> float:
     return max(max(values) - min(values) for values in found)
 
 
-def _spread(runs: list[Facts]) -> str:
-    """Return the range of mAP where there is more than one run."""
-    return f" ({min(r['map'] for r in runs):.1f}-{max(r['map'] for r in runs):.1f})" if len(runs) > 1 else ""
+def _percent(row: Facts, share: str) -> str:
+    """Return what is left of the dense detector, which has no share itself."""
+    return f"{100 * row[share]:.1f}" if share in row else "100"
 
 
-def _row(name: str, row: Facts, dense: Facts) -> list[object]:
-    settled = row.get("after_surgery")
+def _before(row: Facts) -> str:
+    """Return mAP before fine-tuning: after surgery, or of the dense detector as trained."""
+    if "after_surgery" in row:
+        return f"{row['after_surgery']['map']:.1f}"
+    return f"{row['test']['map']:.1f} (as trained)"
+
+
+def _finetuned(row: Facts) -> str:
+    """Return the mean mAP after fine-tuning, and the range where there is more than one run."""
+    values = [run["map"] for run in row["finetuned"]]
+    spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+    return f"{row['finetuned_mean']['map']:.1f}{spread}"
+
+
+def _row(name: str, row: Facts) -> list[object]:
     plain = row.get("after_surgery_without_reestimation")
     runs = row["finetuned"]
     mean = row["finetuned_mean"]
     return [
         name,
-        f"{100 * row['macs_share']:.1f}" if settled else "100",
-        f"{100 * row['parameters_share']:.1f}" if settled else "100",
+        _percent(row, "macs_share"),
+        _percent(row, "parameters_share"),
         f"{plain['map']:.1f}" if plain else "-",
-        f"{settled['map']:.1f}" if settled else f"{dense['test']['map']:.1f} (as trained)",
-        f"{mean['map']:.1f}{_spread(runs)}",
+        _before(row),
+        _finetuned(row),
         f"{mean['map50']:.1f}",
         " / ".join(f"{mean[f'map_{kind}']:.1f}" for kind in ("RBC", "WBC", "Platelets")),
         f"{sum(r['processor_seconds'] for r in runs) / len(runs):.0f}",

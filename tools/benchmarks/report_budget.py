@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from report_table import Facts, table
+from report_table import RUN_HEADER, Facts, run_cells, table
 
 TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 
@@ -10,7 +10,7 @@ TITLES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 def compressed_cells(row: Facts) -> list[object]:
     """Return the cells that begin a row: what was compressed to which budget, and how right it is."""
     return [
-        TITLES[row["network"]],
+        TITLES.get(row["network"], row["network"]),
         f"{100 * row['budget']:g}",
         row["variant"],
         f"{100 * row['macs_share']:.1f}",
@@ -26,16 +26,12 @@ def budget(facts: Facts) -> str:
         [
             *compressed_cells(row),
             f"{row['divergence']:.3f}",
-            row["calibration_images"],
-            row["test_images"],
-            row["seed"],
-            f"{row['wall_seconds']:.0f}",
-            f"{row['processor_seconds']:.0f}",
+            *run_cells(row),
         ]
         for row in sorted(facts["variants"].values(), key=lambda row: (row["network"], row["budget"], row["variant"]))
     ]
     header = ["network", "budget, MACs %", "sizes", "MACs %", "parameters %", "dense top-1 %", "top-1 %"]
-    header += ["divergence, nats", "images", "test images", "seed", "wall s", "processor s"]
+    header += ["divergence, nats", *RUN_HEADER]
     return (
         f"{facts['data']}. Level `layer`, every layer open (the first convolution too), factors fitted to what layers "
         "see; one share is the largest for all layers within the budget. Seconds are those of the whole compression on "

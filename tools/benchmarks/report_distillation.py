@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from report_budget import TITLES
-from report_table import Facts, table
+from report_table import RUN_HEADER, Facts, run_cells, table
 
 
 def distillation(facts: Facts) -> str:
@@ -21,19 +21,14 @@ def distillation(facts: Facts) -> str:
             f"{row['divergence_before']:.3f}",
             f"{row['divergence']:.3f}",
             row["kept"],
-            row["calibration_images"],
-            row["test_images"],
-            row["seed"],
-            f"{row['wall_seconds']:.0f}",
-            f"{row['processor_seconds']:.0f}",
+            *run_cells(row),
         ]
         for row in sorted(
             facts["variants"].values(), key=lambda row: (row["network"], row["budget"], row["passes"], row["seed"])
         )
     ]
     header = ["network", "budget, MACs %", "MACs %", "dense top-1 %", "fitted, top-1 %", "passes", "rate"]
-    header += ["and distilled, top-1 %", "divergence before, nats", "after", "kept", "images", "test images", "seed"]
-    header += ["wall s", "processor s"]
+    header += ["and distilled, top-1 %", "divergence before, nats", "after", "kept", *RUN_HEADER]
     return (
         f"{facts['data']}. Sizes from the budget (level `layer`), factors fitted to what layers see, then `--distill`. "
         "The divergence is that on the images held back. Seconds are those of the distillation alone, on a shared "

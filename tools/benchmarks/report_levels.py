@@ -152,11 +152,11 @@ def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int, fitted: int) 
         score = fmean(row["top1"] for row in rows)
         if (budget, images) == (rank, fitted) and score > best.get(level, (0.0, ""))[0]:
             best[level] = (score, f"{optimizer} {lr:g}, momentum {momentum:g}, {len(rows)} seed(s)")
+    if not {"layer", "filter"} <= best.keys():
+        return ""
     share = next(100 * rows[0]["macs_share"] for key, rows in groups.items() if key[:2] == (rank, "filter"))
     found = ", ".join(f"{title} {best[level][0]:.2f} ({best[level][1]})" for level, title in _LEVELS.items()
                       if level in best)  # fmt: skip
-    if not {"layer", "filter"} <= best.keys():
-        return ""
     gap = best["layer"][0] - best["filter"][0]
     start = f"from layers fitted to {fitted} images" if fitted else "from the weights alone"
     text = f"At {share:.1f} % of the MACs {start}, each level with its best setting: {found}; "

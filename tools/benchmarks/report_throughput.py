@@ -72,7 +72,7 @@ def _verdict(facts: Facts) -> str:
     factors = [setting for row, setting in settings if "pruned" not in row["point"]]
     near = [setting for row, setting in settings if row["macs_ratio"] <= _FEWER]
     far = [setting for row, setting in settings if row["macs_ratio"] > _FEWER]
-    pytorch, best = _efficiencies([*pruned, *factors])
+    pytorch, best = _efficiencies([setting for _, setting in settings])
     slower = sum(len(row["layers_slower_than_dense"]) for row in facts["variants"].values())
     layers = sum(row["layers"] for row in facts["variants"].values())
     missing = [

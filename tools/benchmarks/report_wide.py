@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from report_table import Facts, table
+from report_budget import compressed_cells
+from report_table import RUN_HEADER, Facts, run_cells, table
 
 _STEPS = {
     "data-free": "sizes without images, norms re-estimated",
@@ -16,26 +17,16 @@ def wide(facts: Facts) -> str:
     order = list(_STEPS)
     rows = [
         [
-            row["network"],
-            f"{100 * row['budget']:g}",
-            _STEPS[row["step"]],
-            f"{100 * row['macs_share']:.1f}",
-            f"{100 * row['parameters_share']:.1f}",
-            f"{row['top1_dense']:.2f}",
-            f"{row['top1']:.2f}",
+            *compressed_cells({**row, "variant": _STEPS[row["step"]]}),
             f"{row['top1'] - row['top1_dense']:+.2f}",
-            row["calibration_images"],
-            row["test_images"],
-            row["seed"],
-            f"{row['wall_seconds']:.0f}",
-            f"{row['processor_seconds']:.0f}",
+            *run_cells(row),
         ]
         for row in sorted(
             facts["variants"].values(), key=lambda row: (-row["budget"], order.index(row["step"]), row["seed"])
         )
     ]
     header = ["network", "budget, MACs %", "what is done", "MACs %", "parameters %", "dense top-1 %", "top-1 %"]
-    header += ["difference", "images", "test images", "seed", "wall s", "processor s"]
+    header += ["difference", *RUN_HEADER]
     training = facts["training"]
     return (
         f"{facts['data']}. Trained for {training['epochs']} epochs by AdamW (one cycle up to {training['lr']:g}) for "

@@ -24,7 +24,7 @@ from hybrid import Images, add_row
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from unlabelled import accuracy, timed
+from unlabelled import QUICK, accuracy, timed
 
 from norton_plugin import CompressionReport, compress
 from norton_plugin.mm import PackedImages, pack_folder
@@ -34,7 +34,6 @@ from norton_plugin.zoo import ModelSource, load_source
 
 _SIDE = 64
 _TRAINING: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.05, "batch_size": 128}
-_QUICK: dict[str, Any] = {"restarts": 1, "sweeps": 60}
 _STEPS = ("data-free", "fitted", "distilled")
 
 
@@ -84,7 +83,7 @@ def recipe_of(step: str, budget: float, count: int, seed: int) -> Recipe:
     """Return the recipe of a step of ``_STEPS``; each has what those before it have."""
     plain = Recipe(
         budget=Budget(macs=budget),
-        decomposition=Decomposition(level="auto", **_QUICK),
+        decomposition=Decomposition(level="auto", **QUICK),
         calibration=Calibration(images=count, seed=seed),
     )
     if step == "data-free":
