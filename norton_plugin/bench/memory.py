@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from norton_plugin.modules.system_memory import give_back_freed
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
@@ -25,7 +25,7 @@ def first_call_peak(call: Callable[[], Any]) -> float | None:
         MiB, at least 0; None where the system does not offer the counters (they are Linux's).
     """
     gc.collect()
-    _give_back()
+    give_back_freed()  # which the call would use again unseen
     try:
         _RESET.write_text(_RESET_PEAK)
         before = _status("VmRSS")
@@ -34,12 +34,6 @@ def first_call_peak(call: Callable[[], Any]) -> float | None:
     call()
     peak = None if before is None else _status("VmHWM")
     return None if before is None or peak is None else max(0.0, peak - before)
-
-
-def _give_back() -> None:
-    """Let the C library return freed memory, which the next call would use again unseen."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> float | None:

@@ -99,14 +99,16 @@ def calibrate_(
         batches: Unlabelled images, called like ``example_inputs``.
         example_inputs: Shows the order of the layers.
         forward_fn: ``(model, inputs) -> output`` in place of the plain call.
-        images: Most images to use; all of them, and what both models need to go on from a layer, are held in memory.
+        images: Most images to use; all of them are held in memory.
         positions: Output positions read of every image.
         seed: Of the positions; equal seeds give equal results.
         norms: Also try the correction of BatchNorm statistics against the dense model's.
         admits: Tells of a dotted name whether a layer that stayed dense may be changed.
         removed: What pruning took from which layer (``PruningReport.removed``): what reads the channels that stayed
             takes over what the others carried.
-        memory: Most bytes that the moments of a layer, and what is computed of them, may take; None for no limit.
+        memory: Most bytes that the moments of a layer, what is computed of them, and what both models hold to go on
+            from a layer may take together; what is more of the latter lies on disk meanwhile (in TMPDIR, or /var/tmp).
+            None for no limit of the former, and half of what is available for the latter.
         on_layer: Told how many layers of how many are done.
 
     Returns:
@@ -137,7 +139,7 @@ def calibrate_(
             found["fitted"] = comparison.of(compressed)
             states = {"plain": before, "fitted": _state(compressed)}
             settings = {"example_inputs": example_inputs, "call": call, "forward_fn": forward_fn, "removed": removed}
-            if norms and correct_batch_norm_(dense, compressed, fitted_on, **settings):
+            if norms and correct_batch_norm_(dense, compressed, fitted_on, **settings, memory=memory):
                 name = "fitted, norms corrected"
                 found[name], states[name] = comparison.of(compressed), _state(compressed)
         chosen = min(found, key=lambda stage: (found[stage] != found[stage], found[stage]))  # NaN is worst

@@ -2,7 +2,8 @@
 
 A layer's inputs depend on all layers before it. Every batch runs in a thread of its own, which stops where the layer is
 called; when all have stopped, the layer is fitted, and they go on. So a sequential pass over a model costs one forward
-pass of each batch, whatever the model's code does, at the price of holding what all batches need to go on.
+pass of each batch, whatever the model's code does, at the price of holding what all batches need to go on
+(`held_tensors`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from norton_plugin.calibration.operations import OperationCounter
+from norton_plugin.calibration.held_tensors import HeldMemory, HeldTensors
+from norton_plugin.calibration.operations import Function, OperationCounter
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.streams import StreamTrace
 from norton_plugin.errors import NortonError, SurgeryError
@@ -47,16 +50,33 @@ def failures_explained() -> Iterator[None]:
         raise does_not_run(error) from error
 
 
+class _Holding(OperationCounter):
+    """Counts operations, and tells what the run holds of every tensor that is made."""
+
+    def __init__(self, wanted: Collection[int], held: HeldTensors) -> None:
+        super().__init__(wanted)
+        self._held = held
+
+    def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = super().__torch_function__(func, types, args, kwargs)
+        self._held.add(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        return output
+
+
 class PausableRun:
     """One forward pass, in a thread of its own.
 
     Args:
         run: The forward pass.
         wanted: Places of operations whose results are kept (`OperationCounter`).
+        memory: What it may hold together with other runs; None for half of what is available, on its own.
     """
 
-    def __init__(self, run: Callable[[], Any], *, wanted: Collection[int] = ()) -> None:
-        self.counter = OperationCounter(wanted)
+    def __init__(
+        self, run: Callable[[], Any], *, wanted: Collection[int] = (), memory: HeldMemory | None = None
+    ) -> None:
+        self._held = HeldTensors(memory or HeldMemory())
+        self.counter = _Holding(wanted, self._held)
         self.inputs: tuple[Any, ...] = ()
         self.output: Any = None
         self._run = run
@@ -101,7 +121,16 @@ class PausableRun:
             self._stopped.acquire()
         if self._error is not None:
             raise does_not_run(self._error) from self._error
+        self.rest()
         return not self._ended
+
+    def rest(self) -> None:
+        """Let go of memory that was needed to read what is held; only while it is stopped.
+
+        Raises:
+            SurgeryError: More is held than memory and disk take.
+        """
+        self._held.settle()
 
     def arrive(self, module: nn.Module, moment: Moment, inputs: tuple[Any, ...], output: Any) -> None:
         """Stop, where this is the goal; called by the hooks of `watched`, in the thread of the run."""
@@ -146,11 +175,19 @@ def watched(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def started(runs: Sequence[Callable[[], Any]], *, wanted: Collection[int] = ()) -> Iterator[list[PausableRun]]:
-    """While entered, these forward passes stand ready; they are ended on leaving."""
+def started(
+    runs: Sequence[Callable[[], Any]], *, wanted: Collection[int] = (), memory: HeldMemory | None = None
+) -> Iterator[list[PausableRun]]:
+    """While entered, these forward passes stand ready; they are ended on leaving.
+
+    Args:
+        runs: The passes.
+        wanted: As of `PausableRun`.
+        memory: Likewise.
+    """
     found: list[PausableRun] = []
     try:
-        found += [PausableRun(run, wanted=wanted) for run in runs]
+        found += [PausableRun(run, wanted=wanted, memory=memory) for run in runs]
         yield found
     finally:
         for run in found:

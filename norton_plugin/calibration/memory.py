@@ -1,11 +1,13 @@
 """How much memory moments may take: the bound, and what each layer needs of it.
 
-Three quarters are for sums and for what is computed of them, a quarter is for the patches that are being added. What
-the model itself needs for a batch, and what paused passes hold to go on, comes on top: that is bound by the images.
+Three quarters are for sums and for what is computed of them, a quarter is for the patches that are being added. Where
+paused passes hold tensors meanwhile (`held_tensors`), moments have half of the bound, or what they need. The images,
+and what the models themselves need for a batch, come on top.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
@@ -44,6 +46,24 @@ class MomentMemory:
     def for_sums(self) -> int:
         """Bytes for sums and what is computed of them; only where there is a limit."""
         return int((self.limit or 0) * _SHARE)
+
+    @classmethod
+    def beside_others(cls, limit: int | None, needs: Mapping[str, int]) -> tuple[MomentMemory, int | None]:
+        """Return a bound on moments, and what is left of a limit for what is held meanwhile.
+
+        Args:
+            limit: Bytes for both; None for none.
+            needs: Bytes of layers whose sums are held one at a time, by the name of the layer.
+
+        Raises:
+            RecipeError: One layer alone does not fit; the least limit that would do is said.
+        """
+        whole = cls(limit)
+        whole.require(needs)
+        if limit is None:
+            return whole, None
+        own = max(limit // 2, math.ceil(max(needs.values(), default=0) / _SHARE))
+        return cls(min(own, limit)), limit - min(own, limit)
 
     def halved(self) -> MomentMemory:
         """Return half of it, where two collections of moments are held at a time."""

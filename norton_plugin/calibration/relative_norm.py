@@ -1,15 +1,16 @@
-"""BatchNorm statistics corrected against the dense model on the same images (docs/method.md, section 3E)."""
+"""BatchNorm statistics corrected against the dense model on the same images (docs/method.md, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.calibration.lockstep import started, watched
+from norton_plugin.calibration.held_tensors import HeldMemory, tensors_of
+from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.surgery.removed import RemovedChannels
 
@@ -27,6 +28,7 @@ def correct_batch_norm_(
     call: Callable[[nn.Module, Any], Any],
     forward_fn: ForwardFunction | None = None,
     removed: Mapping[str, RemovedChannels] | None = None,
+    memory: int | None = None,
 ) -> int:
     """Set running statistics so that every normalised channel has the dense model's mean and variance, in place.
 
@@ -42,6 +44,8 @@ def correct_batch_norm_(
         call: Runs a model on a batch.
         forward_fn: Replaces the plain call on the example.
         removed: What pruning took from which norm.
+        memory: Most bytes that the passes of both models hold to go on, the rest lies on disk; None for half of what is
+            available.
 
     Returns:
         How many norms were corrected.
@@ -57,7 +61,8 @@ def correct_batch_norm_(
     with watched([norm for pair in pairs for norm in pair[:2]]):
         dense_runs = [partial(call, dense, batch) for batch in batches]
         own_runs = [partial(call, compressed, batch) for batch in batches]
-        with started(dense_runs) as first, started(own_runs) as second:
+        held = HeldMemory(memory, fixed=tensors_of(dense, compressed, batches))
+        with started(dense_runs, memory=held) as first, started(own_runs, memory=held) as second:
             for norm, mine, kept in pairs:
                 both = [
                     (a, b)
@@ -65,7 +70,7 @@ def correct_batch_norm_(
                     if a.until(norm, "before") & b.until(mine, "before")
                 ]
                 if both:
-                    before, after = (_statistics([r.inputs[0] for r in runs]) for runs in zip(*both, strict=True))
+                    before, after = (_statistics(runs) for runs in zip(*both, strict=True))
                     _correct_(mine, norm, before, after, kept)
                     corrected += 1
     return corrected
@@ -89,13 +94,22 @@ def _order(model: nn.Module, run: Callable[[], Any]) -> list[tuple[str, Any]]:
     return [(norms[m], m) for m in called if called.count(m) == 1]
 
 
-def _statistics(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each channel over all batches."""
-    parts = [x.transpose(0, 1).flatten(1) for x in inputs]
-    count = sum(part.shape[1] for part in parts)
-    mean = torch.stack([part.double().sum(1) for part in parts]).sum(0) / count
-    squares = torch.stack([(part.double() - mean[:, None]).square().sum(1) for part in parts])
+def _statistics(runs: Sequence[PausableRun]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of each channel of what runs stand before, over all batches."""
+    sums, count = [], 0
+    for x in _inputs_of(runs):
+        sums.append(x.double().sum(1))
+        count += x.shape[1]
+    mean = torch.stack(sums).sum(0) / count
+    squares = torch.stack([(x.double() - mean[:, None]).square().sum(1) for x in _inputs_of(runs)])
     return mean, squares.sum(0) / count
+
+
+def _inputs_of(runs: Sequence[PausableRun]) -> Iterator[Tensor]:
+    """Yield the input of each run as (C, values); what was read of one is let go of before the next."""
+    for run in runs:
+        yield run.inputs[0].transpose(0, 1).flatten(1)
+        run.rest()
 
 
 def _correct_(

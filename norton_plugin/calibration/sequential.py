@@ -1,13 +1,13 @@
 """The sequential pass: layer after layer is fitted to what it sees behind the layers that were changed before it.
 
-Two streams of activations run side by side, dense and compressed (docs/method.md, section 3D). The inputs of a layer
+Two streams of activations run side by side, dense and compressed (docs/method.md, section 3). The inputs of a layer
 are those of the compressed model; its target is what the dense layer gives and, where that is added to a stream, minus
 the error that the stream already carries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.halved_moments import HalvedSums
+from norton_plugin.calibration.held_tensors import HeldMemory, tensors_of
 from norton_plugin.calibration.layers import FittedLayer
 from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
@@ -101,11 +102,13 @@ class SequentialPass:
     Args:
         dense: The dense model, in evaluation mode.
         compressed: Fitted in place.
-        batches: Calibration batches; all are held, with what the passes of both models need to go on.
+        batches: Calibration batches; all are held.
         call: Runs a model on a batch.
         positions: Output positions read of every image.
         seed: Of the positions.
-        memory: Most bytes that the moments of a layer, and what is computed of them, may take; None for no limit.
+        memory: Most bytes that the moments of a layer, what is computed of them, and what the passes of both models
+            hold to go on may take together; the rest of the latter lies on disk. None for no limit of the former, and
+            half of what is available for the latter.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class SequentialPass:
         seed: int,
         memory: int | None = None,
     ) -> None:
-        self._memory = MomentMemory(memory)
+        self._limit, self._memory = memory, MomentMemory(memory)
         self.dense, self.compressed = dense, compressed
         self.batches, self.call = batches, call
         self.positions = positions
@@ -149,7 +152,9 @@ class SequentialPass:
         Raises:
             RecipeError: The memory does not suffice; the least that would do is said.
         """
-        self._memory.require({layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers})
+        needs = {layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers}
+        self._memory, others = MomentMemory.beside_others(self._limit, needs)
+        held = HeldMemory(others, fixed=tensors_of(self.dense, self.compressed, self.batches))
         by_module = {layer.dense: layer for layer in layers}
         standing = {place.module: place for place in own_places}
         pairings = [_Pairing(by_module[p.module], p, standing.get(by_module[p.module].own)) for p in places]
@@ -159,7 +164,10 @@ class SequentialPass:
         with watched([*by_module, *(layer.own for layer in layers)]):
             dense_runs = [partial(self.call, self.dense, batch) for batch in self.batches]
             own_runs = [partial(self.call, self.compressed, batch) for batch in self.batches]
-            with started(dense_runs, wanted=last_uses[0]) as first, started(own_runs, wanted=last_uses[1]) as second:
+            with (
+                started(dense_runs, wanted=last_uses[0], memory=held) as first,
+                started(own_runs, wanted=last_uses[1], memory=held) as second,
+            ):
                 for index, pairing in enumerate(pairings):
                     outcome = self._fit(pairing, list(zip(first, second, strict=True)))
                     left.pop(pairing.layer.name)
@@ -186,20 +194,20 @@ class SequentialPass:
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
-        elif pairing.has_stream and not all(pairing.reaches(a) for a, _ in arrived):
+        elif pairing.has_stream and not all(pairing.reaches(a) for a, _ in _in_turn(arrived)):
             pairing, nowhere = pairing.without_stream(), _OTHER_SIZES
         if place.calls > 1:
             note = _SHARED.format(calls=place.calls)
             self._add_all_calls(layer, sums)
         elif place.chosen or any(_sizes(layer, a) != _sizes(layer, b) for a, b in arrived):
             target, note = "symmetric", _CHOSEN if place.chosen else _UNEQUAL
-            for batch, (a, _) in enumerate(arrived):
+            for batch, (a, _) in enumerate(_in_turn(arrived)):
                 sums.add(batch, layer.kept_inputs(a.inputs[0]), layer.target(a.output), self.generator)
         else:
             target, note = ("stream", "") if pairing.has_stream else ("output", nowhere)
-            if not layer.decomposed and all(_same(pairing, a, b) for a, b in arrived):
+            if not layer.decomposed and all(_same(pairing, a, b) for a, b in _in_turn(arrived)):
                 return "it sees what it sees in the dense model"
-            for batch, (a, b) in enumerate(arrived):
+            for batch, (a, b) in enumerate(_in_turn(arrived)):
                 wanted = layer.target(a.output) + pairing.correction(a, b)
                 sums.add(batch, b.inputs[0], wanted, self.generator)
         if not sums.samples:  # all its inputs are empty, as where a detector finds nothing
@@ -234,6 +242,14 @@ class SequentialPass:
                 calls[1] = kept
             for (_, output), (x, _) in zip(kept, calls[1], strict=True):
                 sums.add(place, x, output, self.generator)
+
+
+def _in_turn(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Yield pairs that stand still; what was read of one is let go of before the next."""
+    for pair in pairs:
+        yield pair
+        for run in pair:
+            run.rest()
 
 
 def _in_whole_and_halves(sums: HalvedSums, *, centred: bool) -> tuple[LayerMoments, list[LayerMoments]]:

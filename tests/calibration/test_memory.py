@@ -8,6 +8,7 @@ from torch import nn
 
 from norton_plugin import Budget, Recipe, RecipeError, compress
 from norton_plugin.budget import plan_budget
+from norton_plugin.calibration.held_tensors import HeldTensors
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.calibration.memory import MomentMemory, in_passes
 from norton_plugin.calibration.mode_moments import ModeSums
@@ -48,7 +49,8 @@ def test_the_counter_counts_what_is_held():
 
 @pytest.mark.parametrize("level", ["filter", "layer", "spatial"])
 def test_fitting_stays_below_the_limit(monkeypatch, level):
-    """Of every layer, from the first patch to the last factor."""
+    """Of every layer, from the first patch to the last factor; half of it is for what passes hold (held_tensors)."""
+    monkeypatch.setattr(HeldTensors, "settle", lambda self: None)
     peaks: list[int] = []
     own = SequentialPass._fit
 
@@ -61,7 +63,7 @@ def test_fitting_stays_below_the_limit(monkeypatch, level):
     monkeypatch.setattr(SequentialPass, "_fit", counted)
     model, images = network(), batches(8, 64)
     reports = []
-    for memory in (None, "7MiB"):
+    for memory in (None, "14MiB"):
         asked = recipe(memory).to_dict()
         asked["decomposition"]["level"] = level
         reports.append(compress(model, images[0][:2], Recipe.from_dict(asked), calibration=images).report)
