@@ -5,6 +5,7 @@ memory are those that the operating system counts for the process, model and ima
 ``calibration_cost.json``.
 
     OMP_NUM_THREADS=1 python tools/benchmarks/calibration_cost.py --images FOLDER
+    OMP_NUM_THREADS=1 python tools/benchmarks/calibration_cost.py --images FOLDER --memory 4GiB
     OMP_NUM_THREADS=2 python tools/benchmarks/calibration_cost.py --images FOLDER --models timm:resnet18 --count 128
 """
 
@@ -35,7 +36,8 @@ def run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         out = Path(folder) / "out"
         options = ["--budget", f"macs={arguments.budget}", "--calibrate", "--seed", "0", "-o", str(out)]
         images = ["--data", str(arguments.images), "--images", str(arguments.count)]
-        command = [sys.executable, "-m", "norton_plugin", "compress", model, *options, *images]
+        memory = ["--memory", arguments.memory] if arguments.memory else []
+        command = [sys.executable, "-m", "norton_plugin", "compress", model, *options, *images, *memory]
         begin = time.perf_counter()
         if subprocess.run(command).returncode:
             raise SystemExit(f"{' '.join(command)} failed")
@@ -48,6 +50,7 @@ def run(model: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "budget": arguments.budget,
         "images": arguments.count,
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "memory": arguments.memory,
         "macs_share": round(report["macs_after"] / report["macs_before"], 4),
         "layers_fitted": len(fitted["layers"]),
         "fit_seconds": round(fitted["seconds"], 1),
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["timm:resnet50"])
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs")
+    parser.add_argument("--memory", help="limit of moments and of what passes hold, such as 4GiB")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder for the JSON")
     arguments = parser.parse_args()
     facts = {
@@ -75,6 +79,7 @@ def main() -> None:
         row = run(model, arguments)
         print(row, flush=True)
         label = f"{model} {arguments.budget} {arguments.count} images {row['threads']} threads"
+        label += f" within {arguments.memory}" if arguments.memory else ""
         add_row(arguments.output / "calibration_cost.json", label, row, facts)
 
 
