@@ -76,8 +76,11 @@ def bench(
     compressed.eval()
     on_step("counting")
     costs = _costs((dense, compressed), example_inputs, forward_fn)
-    ratio = costs[0].macs / max(costs[1].macs, 1)
+    in_files = costs
+    if export_forward is not None and (runtimes or int8 is not None):
+        in_files = _costs((dense, compressed), example_inputs, export_forward)
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
+    timed |= {"macs_ratio": _ratio(costs), "file_macs_ratio": _ratio(in_files)}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
@@ -93,11 +96,11 @@ def bench(
                 on_step(f"timing batch {batch} on {count} thread(s)")
                 with torch_threads(count):
                     opened = candidates.opened(of_batch(example_inputs, batch), count)
-                settings.append(setting_of(opened, batch=batch, threads=count, macs_ratio=ratio, **timed))
+                settings.append(setting_of(opened, batch=batch, threads=count, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")
-            timed["seconds"] = _LAYER_SECONDS
+            timed = {"rounds": rounds, "seconds": _LAYER_SECONDS, "clock": clock}
             with torch_threads(threads[0]):
                 image = of_batch(example_inputs, batches[0])
                 found = _layers(candidates.prepared, costs, image, forward_fn, timed)
@@ -107,6 +110,8 @@ def bench(
         macs=costs[1].macs,
         parameters_dense=costs[0].parameters,
         parameters=costs[1].parameters,
+        file_macs_dense=in_files[0].macs,
+        file_macs=in_files[1].macs,
         settings=tuple(settings),
         layers=found,
         left=tuple(candidates.left),
@@ -126,6 +131,10 @@ def _costs(
 ) -> tuple[ModelCost, ...]:
     run = counted_by(forward_fn)
     return tuple(count_cost(model, partial(run_model, model, example_inputs, run)) for model in models)
+
+
+def _ratio(costs: Sequence[ModelCost]) -> float:
+    return costs[0].macs / max(costs[1].macs, 1)
 
 
 def _layers(

@@ -25,8 +25,8 @@ class Timing:
         speed_up: Over the dense model, the faster of its two where it was also folded, in the same runtime; above 1 is
             faster.
         speed_up_in_all: Over the dense model in PyTorch as it was loaded.
-        efficiency: ``speed_up`` over the ratio of MACs (dense by compressed): 1 where every MAC saved is time saved.
-            None for the dense model.
+        efficiency: ``speed_up`` over the ratio of MACs (dense by compressed) of what runs: 1 where every MAC saved is
+            time saved. None for the dense model.
         peak_mib: Memory that one call needs at its peak beyond what was there before, in MiB; None where the system
             does not tell.
     """
@@ -90,6 +90,8 @@ class BenchReport:
         macs: Of one image, compressed.
         parameters_dense: Numbers in the dense model.
         parameters: Numbers in the compressed model.
+        file_macs_dense: MACs of what files of other runtimes hold of the dense model, such as a detector up to its RPN.
+        file_macs: Likewise, of the compressed model.
         settings: One per batch size and number of threads.
         layers: Every layer that was changed, in the order of their calls; at the first setting.
         left: What could not be timed, each with the reason.
@@ -100,6 +102,8 @@ class BenchReport:
     macs: int
     parameters_dense: int
     parameters: int
+    file_macs_dense: int
+    file_macs: int
     settings: tuple[Setting, ...]
     layers: tuple[LayerSpeed, ...]
     left: tuple[tuple[str, str], ...]
@@ -109,6 +113,11 @@ class BenchReport:
         """How many times fewer MACs the compressed model needs."""
         return self.macs_dense / self.macs
 
+    @property
+    def file_macs_ratio(self) -> float:
+        """The same of what files of other runtimes hold."""
+        return self.file_macs_dense / self.file_macs
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {**asdict(self), "macs_ratio": self.macs_ratio}
+        return {**asdict(self), "macs_ratio": self.macs_ratio, "file_macs_ratio": self.file_macs_ratio}

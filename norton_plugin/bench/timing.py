@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from norton_plugin.bench.candidates import (
+    CHANNELS_LAST,
     COMPRESSED,
     DELIVERED,
     DENSE,
@@ -70,6 +71,7 @@ def setting_of(
     batch: int,
     threads: int,
     macs_ratio: float,
+    file_macs_ratio: float,
     rounds: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
@@ -81,6 +83,7 @@ def setting_of(
         batch: Images of a call.
         threads: Of the processor.
         macs_ratio: MACs of the dense model over those of the compressed one.
+        file_macs_ratio: Likewise, of what files of other runtimes hold of the models.
         rounds: See `samples_of`.
         seconds: See `samples_of`.
         clock: See `samples_of`.
@@ -95,6 +98,7 @@ def setting_of(
         reference = _reference(candidate, medians, loaded)
         low, middle, high = _quartiles(own)
         speed_up = reference / medians[candidate]
+        ratio = macs_ratio if candidate.runtime in (PYTORCH, CHANNELS_LAST) else file_macs_ratio
         timings.append(
             Timing(
                 model=candidate.model,
@@ -104,7 +108,7 @@ def setting_of(
                 high=1e3 * high,
                 speed_up=speed_up,
                 speed_up_in_all=loaded / medians[candidate],
-                efficiency=speed_up / macs_ratio if candidate.model in _COMPRESSED else None,
+                efficiency=speed_up / ratio if candidate.model in _COMPRESSED else None,
                 peak_mib=opened[candidate].peak_mib,
             )
         )

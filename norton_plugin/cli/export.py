@@ -111,7 +111,8 @@ def export(
 ) -> None:
     """Write a model as ONNX or as a torch.export program, checked against PyTorch before the file is there.
 
-    ONNX files are run in onnxruntime and in OpenVINO (--check). Detectors of mmdet end at the tensors of their heads.
+    ONNX files are run in onnxruntime and in OpenVINO (--check). Detectors of mmdet end at the tensors of
+    their head, those of two stages at the RPN.
 
     Example: norton export resnet18-small -o small.onnx
 

@@ -40,7 +40,9 @@ Components = Annotated[
     str | None, _option("--components", "M", "Components of every layer, at --level layer, cluster or spatial.")
 ]
 Share = Annotated[str | None, _option("--share", "F", "MACs of every layer as a share of the dense one's, in (0, 1].")]
-Clusters = Annotated[str | None, _option("--clusters", "K", "Clusters of filters, for --level cluster or auto.")]
+Clusters = Annotated[
+    str | None, _option("--clusters", "K", "Clusters of filters, for --level cluster or auto; not beside --budget.")
+]
 Budget = Annotated[
     list[str] | None,
     _option(
@@ -48,7 +50,7 @@ Budget = Annotated[
         "NAME=F",
         "What the compressed model may cost, as a share of the dense one: macs=0.5, params=0.5, latency=0.5 "
         "(milliseconds on this device, one image, the threads that are set), or several, macs=0.6,latency=0.5; sizes "
-        "of all layers are found from it (at --level auto, where no level is given).",
+        "of all layers are found from it (at --level auto, without --recipe and --level).",
     ),
 ]
 LatencyTable = Annotated[
@@ -90,14 +92,16 @@ LayerSettings = Annotated[
     ),
 ]
 Linear = Annotated[
-    bool, _option("--linear", None, "Decompose Linear layers as well, where a share or components are given.")
+    bool, _option("--linear", None, "Decompose Linear layers as well, where a share, components or a budget is given.")
 ]
 TargetNMSE = Annotated[str | None, _option("--target-nmse", "F", "Error that --rank auto aims at.")]
 Keep = Annotated[str | None, _option("--keep", "F", "Share of the filters to keep, in (0, 1].")]
 KeepFor = Annotated[list[str] | None, _option("--keep-for", "PATTERN=F", "Share in layers named so; repeatable.")]
 RoundTo = Annotated[
     str | None,
-    _option("--round-to", "N|auto", "Channel counts become multiples of it; auto: what fills a vector register here."),
+    _option(
+        "--round-to", "N|auto", "Channel counts become multiples of it (8); auto: what fills a vector register here."
+    ),
 ]
 Criterion = Annotated[
     str | None, _option("--criterion", "NAME", "What goes first: pabs, output (needs --data), l2, random, vbd or csa.")
@@ -112,10 +116,15 @@ Distill = Annotated[
         "--distill", "N", "Learn from the dense model on the images of --data, N passes over them; no labels.", min=0
     ),
 ]
-Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data.", min=1)]
+Images = Annotated[int | None, _option("--images", "N", "Most images to use of --data (1024).", min=1)]
 Memory = Annotated[
     str | None,
-    _option("--memory", "SIZE", "Most memory for moments of layers, such as 4GiB; images and the model come on top."),
+    _option(
+        "--memory",
+        "SIZE",
+        "Memory to fit layers in, such as 4GiB: moments, and what both models hold (the rest of which lies on disk); "
+        "images and models come on top.",
+    ),
 ]
 Include = Annotated[list[str] | None, _option("--include", "PATTERN", "Only layers named so; repeatable.")]
 Exclude = Annotated[list[str] | None, _option("--exclude", "PATTERN", "Never layers named so; repeatable.")]

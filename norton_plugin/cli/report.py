@@ -19,7 +19,7 @@ def report(
             parser=read_path,
             callback=existing_folder,
             metavar="DIR",
-            help="Artefact that norton compress or finetune wrote.",
+            help="Artefact that norton compress, finetune or deploy wrote.",
             show_default=False,
         ),
     ],

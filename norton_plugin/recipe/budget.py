@@ -82,6 +82,12 @@ class Budget(Section):
                     f"{name} is 'cluster', but a budget is given, which chooses among 'filter', 'layer' and 'spatial'; "
                     "name one of them, or 'auto' for all"
                 )
+        for name, clusters in _settings(decomposition, ("clusters",)).items():
+            if clusters is not None:
+                raise RecipeError(
+                    f"{name} is {clusters!r}, but a budget is given, which chooses among 'filter', 'layer' and "
+                    "'spatial', and makes no clusters; leave one of them out"
+                )
         for name, size in _settings(decomposition, _SIZES).items():
             if size is not None:
                 raise RecipeError(

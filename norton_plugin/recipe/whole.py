@@ -57,8 +57,9 @@ class Calibration(Section):
             (docs/method.md, section 3); it needs calibration data.
         positions: Output positions that ``fit`` reads of every image.
         seed: Of these positions.
-        memory: Most that the moments of layers may take, such as ``"4GiB"``, or a number of bytes; None for no limit.
-            The images, and what the model needs to run on them, come on top.
+        memory: Most memory to fit layers in, such as ``"4GiB"``, or a number of bytes: moments, and what both models
+            hold meanwhile, of which the rest lies on disk. None for no limit of the former, and half of what is
+            available for the latter. The images, and what the models need to run on a batch, come on top.
     """
 
     batch_norm: bool = True

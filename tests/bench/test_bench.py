@@ -87,6 +87,7 @@ def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
         batch=1,
         threads=torch.get_num_threads(),
         macs_ratio=4.0,
+        file_macs_ratio=2.0,
         rounds=1,
         seconds=1.0,
         clock=Clock([8.0, 6.0, 2.0, 4.0, 1.0]),
@@ -94,7 +95,7 @@ def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
     dense, folded, delivered, dense_file, delivered_file = setting.timings
     assert (dense.speed_up, folded.speed_up) == (0.75, 1.0)
     assert (delivered.speed_up, delivered.speed_up_in_all, delivered.efficiency) == (3.0, 4.0, 0.75)
-    assert (delivered_file.speed_up, delivered_file.speed_up_in_all, delivered_file.efficiency) == (4.0, 8.0, 1.0)
+    assert (delivered_file.speed_up, delivered_file.speed_up_in_all, delivered_file.efficiency) == (4.0, 8.0, 2.0)
     assert dense.efficiency is None and dense_file.milliseconds == 4000.0
     assert setting.best(DELIVERED) is delivered_file
 
@@ -176,6 +177,26 @@ def test_exported_models_are_timed_too() -> None:
     timed = [(t.model, t.runtime) for t in report.settings[0].timings if "PyTorch" not in t.runtime]
     assert timed == [("dense", "onnxruntime"), ("delivered", "onnxruntime")]
     assert report.left == ()
+
+
+def test_files_of_a_part_are_held_against_their_own_macs() -> None:
+    """As those of detectors of two stages, which end before the boxes."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    part = 4
+
+    def front(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return model[:part](x)  # type: ignore[index]
+
+    report, compression = small_report(runtimes=("onnxruntime",), layers=False, export_forward=front)
+    whole = {layer.name: (layer.macs_before, layer.macs_after) for layer in compression.layers}
+    front_macs = [sum(macs[i] for name, macs in whole.items() if int(name) < part) for i in (0, 1)]
+    assert [report.file_macs_dense, report.file_macs] == front_macs
+    assert report.macs_dense > report.file_macs_dense and report.macs_ratio != report.file_macs_ratio
+    for timing in report.settings[0].timings:
+        if timing.efficiency is not None:
+            ratio = report.file_macs_ratio if timing.runtime == "onnxruntime" else report.macs_ratio
+            assert timing.efficiency == pytest.approx(timing.speed_up / ratio)
 
 
 def test_what_cannot_be_exported_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

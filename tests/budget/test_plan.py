@@ -165,6 +165,14 @@ def test_a_model_without_a_layer_to_decompose_says_why():
             {"budget": {"macs": 0.5}, "decomposition": {"level": "cluster", "clusters": 4}},
             "decomposition.level is 'cluster', but a budget is given",
         ),
+        (
+            {"budget": {"macs": 0.5}, "decomposition": {"level": "auto", "clusters": 4}},
+            "decomposition.clusters is 4, but a budget is given",
+        ),
+        (
+            {"budget": {"macs": 0.5}, "decomposition": {"level": "auto", "layers": {"stem": {"clusters": 2}}}},
+            r"decomposition.layers\['stem'\].clusters is 2, but a budget is given",
+        ),
     ],
 )
 def test_budgets_that_make_no_sense_are_refused_before_any_work(settings, message):
