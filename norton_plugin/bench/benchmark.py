@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,35 +73,37 @@ def bench(
         NortonError: The dense model does not run on its example.
     """
     _check(batches=batches, threads=threads, rounds=rounds, runtimes=runtimes)
-    dense.eval()
-    compressed.eval()
     on_step("counting")
-    costs = _costs((dense, compressed), example_inputs, forward_fn)
-    in_files = costs
-    if export_forward is not None and (runtimes or int8 is not None):
-        in_files = _costs((dense, compressed), example_inputs, export_forward)
+    models, filed = (dense.eval(), compressed.eval()), bool(runtimes) or int8 is not None
+    costs = _costs(models, example_inputs, forward_fn)
+    in_files = _costs(models, example_inputs, export_forward) if filed and export_forward else costs
+    ratios = [before.macs / max(after.macs, 1) for before, after in (costs, in_files)]
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
-    timed |= {"macs_ratio": _ratio(costs), "file_macs_ratio": _ratio(in_files)}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
         candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, forms=forms)
-        if runtimes or int8 is not None:
+        if filed:
             on_step("exporting")
             inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-            models = ((DENSE, dense), (DELIVERED, compressed))
-            candidates.add_files(models, inputs, runtimes, Path(folder), forward_fn=export_forward, int8=int8)
+            candidates.add_files(
+                zip((DENSE, DELIVERED), models, strict=True),
+                inputs,
+                runtimes,
+                Path(folder),
+                forward_fn=export_forward,
+                int8=int8,
+            )
         settings: list[Setting] = []
-        for count in threads:
-            for batch in batches:
-                on_step(f"timing batch {batch} on {count} thread(s)")
-                with torch_threads(count):
-                    opened = candidates.opened(of_batch(example_inputs, batch), count)
-                settings.append(setting_of(opened, batch=batch, threads=count, **timed))
+        for count, batch in product(threads, batches):
+            on_step(f"timing batch {batch} on {count} thread(s)")
+            with torch_threads(count):
+                opened = candidates.opened(of_batch(example_inputs, batch), count)
+            settings.append(setting_of(opened, ratios, batch=batch, threads=count, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")
-            timed = {"rounds": rounds, "seconds": _LAYER_SECONDS, "clock": clock}
+            timed["seconds"] = _LAYER_SECONDS
             with torch_threads(threads[0]):
                 image = of_batch(example_inputs, batches[0])
                 found = _layers(candidates.prepared, costs, image, forward_fn, timed)
@@ -131,10 +134,6 @@ def _costs(
 ) -> tuple[ModelCost, ...]:
     run = counted_by(forward_fn)
     return tuple(count_cost(model, partial(run_model, model, example_inputs, run)) for model in models)
-
-
-def _ratio(costs: Sequence[ModelCost]) -> float:
-    return costs[0].macs / max(costs[1].macs, 1)
 
 
 def _layers(

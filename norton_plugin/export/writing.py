@@ -58,8 +58,9 @@ def export(
         batch: Images that every run takes; None leaves it open.
         dynamic_size: Height and width stay open too.
         int8: Write a quantised file beside it; ONNX only.
-        forms: Of the blocks, as of ``deploy.prepare``: the fast ones by size, ``"measured"``, or a mapping of names to forms. Where
-            a small map makes the dense form the fastest, the file holds the rebuilt weight; ``"depthwise"`` is smaller.
+        forms: Of the blocks, as of ``deploy.prepare``: the fast ones by size, ``"measured"``, or a mapping of names to
+            forms. Where a small map makes the dense form the fastest, the file holds the rebuilt weight;
+            ``"depthwise"`` is smaller.
         runtimes: Those in which an ONNX file has to run; one that lacks an operator of the model may be left out.
         forward_fn: ``(model, inputs) -> output`` where a plain call is not what is to be exported.
 

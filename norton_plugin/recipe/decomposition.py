@@ -96,7 +96,8 @@ class Decomposition(Section):
         ranks: Rank per layer pattern, over ``rank``; the last matching pattern counts; None leaves a layer dense.
         layers: Table of level, rank, components, share and clusters per layer pattern, over all of the above. The last
             matching pattern counts; what it does not name stays.
-        linear: Also decompose Linear layers, where ``components`` or ``share`` is given (1x1 convolutions are then).
+        linear: Also decompose Linear layers, where ``components``, ``share`` or a budget is given (1x1 convolutions are
+            then).
         target_nmse: Mean NMSE over a layer's filters that rank ``"auto"`` aims at, in (0, 1].
         allow_more_macs: Also decompose where the block needs more MACs than the convolution.
         restarts: Starts per filter or cluster; the best is kept.

@@ -84,10 +84,9 @@ def test_speed_up_is_over_the_faster_dense_model_of_the_same_runtime() -> None:
     ]
     setting = setting_of(
         {each: OpenedCandidate(lambda: None, None) for each in candidates},
+        (4.0, 2.0),
         batch=1,
         threads=torch.get_num_threads(),
-        macs_ratio=4.0,
-        file_macs_ratio=2.0,
         rounds=1,
         seconds=1.0,
         clock=Clock([8.0, 6.0, 2.0, 4.0, 1.0]),
