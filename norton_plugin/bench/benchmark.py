@@ -105,8 +105,7 @@ def bench(
             on_step("timing layers")
             timed["seconds"] = _LAYER_SECONDS
             with torch_threads(threads[0]):
-                image = of_batch(example_inputs, batches[0])
-                found = _layers(candidates.prepared, costs, image, forward_fn, timed)
+                found = _layers(candidates.prepared, costs, of_batch(example_inputs, batches[0]), forward_fn, timed)
     return BenchReport(
         device=processor_name(),
         macs_dense=costs[0].macs,
