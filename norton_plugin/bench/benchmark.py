@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -74,9 +74,10 @@ def bench(
     """
     _check(batches=batches, threads=threads, rounds=rounds, runtimes=runtimes)
     on_step("counting")
-    models, filed = (dense.eval(), compressed.eval()), bool(runtimes) or int8 is not None
-    costs = _costs(models, example_inputs, forward_fn)
-    in_files = _costs(models, example_inputs, export_forward) if filed and export_forward else costs
+    models = {DENSE: dense.eval(), DELIVERED: compressed.eval()}
+    filed = bool(runtimes) or int8 is not None
+    costs = _costs(models.values(), example_inputs, forward_fn)
+    in_files = _costs(models.values(), example_inputs, export_forward) if filed and export_forward else costs
     ratios = [before.macs / max(after.macs, 1) for before, after in (costs, in_files)]
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
@@ -86,14 +87,7 @@ def bench(
         if filed:
             on_step("exporting")
             inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-            candidates.add_files(
-                zip((DENSE, DELIVERED), models, strict=True),
-                inputs,
-                runtimes,
-                Path(folder),
-                forward_fn=export_forward,
-                int8=int8,
-            )
+            candidates.add_files(models.items(), inputs, runtimes, Path(folder), forward_fn=export_forward, int8=int8)
         settings: list[Setting] = []
         for count, batch in product(threads, batches):
             on_step(f"timing batch {batch} on {count} thread(s)")
@@ -129,7 +123,7 @@ def _check(*, batches: Sequence[int], threads: Sequence[int], rounds: int, runti
 
 
 def _costs(
-    models: Sequence[nn.Module], example_inputs: Any, forward_fn: ForwardFunction | None
+    models: Iterable[nn.Module], example_inputs: Any, forward_fn: ForwardFunction | None
 ) -> tuple[ModelCost, ...]:
     run = counted_by(forward_fn)
     return tuple(count_cost(model, partial(run_model, model, example_inputs, run)) for model in models)
