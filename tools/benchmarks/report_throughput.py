@@ -24,8 +24,8 @@ def throughput(facts: Facts) -> str:
         "`norton_plugin.bench` with the dense model in turn; the dense model has its norms folded too, and both are in "
         "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes, and 1000 regions where they have any; a "
-        "file of a detector of mmdet ends at the tensors of its heads, which says nothing of the rest. The last column "
-        "is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
+        "file of a detector of mmdet ends at the tensors of its head, of two stages at those of the RPN, and is held "
+        "against the MACs of that part. The last column is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
         "layers, so it is what compression of this kind can reach. Processor time on one thread, wall time on several; "
         f"{versions}.\n\n" + table(header, rows) + f"\n\n{_verdict(facts)}"
     )
@@ -44,7 +44,7 @@ def _row(row: Facts, setting: Facts) -> list[object]:
         row["point"],
         f"{row['macs_dense'] / 1e9:.2f} to {row['macs'] / 1e9:.2f}",
         f"{row['parameters_dense'] / 1e6:.1f} to {row['parameters'] / 1e6:.1f}",
-        f"{row['macs_ratio']:.2f}",
+        f"{row['macs_ratio']:.2f}" + (f" (file: {row['file_macs_ratio']:.2f})" if _is_part(row) else ""),
         setting["batch"],
         setting["threads"],
         *(_cell(setting["runtimes"].get(runtime)) for runtime in _RUNTIMES),
@@ -56,6 +56,11 @@ def _same(settings: list[Facts], setting: Facts) -> dict[str, Any]:
     """Return the runtimes of the peer at the same batch and threads."""
     key = (setting["batch"], setting["threads"])
     return next((each["runtimes"] for each in settings if (each["batch"], each["threads"]) == key), {})
+
+
+def _is_part(row: Facts) -> bool:
+    """Tell whether files hold a part of the model only."""
+    return abs(row["file_macs_ratio"] / row["macs_ratio"] - 1) > 0.01
 
 
 def _cell(timing: Facts | None) -> str:
@@ -75,9 +80,10 @@ def _verdict(facts: Facts) -> str:
     pytorch, best = _efficiencies([setting for _, setting in settings])
     slower = sum(len(row["layers_slower_than_dense"]) for row in facts["variants"].values())
     layers = sum(row["layers"] for row in facts["variants"].values())
-    missing = [
-        f"{row['model']}: {name} ({reason})" for row in facts["variants"].values() for name, reason in row["left"]
-    ]
+    missing: dict[str, dict[str, None]] = {}  # reason -> models, in their order
+    for row in facts["variants"].values():
+        for _, reason in row["left"]:
+            missing.setdefault(reason, {})[row["model"]] = None
     text = (
         f"Mean efficiency {statistics.mean(pytorch):.2f} in PyTorch (the goal is {_GOALS['PyTorch']}) and "
         f"{statistics.mean(best):.2f} in the best runtime (the goal is {_GOALS['best']}); {_means(near)} in the rows "
@@ -86,8 +92,8 @@ def _verdict(facts: Facts) -> str:
         f"{_means(factors)} in those with factors. Of {layers} changed layers {slower} are more than 5 % slower than "
         "the dense layer."
     )
-    if missing:
-        text += " Not timed: " + "; ".join(dict.fromkeys(missing)) + "."
+    for reason, models in missing.items():
+        text += f" Not timed as files: {', '.join(models)} ({reason})."
     return text
 
 
