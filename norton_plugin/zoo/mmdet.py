@@ -18,7 +18,16 @@ try:
     from mmengine.config import ConfigDict
     from mmengine.registry import DefaultScope
 
-    from norton_plugin.zoo.mmdet_configs import cause, from_json, names, read, to_json, without_downloads
+    from norton_plugin.zoo.mmdet_classes import classes_of
+    from norton_plugin.zoo.mmdet_configs import (
+        cause,
+        from_json,
+        model_of,
+        names,
+        opened,
+        to_json,
+        without_downloads,
+    )
 except ImportError as _error:
     raise MissingExtraError("mmengine is not installed; run: pip install 'norton-plugin[mmdet]'") from _error
 
@@ -42,7 +51,8 @@ def build(
         pretrained: Not offered: pass the checkpoint.
         num_classes: Not offered: a config sets it in several heads.
         input_size: Size of the example image, 3x320x320 when ``None``. MACs depend on it, what is pruned does not.
-        kwargs: ``{"model": ...}``, the model's config, in place of reading ``name`` again.
+        kwargs: ``{"model": ..., "classes": [...]}``, the model's config and the names of the classes that it finds (may
+            be left out), in place of reading ``name`` again.
 
     Returns:
         The detector.
@@ -55,13 +65,18 @@ def build(
         raise no_weights("mmdet", name, SourceError("weights of detectors are given as files"))
     if num_classes is not None:
         raise SourceError("num_classes of a detector is set in its config, where several heads have it; edit it there")
-    given = dict(kwargs or {}).get("model")
+    given = dict(kwargs or {})
     size = resolve_input_size(input_size, _INPUT_SIZE)
     _register(name)
-    config = without_downloads(from_json(given)) if given else read(name)
+    if given:
+        config, classes = without_downloads(from_json(given["model"])), list(given.get("classes", ()))
+    else:
+        whole = opened(name)
+        config = model_of(whole)
+        classes = classes_of(whole, config)
     return Built(
         model=_assembled(name, config),
-        kwargs={"model": to_json(config)},
+        kwargs={"model": to_json(config), **({"classes": classes} if classes else {})},
         preprocessing=_preprocessing(config, size),
     )
 
@@ -71,7 +86,7 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
 
     Args:
         name: As for :func:`build`.
-        kwargs: ``{"model": ...}``; without a config, ``name`` is read, which runs it.
+        kwargs: As for :func:`build`; without a config, ``name`` is read, which runs it.
         trust_code: Read ``name`` where there is no config, and build whatever else than parts of models is named.
 
     Returns:
@@ -86,8 +101,11 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         if not trust_code:
             raise not_trusted(source, kwargs)
         return build(name).model
-    if not isinstance(given, Mapping) or len(kwargs) > 1:
-        raise SourceError(f"{source} is stored with {shown(dict(kwargs))}; expected a mapping as model, alone")
+    classes = kwargs.get("classes", [])
+    if not isinstance(given, Mapping) or not kwargs.keys() <= {"model", "classes"}:
+        raise SourceError(f"{source} is stored with {shown(dict(kwargs))}; expected a mapping as model, and classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise SourceError(f"{source} is stored with classes {shown(classes)}; expected a list of names")
     _register(name)
     from norton_plugin.zoo import mmdet_types
 

@@ -30,7 +30,17 @@ def names() -> list[str]:
 
 
 def read(name: str) -> dict[str, Any]:
-    """Return a model's config with all that it needs in it, as plain dicts, lists and tuples.
+    """Return a model's config with all that it needs in it, as plain dicts, lists and tuples; see :func:`opened`."""
+    return model_of(opened(name))
+
+
+def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model of a whole config, with all that it needs in it, as plain dicts, lists and tuples."""
+    return _with_teacher(without_downloads(config["model"]))
+
+
+def opened(name: str) -> Config:
+    """Return the whole config of a model.
 
     Args:
         name: A name of :func:`names`, or the path of a config file.
@@ -52,8 +62,7 @@ def read(name: str) -> dict[str, Any]:
         raise failed_build("mmdet", name, error) from error
     if "model" not in config:
         raise SourceError(f"mmdet:{name} has no `model`; expected the config of a detector")
-    model = without_downloads(config.model)
-    return _with_teacher(model)
+    return config
 
 
 def without_downloads(config: Any, *, initialised: bool = True) -> Any:

@@ -13,6 +13,8 @@ from norton_plugin.errors import SourceError
 from norton_plugin.zoo.class_scores import class_scores
 from norton_plugin.zoo.preprocessing import Preprocessing
 
+_LONGEST_NAME = 40  # of a class, which may come from a stranger's artefact
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -111,7 +113,16 @@ def _of_torchvision(output: Any) -> Prediction:
 
 
 def class_names(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a torchvision model's published classes; empty where its own may be others."""
+    """Return the names of a detector's classes (of mmdet), or of a torchvision model's published ones.
+
+    Args:
+        spec: What builds the model.
+
+    Returns:
+        Names in the order of their numbers; empty where they are unknown, or where the model's own may be others.
+    """
+    if spec["kind"] == "mmdet":
+        return tuple(name[:_LONGEST_NAME] for name in (spec.get("kwargs") or {}).get("classes", ()))
     if spec["kind"] != "torchvision" or (spec.get("kwargs") or {}).get("num_classes") is not None:
         return ()
     from torchvision.models import get_model_weights

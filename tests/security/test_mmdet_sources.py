@@ -290,5 +290,5 @@ def test_a_damaged_config_is_one_clear_error(damaged):
 def test_a_config_stands_alone():
     spec = other(CONV)
     spec["kwargs"]["custom_imports"] = {"imports": "os"}
-    with pytest.raises(SourceError, match="expected a mapping as model, alone"):
+    with pytest.raises(SourceError, match="expected a mapping as model, and classes"):
         rebuild(spec)

@@ -14,6 +14,8 @@ from torch import nn
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo import list_models, load_source, mmdet, rebuild
 from norton_plugin.zoo import mmdet_configs as configs
+from norton_plugin.zoo.mmdet_classes import classes_of
+from norton_plugin.zoo.prediction import class_names
 
 pytestmark = pytest.mark.mm
 
@@ -138,3 +140,35 @@ def test_names():
     found = list_models("mmdet")
     assert "faster_rcnn/faster-rcnn_r50_fpn_1x_coco" in found
     assert not any(name.startswith("_base_") for name in found)
+
+
+def test_classes_are_those_of_the_data():
+    spec = load_source("mmdet:retinanet/retinanet_r18_fpn_1x_coco", input_size=64).spec
+    names = class_names(spec)
+    assert (len(names), names[0], names[79]) == (80, "person", "toothbrush")
+    assert shapes(rebuild(spec)) == shapes(load_source("mmdet:retinanet/retinanet_r18_fpn_1x_coco").model)
+
+
+@pytest.mark.parametrize(
+    ("loaders", "expected"),
+    [
+        ({"test_dataloader": {"dataset": {"type": "CocoDataset", "metainfo": {"classes": ("cat", "dog")}}}}, 2),
+        ({"train_dataloader": {"dataset": {"dataset": {"metainfo": {"classes": ["cat", "dog"]}}}}}, 2),
+        ({"val_dataloader": {"dataset": {"datasets": [{"metainfo": {}}, {"metainfo": {"classes": ("a", "b")}}]}}}, 2),
+        ({"test_dataloader": {"dataset": {"metainfo": {"classes": "cat"}}}}, 0),  # one name for two classes
+        ({"test_dataloader": {"dataset": {"type": "CocoDataset"}}}, 0),  # eighty
+        ({"test_dataloader": {"dataset": {"type": "ADataSetOfAUser"}}}, 0),
+        ({"test_dataloader": None}, 0),
+    ],
+)
+def test_classes_that_are_not_as_many_as_the_heads_are_not_taken(loaders, expected):
+    model = {"type": "RetinaNet", "bbox_head": {"num_classes": 2}, "stages": [{"num_classes": 7}]}
+    found = classes_of(loaders, model)
+    assert len(found) == expected and all(isinstance(name, str) for name in found)
+
+
+@pytest.mark.parametrize("classes", ["cat", [1, 2], {"cat": 0}])
+def test_stored_classes_that_are_no_names_are_refused(classes):
+    spec = {"kind": "mmdet", "name": "any", "kwargs": {"model": {"type": "RetinaNet"}, "classes": classes}}
+    with pytest.raises(SourceError, match="expected a list of names"):
+        rebuild(spec)

@@ -25,8 +25,9 @@ def throughput(facts: Facts) -> str:
         "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes, and 1000 regions where they have any; a "
         "file of a detector of mmdet ends at the tensors of its head, of two stages at those of the RPN, and is held "
-        "against the MACs of that part. The last column is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
-        "layers, so it is what compression of this kind can reach. Processor time on one thread, wall time on several; "
+        "against the MACs of that part. The last column is Torch-Pruning's plain magnitude pruning at no more MACs, by "
+        "the same runtimes: nothing but narrower dense layers, so it is what compression of this kind can reach. "
+        "Processor time on one thread, wall time on several; "
         f"{versions}.\n\n" + table(header, rows) + f"\n\n{_verdict(facts)}"
     )
 

@@ -16,6 +16,7 @@ from norton_plugin.mm.configs.structure_text import structure_from_config
 from norton_plugin.mm.patches.guard import stored
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.zoo import ModelSource, load_source
+from norton_plugin.zoo.mmdet_classes import classes_of
 
 
 def open_checkpoint(
@@ -44,7 +45,7 @@ def open_checkpoint(
     entry = stored(content)
     if entry is not None and entry["structure"] is not None:
         structure = entry["structure"]
-    source = load_source(f"mmdet:{config}", input_size=input_size, kwargs=None if own is None else {"model": own})
+    source = load_source(f"mmdet:{config}", input_size=input_size, kwargs=own)
     if structure is not None:
         apply_structure_(source.model, structure)
     state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else None
@@ -66,13 +67,15 @@ def _forward_of(source: ModelSource) -> Any:
 
 
 def _model_config(config: str | Path) -> tuple[dict[str, Any] | None, Any]:
-    """Return the dense model's config and the structure of an exported one; None and None for any other."""
+    """Return what builds the dense model, and the structure, of an exported config; None and None for any other."""
     try:
-        model = Config.fromfile(config, import_custom_modules=False).get("model")
+        whole = Config.fromfile(config, import_custom_modules=False)
     except Exception as error:  # a config is a program
         raise RecipeError(f"config {str(config)!r} cannot be read ({type(error).__name__}: {error})") from error
+    model = whole.get("model")
     if not isinstance(model, Mapping) or model.get("type") != BUILDER:
         return None, None
     plain = model.to_dict()  # type: ignore[attr-defined]
     norton = plain.pop("norton")
-    return {**plain, "type": norton["type"]}, structure_from_config(norton["structure"])
+    dense = {**plain, "type": norton["type"]}
+    return {"model": dense, "classes": classes_of(whole, dense)}, structure_from_config(norton["structure"])
