@@ -78,7 +78,7 @@ def calibrate_(
     example_inputs: Any,
     forward_fn: ForwardFunction | None = None,
     images: int = 1024,
-    positions: int = 32,
+    positions: int | str = 32,
     seed: int = 0,
     norms: bool = True,
     admits: Callable[[str], bool] = lambda name: True,
@@ -100,7 +100,7 @@ def calibrate_(
         example_inputs: Shows the order of the layers.
         forward_fn: ``(model, inputs) -> output`` in place of the plain call.
         images: Most images to use; all of them are held in memory.
-        positions: Output positions read of every image.
+        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of`).
         seed: Of the positions; equal seeds give equal results.
         norms: Also try the correction of BatchNorm statistics against the dense model's.
         admits: Tells of a dotted name whether a layer that stayed dense may be changed.

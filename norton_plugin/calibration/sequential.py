@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.held_tensors import HeldMemory, tensors_of
@@ -23,6 +24,7 @@ from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.calibration.places import LayerPlace
+from norton_plugin.calibration.positions import positions_of
 from norton_plugin.calibration.ridge import ridge_of
 from norton_plugin.errors import SurgeryError
 
@@ -104,7 +106,7 @@ class SequentialPass:
         compressed: Fitted in place.
         batches: Calibration batches; all are held.
         call: Runs a model on a batch.
-        positions: Output positions read of every image.
+        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of`).
         seed: Of the positions.
         memory: Most bytes that the moments of a layer, what is computed of them, and what the passes of both models
             hold to go on may take together; the rest of the latter lies on disk. None for no limit of the former, and
@@ -118,14 +120,14 @@ class SequentialPass:
         batches: Sequence[Any],
         *,
         call: Call,
-        positions: int,
+        positions: int | str,
         seed: int,
         memory: int | None = None,
     ) -> None:
         self._limit, self._memory = memory, MomentMemory(memory)
         self.dense, self.compressed = dense, compressed
         self.batches, self.call = batches, call
-        self.positions = positions
+        self.positions, self.images = positions, sum(map(batch_size, batches))
         self.generator = torch.Generator().manual_seed(seed)
         self._names = {module: name for name, module in dense.named_modules()}
         self._norms = dict(compressed.named_modules())
@@ -190,7 +192,8 @@ class SequentialPass:
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
             return _UNREACHED
-        sums = HalvedSums(layer.name, layer.geometry, positions=self.positions, memory=self._memory)
+        positions = positions_of(self.positions, images=self.images, inputs=layer.weight.shape[1])
+        sums = HalvedSums(layer.name, layer.geometry, positions=positions, memory=self._memory)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS

@@ -15,6 +15,7 @@ from norton_plugin.calibration import (
     reestimate_batch_norm_,
     take_batches,
 )
+from norton_plugin.calibration.positions import positions_of
 from norton_plugin.distillation import DistillationReport, distill_
 from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model
 from norton_plugin.recipe import Recipe
@@ -67,12 +68,13 @@ def ranked_by_outputs(
     memory: int | None = None,
 ) -> OutputCriterion:
     """Return the criterion "output" of the dense model; ``memory`` bounds its moments, in bytes."""
+    images = min(RANKING_IMAGES, recipe.calibration.images)
     return OutputCriterion(
         model,
-        take_batches(calibration, min(RANKING_IMAGES, recipe.calibration.images)),
+        take_batches(calibration, images),
         example_inputs=example_inputs,
         forward_fn=forward_fn,
-        positions=recipe.calibration.positions,
+        positions=positions_of(recipe.calibration.positions, images=images),
         seed=recipe.calibration.seed,
         memory=memory,
     )

@@ -14,6 +14,7 @@ from norton_plugin.budget import BudgetPlan, plan_candidates
 from norton_plugin.calibration import OutputCriterion
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.calibration.memory import MomentMemory
+from norton_plugin.calibration.positions import positions_of
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
@@ -94,8 +95,8 @@ def candidate_plans(
     if known.batches is None or known.record is None:
         raise SurgeryError("budget.prune measures on images, and there are none")
     memory = MomentMemory(recipe.calibration.memory_bytes).halved()
-    settings: dict[str, Any] = {"positions": recipe.calibration.positions, "seed": recipe.calibration.seed}
-    settings["memory"] = memory
+    positions = positions_of(recipe.calibration.positions, images=recipe.calibration.images)
+    settings: dict[str, Any] = {"positions": positions, "seed": recipe.calibration.seed, "memory": memory}
     moments: Callable[[], InputMoments] = partial(
         InputMoments, model, known.batches, example_inputs=inputs, call=call, **settings
     )

@@ -48,10 +48,13 @@ def check_number(name: str, value: object, *, low: float, high: float, open_low:
         raise RecipeError(f"{name} is {value!r}; expected a number in {bracket}{low:g}, {high:g}]")
 
 
-def check_integer(name: str, value: object, *, low: int, high: int) -> None:
-    """Raise RecipeError for what is not a whole number from low to high."""
+def check_integer(name: str, value: object, *, low: int, high: int, words: Collection[str] = ()) -> None:
+    """Raise RecipeError for what is neither a whole number from low to high nor one of the words."""
+    if isinstance(value, str) and value in words:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RecipeError(f"{name} is {value!r}; expected a whole number from {low} to {high}")
+        others = "".join(f", or {word!r}" for word in words)
+        raise RecipeError(f"{name} is {value!r}; expected a whole number from {low} to {high}{others}")
 
 
 def check_bool(name: str, value: object) -> None:

@@ -55,7 +55,8 @@ class Calibration(Section):
         images: Most images to use.
         fit: Fit the decomposed layers, and those that stayed dense, to what they see, one after the other
             (docs/method.md, section 3); it needs calibration data.
-        positions: Output positions that ``fit`` reads of every image.
+        positions: Output positions that ``fit`` reads of every image; ``"auto"`` reads more where there are few images,
+            and more in layers that read few numbers, which helps detectors of small objects.
         seed: Of these positions.
         memory: Most memory to fit layers in, such as ``"4GiB"``, or a number of bytes: moments, and what both models
             hold meanwhile, of which the rest lies on disk. None for no limit of the former, and half of what is
@@ -65,7 +66,7 @@ class Calibration(Section):
     batch_norm: bool = True
     images: int = 1024
     fit: bool = False
-    positions: int = 32
+    positions: int | str = 32
     seed: int = 0
     memory: str | int | None = None
 
@@ -73,7 +74,7 @@ class Calibration(Section):
         check_bool("calibration.batch_norm", self.batch_norm)
         check_integer("calibration.images", self.images, low=1, high=10**9)
         check_bool("calibration.fit", self.fit)
-        check_integer("calibration.positions", self.positions, low=1, high=10**6)
+        check_integer("calibration.positions", self.positions, low=1, high=10**6, words=("auto",))
         check_integer("calibration.seed", self.seed, low=0, high=2**63 - 1)
         if self.memory is not None:
             bytes_of("calibration.memory", self.memory)

@@ -117,7 +117,7 @@ def test_the_images_are_training_images_in_batches_enough_to_hold_some_back(whol
     assert sorted(found) == list(range(16)) and found != list(range(16))  # in the order of the run
     assert len(images) == 8
     settings = whole[2]["recipe"].calibration
-    assert (settings.images, settings.positions, settings.fit) == (16, 512, True)
+    assert (settings.images, settings.positions, settings.fit) == (16, "auto", True)
 
 
 def test_the_runs_own_random_numbers_stay(whole):
@@ -218,7 +218,7 @@ def test_a_budget_without_calibrate_sees_images_and_statistics_are_reestimated_a
     assert isinstance(next(h for h in runner.hooks if isinstance(h, NortonHook)).report.budget.macs, float)
 
 
-def test_many_pixels_make_few_images_with_more_positions(monkeypatch, tmp_path):
+def test_many_pixels_make_few_images_read_at_more_positions(monkeypatch, tmp_path):
     monkeypatch.setattr(shown, "_PIXELS", 5 * 12 * 12 + 7)
     seen = {}
     monkeypatch.setattr(
@@ -228,7 +228,7 @@ def test_many_pixels_make_few_images_with_more_positions(monkeypatch, tmp_path):
     )
     trained(tmp_path / "a", epochs=1)
     assert sum(map(len, seen["calibration"])) == 5 and len(seen["calibration"]) == 5
-    assert seen["recipe"].calibration.positions == -(-8192 // 5)
+    assert seen["recipe"].calibration.positions == "auto"
     trained(tmp_path / "b", norton={**FITTED, "images": 7, "positions": 40}, epochs=1)  # named: taken at their word
     assert sum(map(len, seen["calibration"])) == 7 and seen["recipe"].calibration.positions == 40
     monkeypatch.setattr(shown, "_PIXELS", 3)

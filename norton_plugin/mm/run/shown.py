@@ -18,8 +18,6 @@ from norton_plugin.recipe import Recipe
 
 # Images are held with what two models need to go on with each: about 5 GB for a ResNet-50 on so many pixels.
 _PIXELS = 256 * 224 * 224
-# Patches of a layer that are read in all, where there are too few images for as many.
-_SAMPLES = 256 * 32
 # One batch in eight is held back to choose on, so there should be eight.
 _BATCHES = 8
 
@@ -30,8 +28,7 @@ def shown_images(
     """Draw training images through the model's data preprocessor, without augmentations that it makes by itself.
 
     As many as ``calibration.images`` says. Where the config does not name a number, no more than hold ``_PIXELS``
-    together; and ``positions``, where it is not named either, grows as the images get fewer. The run's random states
-    stay as they are.
+    together; ``positions`` is ``"auto"`` where it is not named. The run's random states stay as they are.
 
     Args:
         runner: Gives the training data.
@@ -55,10 +52,10 @@ def shown_images(
     count = sum(map(len, batches))
     if not count:
         raise RecipeError("calibrate, budget and distillation need training images, and the training data hold none")
-    least = 1 if "positions" in named else math.ceil(_SAMPLES / count)
+    positions = settings.positions if "positions" in named else "auto"
     # Where nothing is fitted to them, statistics of norms are re-estimated once every rank has the model.
     norms = settings.batch_norm and (settings.fit or recipe.distillation.active)
-    settings = replace(settings, images=count, positions=max(settings.positions, least), batch_norm=norms)
+    settings = replace(settings, images=count, positions=positions, batch_norm=norms)
     height, width = batches[0].shape[-2:]
     runner.logger.info("NORTON: %d training images of about %d x %d are shown to the model", count, height, width)
     return replace(recipe, calibration=settings), _several(batches)
