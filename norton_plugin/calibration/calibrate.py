@@ -168,8 +168,8 @@ def _few_samples(fits: Sequence[LayerFit], *, images: int) -> str:
     wanted = math.ceil(images * ENOUGH * worst.inputs / worst.samples)
     return (
         f"few samples for {len(few)} of {len(fits)} layers, the fewest for {worst.name}: {worst.samples} for "
-        f"{worst.inputs} inputs; they were held closer to the dense weights. About {wanted} images would do, or fewer "
-        "with more positions of each (calibration.positions)"
+        f"{worst.inputs} inputs; they were held closer to the dense weights. About {wanted} images would do, or, where "
+        "layers have more positions, fewer with more of them (calibration.positions: auto, or a number)"
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batch_parts import parts_of
 from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
 from norton_plugin.calibration.lockstep import failures_explained
 from norton_plugin.calibration.moments import not_finite
@@ -30,7 +32,7 @@ def fisher_weights(
     The mean over images of the squared gradient of log p(y) by each output, summed over positions, with y drawn from
     the model's own prediction: half of it times a small squared error of an output is about the divergence it causes.
     Outputs (B, classes) are logits; anything else that can be compared (`comparable.ComparableOutputs`) is the mean of
-    a Gaussian of unit variance.
+    a Gaussian of unit variance. Batches run in parts of few images, since the pass holds all activations.
 
     Args:
         model: Run in evaluation mode; parameters, gradients and flags stay as they are.
@@ -62,7 +64,7 @@ def fisher_weights(
     handles = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers.items()]
     images, compared = 0, None
     try:
-        for batch in batches:
+        for batch in chain.from_iterable(map(parts_of, batches)):
             if compared is None:
                 with traceable(model), failures_explained():
                     compared = ComparableOutputs.of(model, batch, call)

@@ -16,8 +16,8 @@ LOW_RATE = ["optim_wrapper.optimizer.lr=1e-4"]
 FREE = [f"{HOOK}rank=None", f"{HOOK}keep=1.0"]
 HALF, THIRD = [*FREE, f"{HOOK}budget.macs=0.5"], [*FREE, f"{HOOK}budget.macs=0.3"]
 FITTED = [f"{HOOK}calibrate=True"]
-# Most positions of a detector's maps are background: with few of them the fit hardly sees small objects.
-POSITIONS = [f"{HOOK}positions=2000"]
+# As many as the hook read of each image before it chose them by layer.
+FEW_POSITIONS = [f"{HOOK}positions=50"]
 STEM = [f"{HOOK}exclude=[backbone.conv1]"]
 # Without a budget all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
@@ -41,7 +41,7 @@ VARIANTS: dict[str, list[str]] = {
     "budget 50 %, fitted, distilled, the config's own rate": [*HALF, *FITTED, *DISTILLED],
     "budget 50 %, fitted, distilled, rate 0.0001": [*HALF, *FITTED, *DISTILLED, *LOW_RATE],
     "budget 50 %, fitted, first layer dense": [*HALF, *FITTED, *STEM, *BETA, *RATE],
-    "budget 50 %, fitted to 2000 positions": [*HALF, *FITTED, *POSITIONS, *BETA, *RATE],
+    "budget 50 %, fitted at 50 positions": [*HALF, *FITTED, *FEW_POSITIONS, *BETA, *RATE],
     "budget 30 %, no images": [*THIRD, *BETA, *RATE],
     "budget 30 %, fitted": [*THIRD, *FITTED, *BETA, *RATE],
     "budget 30 %, fitted, distilled": [*THIRD, *FITTED, *DISTILLED, *BETA, *RATE],

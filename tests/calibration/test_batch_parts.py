@@ -1,0 +1,58 @@
+"""Batches cut into parts of few images."""
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin.calibration import batch_parts, fisher_weights
+from norton_plugin.calibration.batch_parts import parts_of
+from tests.calibration.test_calibrate import images, network
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setattr(batch_parts, "_NUMBERS", 2 * 3 * 8 * 8)
+
+
+def sizes(parts):
+    return [len(part) for part in parts]
+
+
+def test_a_tensor_and_structures_of_tensors():
+    x = torch.randn(5, 3, 8, 8)
+    assert sizes(parts_of(x)) == [2, 2, 1] and torch.equal(torch.cat(parts_of(x)), x)
+    found = parts_of({"x": x, "words": "kept", "ids": torch.arange(5)})
+    assert [part["ids"].tolist() for part in found] == [[0], [1], [2], [3], [4]]  # a little more than two numbers each
+    assert {part["words"] for part in found} == {"kept"}
+    assert torch.equal(torch.cat([part["x"] for part in found]), x)
+    (only,) = parts_of((x[:2],))
+    assert only[0] is not None and len(only[0]) == 2
+
+
+def test_lists_of_single_images_are_cut_between_images():
+    batch = [torch.full((3, 8, 8), float(i)) for i in range(3)]  # as many as an image has channels
+    assert [[float(image.mean()) for image in part] for part in parts_of(batch)] == [[0.0, 1.0], [2.0]]
+
+
+def test_what_has_no_common_axis_stays_whole():
+    batch = {"x": torch.randn(5, 3, 8, 8), "sizes": torch.randn(2)}
+    assert parts_of(batch) == [batch]
+    assert parts_of("text") == ["text"]
+
+
+def test_fisher_weights_are_those_of_whole_batches(monkeypatch):
+    """With noise drawn alike, so that only the cut differs."""
+    model, batches = network(), images(16)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    seen = []
+    model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    found = []
+    for numbers in (2 * 3 * 8 * 8, 10**9):
+        monkeypatch.setattr(batch_parts, "_NUMBERS", numbers)
+        monkeypatch.setattr(
+            "norton_plugin.calibration.fisher._drawn_likelihood", lambda outputs, _: outputs[0][:, 0].sum()
+        )
+        found.append(fisher_weights(model, layers, batches, call=lambda own, x: own(x)))
+    assert max(seen[:9]) == 2 and max(seen) == 8
+    for name, weights in found[0].items():
+        torch.testing.assert_close(weights, found[1][name])
