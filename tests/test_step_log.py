@@ -10,6 +10,7 @@ from torch import nn
 from norton_plugin import Recipe, compress
 from norton_plugin.cpd import decompose_coupled, decompose_layers
 from norton_plugin.pipeline import StepLog, step_log
+from norton_plugin.recipe import Budget, Decomposition
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +120,13 @@ def test_compress_logs_its_steps_where_nobody_else_is_told(caplog: pytest.LogCap
         caplog.clear()
         compress(model, image, recipe, on_step=lambda name: None)
     assert not [record for record in caplog.records if record.name == "norton_plugin.pipeline.compression"]
+
+
+def test_finding_sizes_tells_how_many_images_ran():
+    said: list[str] = []
+    recipe = Recipe(decomposition=Decomposition(level="layer"), budget=Budget(macs=0.6))
+    batches = [torch.randn(4, 8, 9, 9, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    compress(convolutions(), torch.randn(1, 8, 9, 9), recipe, calibration=batches, on_detail=said.append)
+    counts = [int(words.split()[0]) for words in said if words.endswith(" images run")]
+    # All images twice, for the sensitivities and for the moments, and a first batch to see what the model returns.
+    assert counts == list(range(4, counts[-1] + 1, 4)) and counts[-1] == 2 * 12 + 4

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from norton_plugin.budget import BudgetPlan, LatencyBudget, SensitivityRecord, new_record, plan_budget, read_record
 from norton_plugin.calibration import OutputCriterion, take_batches
+from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import calibrated_by, run_model
@@ -100,10 +101,33 @@ def within_budget(phases: Phases, model: nn.Module, recipe: Recipe, known: Known
     if not recipe.budget.given:
         return recipe, None
     phases.step("budget")
-    call = partial(run_model, forward_fn=calibrated_by(phases.forward_fn))
+    call = telling_images(partial(run_model, forward_fn=calibrated_by(phases.forward_fn)), phases.detail)
     facts: dict[str, Any] = {"batches": known.batches, "latency": known.latency, "record": known.record}
     plan = plan_budget(model, recipe, phases.cost, call=call, **facts)
     return plan.recipe(recipe), plan
+
+
+def telling_images(
+    call: Callable[[nn.Module, Any], Any], detail: Callable[[str], None] | None
+) -> Callable[[nn.Module, Any], Any]:
+    """Return what runs a model on a batch as ``call`` does, and tells on how many images that was done so far.
+
+    Args:
+        call: ``(model, batch)``.
+        detail: Told, in words; None for nobody.
+    """
+    if detail is None:
+        return call
+    images = 0
+
+    def told(model: nn.Module, batch: Any) -> Any:
+        nonlocal images
+        result = call(model, batch)
+        images += batch_size(batch)
+        detail(f"{images} images run")
+        return result
+
+    return told
 
 
 class RecordedRanking:

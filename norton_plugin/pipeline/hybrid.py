@@ -20,7 +20,7 @@ from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.running import counted_by, run_model
-from norton_plugin.pipeline.budgets import Known, RecordedRanking
+from norton_plugin.pipeline.budgets import Known, RecordedRanking, telling_images
 from norton_plugin.pipeline.calibrating import finish_, ranked_by_outputs
 from norton_plugin.pipeline.checks import needs_images_to_rank
 from norton_plugin.pipeline.phases import Outcome, Phases
@@ -91,7 +91,7 @@ def candidate_plans(
         RecipeError: The budget cannot be met; the least that can be is said.
     """
     model, inputs = duplicate(phases.model), phases.example_inputs
-    call = partial(run_model, forward_fn=phases.forward_fn)
+    call = telling_images(partial(run_model, forward_fn=phases.forward_fn), phases.detail)
     if known.batches is None or known.record is None:
         raise SurgeryError("budget.prune measures on images, and there are none")
     memory = MomentMemory(recipe.calibration.memory_bytes).halved()
