@@ -58,16 +58,12 @@ def _section(title: str, section: type[Section], names: list[str]) -> str:
     said = {
         entry.name: entry.description for part in docstring if part.kind.value == "attributes" for entry in part.value
     }
-    defaults = {
-        field.name: field.default for field in dataclasses.fields(section)
-    }  # missing where it is an empty table
+    defaults = section().to_dict()
     rows = [f"| `{name}` | {_default(defaults[name])} | {_cell(said[name])} |" for name in names]
     return "\n".join([f"## {title}\n", "| key | default | meaning |", "| --- | --- | --- |", *rows, ""])
 
 
 def _default(value: object) -> str:
-    if value is dataclasses.MISSING:
-        return "`{}`"
     return "none" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -77,9 +77,10 @@ def bench(
     models = {DENSE: dense.eval(), DELIVERED: compressed.eval()}
     filed = bool(runtimes) or int8 is not None
     costs = _costs(models.values(), example_inputs, forward_fn)
-    in_files = _costs(models.values(), example_inputs, export_forward) if filed and export_forward else costs
-    ratios = [before.macs / max(after.macs, 1) for before, after in (costs, in_files)]
+    in_files = _macs_of_files(models.values(), example_inputs, export_forward or forward_fn) if filed else None
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
+    ratio = costs[0].macs / max(costs[1].macs, 1)
+    timed |= {"macs_ratio": ratio, "file_macs_ratio": in_files[0] / max(in_files[1], 1) if in_files else ratio}
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
@@ -93,11 +94,11 @@ def bench(
             on_step(f"timing batch {batch} on {count} thread(s)")
             with torch_threads(count):
                 opened = candidates.opened(of_batch(example_inputs, batch), count)
-            settings.append(setting_of(opened, ratios, batch=batch, threads=count, **timed))
+            settings.append(setting_of(opened, batch=batch, threads=count, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:
             on_step("timing layers")
-            timed["seconds"] = _LAYER_SECONDS
+            timed = {"rounds": rounds, "seconds": _LAYER_SECONDS, "clock": clock}
             with torch_threads(threads[0]):
                 found = _layers(candidates.prepared, costs, of_batch(example_inputs, batches[0]), forward_fn, timed)
     return BenchReport(
@@ -106,8 +107,7 @@ def bench(
         macs=costs[1].macs,
         parameters_dense=costs[0].parameters,
         parameters=costs[1].parameters,
-        file_macs_dense=in_files[0].macs,
-        file_macs=in_files[1].macs,
+        file_macs=in_files,
         settings=tuple(settings),
         layers=found,
         left=tuple(candidates.left),
@@ -127,6 +127,17 @@ def _costs(
 ) -> tuple[ModelCost, ...]:
     run = counted_by(forward_fn)
     return tuple(count_cost(model, partial(run_model, model, example_inputs, run)) for model in models)
+
+
+def _macs_of_files(
+    models: Iterable[nn.Module], example_inputs: Any, export_forward: ForwardFunction | None
+) -> tuple[int, int] | None:
+    """Return the MACs of what files hold of the models; None where it does not run, which the export then tells."""
+    try:
+        dense, compressed = _costs(models, example_inputs, export_forward)
+    except Exception:
+        return None
+    return dense.macs, compressed.macs
 
 
 def _layers(

@@ -90,8 +90,8 @@ class BenchReport:
         macs: Of one image, compressed.
         parameters_dense: Numbers in the dense model.
         parameters: Numbers in the compressed model.
-        file_macs_dense: MACs of what files of other runtimes hold of the dense model, such as a detector up to its RPN.
-        file_macs: Likewise, of the compressed model.
+        file_macs: MACs of what files of other runtimes hold of the dense and of the compressed model, such as of a
+            detector up to its RPN; None where no file was made.
         settings: One per batch size and number of threads.
         layers: Every layer that was changed, in the order of their calls; at the first setting.
         left: What could not be timed, each with the reason.
@@ -102,8 +102,7 @@ class BenchReport:
     macs: int
     parameters_dense: int
     parameters: int
-    file_macs_dense: int
-    file_macs: int
+    file_macs: tuple[int, int] | None
     settings: tuple[Setting, ...]
     layers: tuple[LayerSpeed, ...]
     left: tuple[tuple[str, str], ...]
@@ -114,9 +113,9 @@ class BenchReport:
         return self.macs_dense / self.macs
 
     @property
-    def file_macs_ratio(self) -> float:
-        """The same of what files of other runtimes hold."""
-        return self.file_macs_dense / self.file_macs
+    def file_macs_ratio(self) -> float | None:
+        """The same of what files of other runtimes hold; None where there are none."""
+        return self.file_macs[0] / self.file_macs[1] if self.file_macs else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,10 +67,11 @@ def samples_of(
 
 def setting_of(
     opened: Mapping[Candidate, OpenedCandidate],
-    macs_ratios: Sequence[float],
     *,
     batch: int,
     threads: int,
+    macs_ratio: float,
+    file_macs_ratio: float,
     rounds: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
@@ -79,10 +80,10 @@ def setting_of(
 
     Args:
         opened: Candidates, the dense model in PyTorch among them.
-        macs_ratios: MACs of the dense model over those of the compressed one, and the same of what files of other
-            runtimes hold of them.
         batch: Images of a call.
         threads: Of the processor.
+        macs_ratio: MACs of the dense model over those of the compressed one.
+        file_macs_ratio: The same of what files of other runtimes hold of them.
         rounds: See `samples_of`.
         seconds: See `samples_of`.
         clock: See `samples_of`.
@@ -97,7 +98,7 @@ def setting_of(
         reference = _reference(candidate, medians, loaded)
         low, middle, high = _quartiles(own)
         speed_up = reference / medians[candidate]
-        ratio = macs_ratios[candidate.runtime not in (PYTORCH, CHANNELS_LAST)]
+        ratio = macs_ratio if candidate.runtime in (PYTORCH, CHANNELS_LAST) else file_macs_ratio
         timings.append(
             Timing(
                 model=candidate.model,

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from norton_plugin.artifact import write_whole
 from norton_plugin.artifact.json_file import inside, read_json
 from norton_plugin.budget.solve import Values
+from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.positions import positions_of
 from norton_plugin.errors import RecipeError
 from norton_plugin.modules.running import output_tensors
 from norton_plugin.recipe import Recipe
@@ -100,6 +102,7 @@ def new_record(
     state = [(name, tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)]
     images = [("", tensor) for batch in batches for tensor in output_tensors(batch)]
     asked, calibration = recipe.decomposition, recipe.calibration
+    positions = positions_of(calibration.positions, images=sum(map(batch_size, batches)))
     options = {
         "scope": recipe.scope.to_dict(),
         "decomposition.level": asked.level,
@@ -108,7 +111,7 @@ def new_record(
         "budget.prune": recipe.budget.prune,
         "pruning": recipe.pruning.to_dict() if recipe.budget.prune else None,
         "calibration.seed": calibration.seed,
-        "calibration.positions": calibration.positions if recipe.budget.prune else None,
+        "calibration.positions": positions if recipe.budget.prune else None,
         "ignored": sorted(ignored),
     }
     plain = json.loads(json.dumps(options))

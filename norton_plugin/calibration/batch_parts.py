@@ -17,18 +17,18 @@ def parts_of(batch: Any) -> list[Any]:
     """Return a batch in parts of at most 1.2 million numbers, of one image at least.
 
     Args:
-        batch: A tensor (B, ...), a structure of such tensors, or a list of images (C, H, W); anything else stays whole.
+        batch: A tensor (B, ...), alone or as the only leaf of tuples and dicts, or a list of images (C, H, W). Anything
+            else stays whole: what belongs to which image is not known.
     """
-    count = batch_size(batch)
-    leaves = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    count, leaves = batch_size(batch), tree_leaves(batch)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return [batch]
     step = max(1, _NUMBERS * count // max(1, sum(leaf.numel() for leaf in leaves)))
     if step >= count:
         return [batch]
     ranges = [slice(start, start + step) for start in range(0, count, step)]
+    if len(leaves) == 1 and len(leaves[0]) == count:
+        return [tree_map(lambda leaf, part=part: leaf[part], batch) for part in ranges]
     if isinstance(batch, list | tuple) and len(batch) == count and all(leaf.dim() == 3 for leaf in leaves):
         return [batch[part] for part in ranges]  # single images
-    if any(leaf.dim() == 0 or len(leaf) != count for leaf in leaves):
-        return [batch]
-    return [
-        tree_map(lambda leaf, part=part: leaf[part] if isinstance(leaf, Tensor) else leaf, batch) for part in ranges
-    ]
+    return [batch]

@@ -100,7 +100,7 @@ def calibrate_(
         example_inputs: Shows the order of the layers.
         forward_fn: ``(model, inputs) -> output`` in place of the plain call.
         images: Most images to use; all of them are held in memory.
-        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of`).
+        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of_layer`).
         seed: Of the positions; equal seeds give equal results.
         norms: Also try the correction of BatchNorm statistics against the dense model's.
         admits: Tells of a dotted name whether a layer that stayed dense may be changed.

@@ -1,8 +1,10 @@
 """What paused passes hold to go on: in memory up to a limit, beyond it in files that have no name.
 
 A pass that is paused holds every tensor that its model's code still needs. Their storages are exchanged for mapped
-files while it stands still, so that the model goes on with the same tensors and never knows; the operating system
-reads of a file what is touched. Values stay as they are, to the bit.
+files while it stands still, so that the model goes on with the same tensors; the operating system reads of a file what
+is touched. Values stay as they are, to the bit. What stays in memory: storages that something else holds as well, such
+as what a scripted function made or a tensor of another type, and tensors that are not on the CPU. A storage in a file
+cannot be resized.
 """
 
 from __future__ import annotations
@@ -31,27 +33,35 @@ class HeldMemory:
     """The memory that all paused passes may hold together.
 
     Args:
-        limit: Bytes; None for half of what is available now.
-        fixed: Returns tensors that passes read and did not make, such as weights; they stay where they are.
+        limit: Bytes; None for half of what is available now, 4 GiB where the system does not tell.
+        given: Returns tensors that passes read and did not make, such as weights; they stay where they are.
+
+    Attributes:
+        limit: Bytes.
+        written: Bytes that were ever written to files.
     """
 
-    def __init__(self, limit: int | None = None, *, fixed: Callable[[], Iterable[Tensor]] = lambda: ()) -> None:
+    def __init__(self, limit: int | None = None, *, given: Callable[[], Iterable[Tensor]]) -> None:
         if limit is None:
             available = available_bytes()
             limit = _USUAL_LIMIT if available is None else int(available * _SHARE)
         self.limit = limit
-        self.on_disk = 0
-        self._fixed = fixed
+        self.written = 0
+        self._given = given
         self._held: weakref.WeakKeyDictionary[HeldTensors, int] = weakref.WeakKeyDictionary()
 
-    def takes_too_much(self, held: HeldTensors, size: int) -> bool:
-        """Note how many bytes a pass holds in memory, and tell whether all passes hold too many now."""
+    def note(self, held: HeldTensors, size: int) -> None:
+        """Note how many bytes a pass holds in memory."""
         self._held[held] = size
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether all passes together hold more than the limit in memory."""
         return sum(self._held.values()) > self.limit
 
-    def fixed(self) -> set[int]:
+    def given(self) -> set[int]:
         """Return the addresses of storages that no pass made."""
-        return {tensor.untyped_storage().data_ptr() for tensor in self._fixed() if _has_storage(tensor)}
+        return {tensor.untyped_storage().data_ptr() for tensor in self._given() if _has_storage(tensor)}
 
     def write(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
         """Return the same bytes in a mapped file.
@@ -59,19 +69,21 @@ class HeldMemory:
         Raises:
             SurgeryError: The disk does not take them.
         """
-        folder = _folder()
+        folder = "the folder of temporary files"
         try:
+            folder = _folder()
             with tempfile.NamedTemporaryFile(prefix="norton-", dir=folder) as file:
                 file.write(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data)
                 file.flush()
                 mapped = torch.UntypedStorage.from_file(file.name, True, storage.nbytes())
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter where a file cannot be mapped
+            reason = getattr(error, "strerror", None) or str(error)
             raise SurgeryError(
                 f"what the paused passes hold does not fit in {in_words(self.limit)} of memory, and {folder} does not "
-                f"take the rest ({error.strerror}; {in_words(self.on_disk)} written so far); name another folder by "
+                f"take the rest ({reason}; {in_words(self.written)} written so far); name another folder by "
                 "TMPDIR, give more memory (--memory), or fewer images (--images)"
             ) from error
-        self.on_disk += storage.nbytes()
+        self.written += storage.nbytes()
         return cast(torch.UntypedStorage, mapped)
 
 
@@ -105,18 +117,23 @@ class HeldTensors:
         self._mapped = {address: storage for address, storage in self._mapped.items() if address in by_storage}
         for storage in self._mapped.values():
             leave_pages(storage.data_ptr(), storage.nbytes())
-        own = [held for address, held in by_storage.items() if address not in self._mapped]
-        if not self._memory.takes_too_much(self, sum(map(_bytes, own))):
+        own = {address: held for address, held in by_storage.items() if address not in self._mapped}
+        self._note(own.values())
+        if not self._memory.exceeded:
             return
-        fixed = self._memory.fixed()
-        own = [held for held in own if held[0].untyped_storage().data_ptr() not in fixed]
-        large = [held for held in own if _bytes(held) >= _LEAST_BYTES]
-        small = sum(map(_bytes, own)) - sum(map(_bytes, large))
-        if self._memory.takes_too_much(self, sum(map(_bytes, own))):
-            for held in large:
-                self._move_(held)
-            give_back_freed()
-            self._memory.takes_too_much(self, small)
+        given = self._memory.given()
+        own = {address: held for address, held in own.items() if address not in given}
+        self._note(own.values())
+        if not self._memory.exceeded:
+            return
+        for address, held in list(own.items()):
+            if _bytes(held) >= _LEAST_BYTES and _are_all(held):
+                self._move_(own.pop(address))
+        give_back_freed()
+        self._note(own.values())
+
+    def _note(self, held: Iterable[list[Tensor]]) -> None:
+        self._memory.note(self, sum(map(_bytes, held)))
 
     def _move_(self, tensors: list[Tensor]) -> None:
         """Exchange the storage that these tensors share."""
@@ -149,6 +166,13 @@ def _is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor is one whose storage can be exchanged."""
     plain = type(tensor) is Tensor and not tensor.is_inference() and not tensor.is_quantized
     return plain and _has_storage(tensor) and not tensor.requires_grad
+
+
+def _are_all(tensors: list[Tensor]) -> bool:
+    """Tell whether nothing but these tensors holds the storage that they share."""
+    storage = tensors[0].untyped_storage()
+    own: int = torch._C._storage_Use_Count(storage._cdata)
+    return own == len(tensors) + 1  # the storage that was just asked for
 
 
 def _bytes(tensors: list[Tensor]) -> int:

@@ -69,13 +69,11 @@ class PausableRun:
     Args:
         run: The forward pass.
         wanted: Places of operations whose results are kept (`OperationCounter`).
-        memory: What it may hold together with other runs; None for half of what is available, on its own.
+        memory: What it may hold, together with other runs.
     """
 
-    def __init__(
-        self, run: Callable[[], Any], *, wanted: Collection[int] = (), memory: HeldMemory | None = None
-    ) -> None:
-        self._held = HeldTensors(memory or HeldMemory())
+    def __init__(self, run: Callable[[], Any], *, wanted: Collection[int] = (), memory: HeldMemory) -> None:
+        self._held = HeldTensors(memory)
         self.counter = _Holding(wanted, self._held)
         self.inputs: tuple[Any, ...] = ()
         self.output: Any = None
@@ -176,7 +174,7 @@ def watched(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def started(
-    runs: Sequence[Callable[[], Any]], *, wanted: Collection[int] = (), memory: HeldMemory | None = None
+    runs: Sequence[Callable[[], Any]], *, wanted: Collection[int] = (), memory: HeldMemory
 ) -> Iterator[list[PausableRun]]:
     """While entered, these forward passes stand ready; they are ended on leaving.
 

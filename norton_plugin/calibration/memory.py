@@ -33,9 +33,11 @@ class MomentMemory:
 
     Attributes:
         limit: Bytes; None for none.
+        given: What the user gave, of which the limit is half or more; None where that is the limit itself.
     """
 
     limit: int | None = None
+    given: int | None = None
 
     @property
     def part(self) -> int:
@@ -62,12 +64,12 @@ class MomentMemory:
         whole.require(needs)
         if limit is None:
             return whole, None
-        own = max(limit // 2, math.ceil(max(needs.values(), default=0) / _SHARE))
-        return cls(min(own, limit)), limit - min(own, limit)
+        own = min(limit, max(limit // 2, math.ceil(max(needs.values(), default=0) / _SHARE)))
+        return cls(own, limit), limit - own
 
     def halved(self) -> MomentMemory:
         """Return half of it, where two collections of moments are held at a time."""
-        return MomentMemory(None if self.limit is None else self.limit // 2)
+        return MomentMemory(None if self.limit is None else self.limit // 2, self.limit)
 
     def images_at_once(self, x: Tensor, *, patches: int, targets: int, name: str = "a layer") -> int:
         """Return how many images of a batch are read at once.
@@ -101,11 +103,21 @@ class MomentMemory:
         if needs[name] > self.for_sums:
             raise self.too_small(name, needs[name] / _SHARE)
 
+    def positions_at_once(self, *, patch: int, target: int) -> int:
+        """Return how many positions of one image fit, the image itself aside; at least one.
+
+        Args:
+            patch: Numbers that all outputs at one position read.
+            target: Outputs.
+        """
+        return max(1, int(_SHARE * self.part) // (_PATCH * (patch + target)))
+
     def too_small(self, what: str, least: float) -> RecipeError:
         """Return what to say where the limit does not suffice."""
+        least = least if self.given is None else 2 * least  # as half of it at least is for moments
         return RecipeError(
-            f"calibration.memory is {in_words(self.limit or 0)}, but the moments of {what} need {in_words(least)} at "
-            "least; give that much (--memory), or leave layers out (scope)"
+            f"calibration.memory is {in_words(self.given or self.limit or 0)}, but the moments of {what} need "
+            f"{in_words(least)} at least; give that much (--memory), or leave layers out (scope)"
         )
 
 

@@ -6,6 +6,11 @@ narrow patches cost little, so layers that read few numbers can be read at many 
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from norton_plugin.calibration.memory import MomentMemory
+from norton_plugin.errors import RecipeError
+
 _LEAST = 32
 # Patches of a layer in all, where there are few images.
 _PATCHES = 256 * 32
@@ -13,15 +18,43 @@ _PATCHES = 256 * 32
 _PRODUCTS = 2 * 10**11
 
 
-def positions_of(setting: int | str, *, images: int, inputs: int | None = None) -> int:
-    """Return how many positions of an image are read.
+def positions_of(setting: int | str, *, images: int) -> int:
+    """Return how many positions of an image are read, whatever the layer.
 
     Args:
-        setting: A number, or ``"auto"``: 32, more where there are few images, and more where a layer reads few numbers.
+        setting: A number, or ``"auto"``: 32, more where there are few images.
         images: That are read in all.
-        inputs: D, the numbers that one output of the layer reads; None where it is not known yet.
+
+    Raises:
+        RecipeError: The setting is neither.
     """
     if isinstance(setting, int):
         return setting
-    cheap = 0 if inputs is None else _PRODUCTS // (inputs**2 * images)
-    return max(_LEAST, -(-_PATCHES // images), cheap)
+    if setting != "auto":
+        raise RecipeError(f"positions is {setting!r}; expected a number, or 'auto'")
+    return max(_LEAST, -(-_PATCHES // max(1, images)))
+
+
+def positions_of_layer(
+    setting: int | str, weight: Tensor, *, groups: int, images: int, memory: MomentMemory | None = None
+) -> int:
+    """Return how many positions of an image a layer is read at.
+
+    Args:
+        setting: A number, or ``"auto"``: as of `positions_of`, more where the layer reads few numbers, and no more than
+            the memory takes of one image.
+        weight: (N, D), what each output reads.
+        groups: Of the layer.
+        images: That are read in all.
+        memory: Bounds the patches.
+
+    Raises:
+        RecipeError: The setting is neither.
+    """
+    least = positions_of(setting, images=images)
+    if isinstance(setting, int):
+        return setting
+    outputs, inputs = weight.shape
+    cheap = _PRODUCTS // ((groups * inputs + outputs) * inputs * max(1, images))
+    most = (memory or MomentMemory()).positions_at_once(patch=groups * inputs, target=outputs)
+    return min(max(least, cheap), most)

@@ -61,7 +61,7 @@ def correct_batch_norm_(
     with watched([norm for pair in pairs for norm in pair[:2]]):
         dense_runs = [partial(call, dense, batch) for batch in batches]
         own_runs = [partial(call, compressed, batch) for batch in batches]
-        held = HeldMemory(memory, fixed=tensors_of(dense, compressed, batches))
+        held = HeldMemory(memory, given=tensors_of(dense, compressed, batches))
         with started(dense_runs, memory=held) as first, started(own_runs, memory=held) as second:
             for norm, mine, kept in pairs:
                 both = [

@@ -24,7 +24,7 @@ from norton_plugin.calibration.lockstep import PausableRun, started, watched
 from norton_plugin.calibration.memory import MomentMemory, fitting_bytes
 from norton_plugin.calibration.moments import LayerMoments
 from norton_plugin.calibration.places import LayerPlace
-from norton_plugin.calibration.positions import positions_of
+from norton_plugin.calibration.positions import positions_of_layer
 from norton_plugin.calibration.ridge import ridge_of
 from norton_plugin.errors import SurgeryError
 
@@ -106,7 +106,7 @@ class SequentialPass:
         compressed: Fitted in place.
         batches: Calibration batches; all are held.
         call: Runs a model on a batch.
-        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of`).
+        positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of_layer`).
         seed: Of the positions.
         memory: Most bytes that the moments of a layer, what is computed of them, and what the passes of both models
             hold to go on may take together; the rest of the latter lies on disk. None for no limit of the former, and
@@ -156,7 +156,7 @@ class SequentialPass:
         """
         needs = {layer.name: fitting_bytes(layer.weight, layer.geometry) for layer in layers}
         self._memory, others = MomentMemory.beside_others(self._limit, needs)
-        held = HeldMemory(others, fixed=tensors_of(self.dense, self.compressed, self.batches))
+        held = HeldMemory(others, given=tensors_of(self.dense, self.compressed, self.batches))
         by_module = {layer.dense: layer for layer in layers}
         standing = {place.module: place for place in own_places}
         pairings = [_Pairing(by_module[p.module], p, standing.get(by_module[p.module].own)) for p in places]
@@ -192,7 +192,8 @@ class SequentialPass:
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
             return _UNREACHED
-        positions = positions_of(self.positions, images=self.images, inputs=layer.weight.shape[1])
+        reading: dict[str, Any] = {"groups": layer.geometry.groups, "images": self.images, "memory": self._memory}
+        positions = positions_of_layer(self.positions, layer.weight, **reading)
         sums = HalvedSums(layer.name, layer.geometry, positions=positions, memory=self._memory)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):

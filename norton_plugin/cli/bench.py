@@ -197,9 +197,11 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
     how = "those that norton deploy chose" if deployed else "chosen by size ('norton deploy' measures them)"
     out.show(f"forms of blocks in PyTorch: {how}")
     if boxes:
+        ratio = report.file_macs_ratio
+        fewer = "" if ratio is None else f", with {ratio:.2f} times fewer MACs"
         out.show(
             "in PyTorch the detector runs up to its boxes; files of other runtimes end at the tensors of its head, of "
-            f"two stages at those of the RPN, with {report.file_macs_ratio:.2f} times fewer MACs"
+            f"two stages at those of the RPN{fewer}"
         )
     for setting in report.settings:
         out.show(times_table(setting))

@@ -15,6 +15,7 @@ from norton_plugin.calibration import (
     reestimate_batch_norm_,
     take_batches,
 )
+from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.distillation import DistillationReport, distill_
 from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model
@@ -68,13 +69,13 @@ def ranked_by_outputs(
     memory: int | None = None,
 ) -> OutputCriterion:
     """Return the criterion "output" of the dense model; ``memory`` bounds its moments, in bytes."""
-    images = min(RANKING_IMAGES, recipe.calibration.images)
+    batches = take_batches(calibration, min(RANKING_IMAGES, recipe.calibration.images))
     return OutputCriterion(
         model,
-        take_batches(calibration, images),
+        batches,
         example_inputs=example_inputs,
         forward_fn=forward_fn,
-        positions=positions_of(recipe.calibration.positions, images=images),
+        positions=positions_of(recipe.calibration.positions, images=sum(map(batch_size, batches))),
         seed=recipe.calibration.seed,
         memory=memory,
     )

@@ -12,6 +12,7 @@ from torch import nn
 
 from norton_plugin.budget import BudgetPlan, plan_candidates
 from norton_plugin.calibration import OutputCriterion
+from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.positions import positions_of
@@ -95,7 +96,7 @@ def candidate_plans(
     if known.batches is None or known.record is None:
         raise SurgeryError("budget.prune measures on images, and there are none")
     memory = MomentMemory(recipe.calibration.memory_bytes).halved()
-    positions = positions_of(recipe.calibration.positions, images=recipe.calibration.images)
+    positions = positions_of(recipe.calibration.positions, images=sum(map(batch_size, known.batches)))
     settings: dict[str, Any] = {"positions": positions, "seed": recipe.calibration.seed, "memory": memory}
     moments: Callable[[], InputMoments] = partial(
         InputMoments, model, known.batches, example_inputs=inputs, call=call, **settings

@@ -68,7 +68,7 @@ def build(
     given = dict(kwargs or {})
     size = resolve_input_size(input_size, _INPUT_SIZE)
     _register(name)
-    if given:
+    if "model" in given:
         config, classes = without_downloads(from_json(given["model"])), list(given.get("classes", ()))
     else:
         whole = opened(name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from norton_plugin.calibration.held_tensors import HeldMemory, tensors_of
 from norton_plugin.calibration.lockstep import PausableRun, started, trace_layers, watched
 from tests.networks import Residual, settle
 
@@ -85,7 +86,11 @@ def test_the_correction_restores_the_sum(model, x, name):
     wanted = [source[0] for source in place.other.sources]
     with watched([*names, *layers_of(other)]):
         runs = [lambda: model(x)], [lambda: other(x)]
-        with started(runs[0], wanted=wanted) as (a,), started(runs[1], wanted=wanted) as (b,):
+        memory = HeldMemory(given=tensors_of(model, other, x))
+        with (
+            started(runs[0], wanted=wanted, memory=memory) as (a,),
+            started(runs[1], wanted=wanted, memory=memory) as (b,),
+        ):
             assert a.until(dense, "after") and b.until(own, "before")
             summands = [place.other.compute(run.counter.kept) for run in (a, b)]
             assert not torch.allclose(*summands)
@@ -149,7 +154,7 @@ def test_norms_written_out_and_norms_used_twice():
 def test_runs_stop_go_on_and_end(model, x):
     with watched([model.first, model.padded]):
         results = []
-        with started([lambda: results.append(model(x))]) as (run,):
+        with started([lambda: results.append(model(x))], memory=HeldMemory(given=tensors_of(model, x))) as (run,):
             assert run.until(model.first, "before")
             assert run.output is None and run.inputs[0].shape == (2, 4, 8, 8)
             assert run.until(model.first, "after") and run.output.shape == (2, 8, 4, 4)
@@ -171,7 +176,7 @@ def test_a_run_that_is_left_ends():
             ended.append(True)
 
     with watched([layer]):
-        run = PausableRun(body)
+        run = PausableRun(body, memory=HeldMemory(given=tensors_of(layer)))
         assert run.until(layer, "before") and not ended
         run.cancel()
         assert ended == [True] and not run._thread.is_alive()

@@ -9,15 +9,15 @@ from norton_plugin.modules.system_memory import available_bytes
 @pytest.fixture
 def files(monkeypatch, tmp_path):
     """A machine with 8 GiB available, and a container without a limit."""
-    first = [tmp_path / name for name in ("memory.max", "memory.current")]
-    second = [tmp_path / "v1" / name for name in ("limit", "usage")]
+    groups = tmp_path / "groups"
+    (groups / "memory").mkdir(parents=True)
     monkeypatch.setattr(system_memory, "_MEMINFO", tmp_path / "meminfo")
-    groups = ((*first, "inactive_file"), (*second, "total_inactive_file"))
+    monkeypatch.setattr(system_memory, "_GROUP", tmp_path / "cgroup")
     monkeypatch.setattr(system_memory, "_GROUPS", groups)
     (tmp_path / "meminfo").write_text("MemTotal:       16000000 kB\nMemAvailable:    8388608 kB\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    return tmp_path
+    (groups / "memory.max").write_text("max\n")
+    (groups / "memory.current").write_text("1000\n")
+    return groups
 
 
 def test_of_a_machine(files):
@@ -34,13 +34,25 @@ def test_of_a_container(files):
 
 
 def test_of_a_container_of_the_first_kind(files):
-    (files / "v1").mkdir()
-    (files / "v1" / "limit").write_text("5000\n")
-    (files / "v1" / "usage").write_text("3000\n")
+    (files / "memory" / "memory.limit_in_bytes").write_text("5000\n")
+    (files / "memory" / "memory.usage_in_bytes").write_text("3000\n")
     assert available_bytes() == 2000
 
 
+@pytest.mark.parametrize(("line", "root"), [("0::/slice/job/step", ""), ("9:cpu,memory:/slice/job/step", "memory")])
+def test_of_a_job_in_a_group_of_its_own(files, line, root):
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if root else ("memory.max", "memory.current")
+    (files.parent / "cgroup").write_text(f"1:name=systemd:/other\n{line}\n")
+    inner = files / root / "slice" / "job" / "step"
+    inner.mkdir(parents=True)
+    for folder, limit, used in ((inner, 2**20, 5), (inner.parent, 9000, 3000)):  # the outer one is the narrower
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+    assert available_bytes() == 6000
+
+
 def test_where_nothing_tells(files):
-    for path in files.iterdir():
+    (files.parent / "meminfo").unlink()
+    for path in files.glob("memory.*"):
         path.unlink()
     assert available_bytes() is None

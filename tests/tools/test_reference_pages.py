@@ -1,5 +1,6 @@
 """docs/recipe.md says what the docstrings say, and docs/commands.md names every option."""
 
+import html
 import re
 from pathlib import Path
 
@@ -29,3 +30,4 @@ def test_every_option_of_every_command():
         )
         own = {option for p in command.params for option in (*p.opts, *p.secondary_opts) if option.startswith("--")}
         assert told - {"--help"} == own - {"--help"}, name
+        assert html.unescape(command.help.partition("\n")[0]) in sections[name], name

@@ -68,7 +68,7 @@ def _figures(report: BenchReport) -> dict[str, Any]:
     slow = [layer.name for layer in report.layers if layer.speed_up < 1 / 1.05]
     return {
         "macs_ratio": round(report.macs_ratio, 3),
-        "file_macs_ratio": round(report.file_macs_ratio, 3),
+        "file_macs_ratio": round(report.file_macs_ratio or report.macs_ratio, 3),
         "settings": [_setting(setting) for setting in report.settings],
         "layers": len(report.layers),
         "layers_slower_than_dense": slow,

@@ -37,8 +37,7 @@ class OptimizerChoice:
 
 # Learning rate, momentum, weight decay and warm-up as a share of all epochs, by level and optimizer; the first
 # optimizer of a level is its default. With the usual 0.9 AdamW overshoots on products of factors: 0.5 learns faster.
-# Chosen on ResNet-20 and CIFAR-10, batch 128, one cycle; but for the level
-# "spatial", which has what "layer" has.
+# Chosen on ResNet-20 and CIFAR-10, batch 128, one cycle; but for the level "spatial", which has what "layer" has.
 _TABLE: dict[ModelLevel, dict[str, tuple[float, float, float, float]]] = {
     "dense": {"SGD": (1e-2, 0.9, 5e-4, 0.0), "AdamW": (1e-2, 0.9, 5e-4, 0.0)},
     "filter": {"AdamW": (2e-2, 0.5, 1e-3, 0.15), "SGD": (5e-2, 0.9, 5e-4, 0.0)},
