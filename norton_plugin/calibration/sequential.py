@@ -192,9 +192,7 @@ class SequentialPass:
         arrived = [(a, b) for a, b in arrived if a.inputs and b.inputs and isinstance(a.output, Tensor)]
         if not arrived:
             return _UNREACHED
-        reading: dict[str, Any] = {"groups": layer.geometry.groups, "images": self.images, "memory": self._memory}
-        positions = positions_of_layer(self.positions, layer.weight, **reading)
-        sums = HalvedSums(layer.name, layer.geometry, positions=positions, memory=self._memory)
+        sums = self._sums_of(layer)
         target, note, nowhere = "output", "", _NO_STREAM
         if pairing.has_stream and not all(pairing.fits(*pair) for pair in arrived):
             pairing, nowhere = pairing.without_stream(), _OTHER_OPERATIONS
@@ -227,6 +225,11 @@ class SequentialPass:
         del halves
         errors = fit_layer_(layer, moments, ridge=ridge, scale=scale, norm=norm)
         return LayerFit(layer.name, layer.decomposed, target, note, layer.weight.shape[1], moments.samples, *errors)
+
+    def _sums_of(self, layer: FittedLayer) -> HalvedSums:
+        reading: dict[str, Any] = {"groups": layer.geometry.groups, "images": self.images, "memory": self._memory}
+        positions = positions_of_layer(self.positions, layer.weight, **reading)
+        return HalvedSums(layer.name, layer.geometry, positions=positions, memory=self._memory)
 
     def _add_all_calls(self, layer: FittedLayer, sums: HalvedSums) -> None:
         """Add the calls of a shared layer, from further passes of both models."""
