@@ -171,7 +171,9 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
         runs.append({"seed": seed, **result, **spent})
         print(name, runs[-1], flush=True)
     row["finetuned"] = runs
-    row["finetuned_mean"] = {k: round(statistics.mean(r[k] for r in runs), 1) for k in runs[0] if k.startswith("map")}
+    if runs:
+        figures = [key for key in runs[0] if key.startswith("map")]
+        row["finetuned_mean"] = {key: round(statistics.mean(run[key] for run in runs), 1) for key in figures}
     return row
 
 
@@ -234,7 +236,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and logs; kept between runs")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs/results", help="folder of bccd.json")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the fine-tuning runs")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the fine-tuning runs; may be none")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 

@@ -44,6 +44,7 @@ def calibration_cost(facts: Facts) -> str:
             f"{100 * row['macs_share']:.1f}",
             row["images"],
             row["threads"],
+            row.get("memory") or "-",
             row["layers_fitted"],
             f"{row['divergence']['plain']:.3g} to {min(row['divergence'].values()):.3g}",
             f"{row['wall_seconds']:.0f}",
@@ -53,8 +54,8 @@ def calibration_cost(facts: Facts) -> str:
         ]
         for row in facts["variants"].values()
     ]
-    header = ["model", "budget, MACs %", "MACs %", "images", "threads", "layers fitted", "divergence, nats", "wall s"]
-    header += ["processor s", "of it the fit, wall s", "peak memory, GiB"]
+    header = ["model", "budget, MACs %", "MACs %", "images", "threads", "--memory", "layers fitted", "divergence, nats"]
+    header += ["wall s", "processor s", "of it the fit, wall s", "peak memory, GiB"]
     return (
         "`norton compress MODEL --budget macs=... --data FOLDER --calibrate`, the whole process: model, images, "
         "moments, sensitivities, plan, surgery with its checks, fit, artefact. Random weights, "
