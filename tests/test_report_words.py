@@ -288,3 +288,32 @@ def test_it_is_told_that_no_plan_which_prunes_was_carried_out():
     assert alone.endswith(f"kept: decomposition {why}")
     both = budget_in_words(replace(plan, divergence={"decomposition": 0.1, "hybrid": 0.2}))
     assert both.endswith("decomposition 0.1, hybrid 0.2; kept: decomposition")
+
+
+class _Branches(nn.Module):
+    """A block as timm's RepVGG has it: two branches, or the convolution that they are joined to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.reparam_conv: nn.Module | None = None
+
+    def reparameterize(self) -> None:
+        self.reparam_conv = nn.Conv2d(8, 8, 3, padding=1)
+        del self.large, self.small
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.large(x) + self.small(x) if self.reparam_conv is None else self.reparam_conv(x)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_branches_that_are_joined_for_inference_are_warned_of(joined):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), _Branches(), _Branches()).eval()
+    for block in model[1:]:
+        if joined:
+            block.reparameterize()
+    recipe = Recipe.from_dict({"decomposition": {"level": "layer", "share": 0.5}})
+    report = compress(model, torch.randn(1, 3, 8, 8), recipe).report
+    told = [words for words in report.warnings if "branches for training" in words]
+    assert [words.startswith("2 blocks of the model have") for words in told] == ([] if joined else [True])
+    assert report.to_dict()["branched"] == (0 if joined else 2)

@@ -33,8 +33,10 @@ decomposition: {level: auto}
 budget: {macs: 0.5}
 calibration: {fit: true, images: 512, memory: 4GiB}
 distillation: {passes: 2}
-scope: {exclude: ["fc", "head*"]}
 ```
+
+Patterns of layers are dotted names (with all below them), wildcards such as `*.conv2`, or `re:` and a regular
+expression; one that matches no layer is an error.
 """
 _COMMANDS = """\
 # Commands: every option

@@ -155,21 +155,22 @@ def calibrate_(
         held_back=sum(map(batch_size, held_back)),
         divergence=found,
         seconds=time.perf_counter() - start,
-        few_samples=_few_samples(fits, images=sum(map(batch_size, fitted_on))),
+        few_samples=_few_samples(fits, images=sum(map(batch_size, fitted_on)), positions=positions),
     )
 
 
-def _few_samples(fits: Sequence[LayerFit], *, images: int) -> str:
+def _few_samples(fits: Sequence[LayerFit], *, images: int, positions: int | str) -> str:
     """Say how many images would do, where layers saw too few for the numbers that they read."""
     few = [fit for fit in fits if fit.samples < ENOUGH * fit.inputs]
     if not few:
         return ""
     worst = min(few, key=lambda fit: fit.samples / fit.inputs)
     wanted = math.ceil(images * ENOUGH * worst.inputs / worst.samples)
+    more = "" if positions == "auto" else ", or more positions of each (in a recipe, calibration.positions: auto)"
     return (
-        f"few samples for {len(few)} of {len(fits)} layers, the fewest for {worst.name}: {worst.samples} for "
-        f"{worst.inputs} inputs; they were held closer to the dense weights. About {wanted} images would do, or, where "
-        "layers have more positions, fewer with more of them (calibration.positions: auto, or a number)"
+        f"{len(few)} of {len(fits)} layers saw fewer than {ENOUGH} samples for each number that they read, the fewest "
+        f"{worst.name}, {worst.samples} samples of {worst.inputs} numbers; these layers were held closer to the dense "
+        f"weights. About {wanted} images would do{more}"
     )
 
 

@@ -35,7 +35,7 @@ def does_not_run(error: BaseException) -> SurgeryError:
     """Return what to say of a model that fails on a calibration batch."""
     return SurgeryError(
         f"the model does not run on a calibration batch ({type(error).__name__}: {error}); give batches like the "
-        "example inputs"
+        "example inputs, without labels"
     )
 
 

@@ -208,8 +208,8 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
         best = max((t for t in setting.timings if t.efficiency is not None), key=lambda t: t.speed_up)
         in_all = "" if boxes else f", {best.speed_up_in_all:.2f} times as the dense model in PyTorch"
         out.show(
-            f"best: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model there "
-            f"(efficiency {best.efficiency:.2f}){in_all}"
+            f"largest speed-up: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model "
+            f"there (efficiency {best.efficiency:.2f}){in_all}"
         )
         if setting.doubt is not None:
             out.warn(setting.doubt)

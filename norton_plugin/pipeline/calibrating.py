@@ -18,6 +18,7 @@ from norton_plugin.calibration import (
 from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.distillation import DistillationReport, distill_
+from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.removed import RemovedChannels
@@ -43,7 +44,7 @@ def fit_(
     """
     settings = recipe.calibration
     return calibrate_(
-        model,
+        duplicate(model),  # models may keep something of a run
         compressed,
         calibration,
         example_inputs=example_inputs,
@@ -117,7 +118,7 @@ def finish_(
         return images, None
     step("distill")
     distilled = distill_(
-        model,
+        duplicate(model),
         compressed,
         calibration,
         call=partial(run_model, forward_fn=distilled_by(forward_fn)),

@@ -14,6 +14,7 @@ from norton_plugin.calibration import CalibrationReport
 from norton_plugin.cost import ModelCost
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.warned import (
+    warning_of_branches,
     warning_of_earlier_blocks,
     warning_of_large_components,
     warning_of_missed_time,
@@ -76,6 +77,7 @@ class CompressionReport:
         calibration: What fitting the layers to images did; None where it was not asked for.
         budget: What was found for a budget; None where none was given.
         distillation: What learning from the dense model did; None where it was not asked for.
+        branched: Blocks of the dense model whose branches timm joins for inference, and that are not joined.
     """
 
     macs_before: int
@@ -91,6 +93,7 @@ class CompressionReport:
     calibration: CalibrationReport | None = None
     budget: BudgetPlan | None = None
     distillation: DistillationReport | None = None
+    branched: int = 0
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -124,6 +127,7 @@ class CompressionReport:
         """What the user has to know, and what to do about it; one sentence or more for each."""
         found = [] if self.budget is None else [warning_of_missed_time(self.budget), self._below_budget(self.budget)]
         found += [
+            warning_of_branches(self.branched),
             warning_of_earlier_blocks(self.decomposition),
             warning_of_untied(self.decomposition),
             warning_of_large_components(self.decomposition),
@@ -174,6 +178,7 @@ class CompressionReport:
             layers=_layer_reports(model, compressed, before, after, decomposition.layers),
             decomposition=decomposition,
             pruning=pruning,
+            branched=sum(_is_branched(module) for module in model.modules()),
             **facts,
         )
 
@@ -236,6 +241,11 @@ def sharing(module: nn.Module) -> dict[str, Any]:
         if level != "filter":
             clusters, components = module.clusters, module.components
     return {"rank": rank, "level": level, "clusters": clusters, "components": components}
+
+
+def _is_branched(module: nn.Module) -> bool:
+    """Tell blocks that can be joined, as timm marks them: they have no joined convolution yet."""
+    return callable(getattr(module, "reparameterize", None)) and getattr(module, "reparam_conv", module) is None
 
 
 def _own_parameters(module: nn.Module) -> int:

@@ -14,6 +14,18 @@ _WHOLE = 0.9995
 _LARGE = 10.0
 
 
+def warning_of_branches(count: int) -> str | None:
+    """Return a sentence on blocks whose branches are meant to be joined for inference; None where there are none."""
+    if not count:
+        return None
+    words = "1 block of the model has" if count == 1 else f"{count} blocks of the model have"
+    return (
+        f"{words} branches for training, which are joined for inference (timm.utils.reparameterize_model). MACs here "
+        "are those of the branches, and joined afterwards nothing of the compression is left. Join them first, in "
+        "Python or by a source python:MODULE:FUNCTION, and compress the joined model."
+    )
+
+
 def warning_of_untied(decomposition: DecompositionReport) -> str | None:
     """Return a sentence on tied layers that became blocks with factors of their own; None where there are none."""
     ties = decomposition.untied

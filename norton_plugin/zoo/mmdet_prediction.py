@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from mmdet.structures import DetDataSample
 from torch import Tensor
+from torch.nn.functional import pad
+
+# Sides of images become multiples of it, as pipelines of mmdet pad them, with this value.
+_MULTIPLE, _GRAY = 32, 114
 
 
 def found_by(model: Any, picture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -22,6 +26,8 @@ def found_by(model: Any, picture: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     height, width = picture.shape[-2:]
     facts = {"img_shape": (height, width), "ori_shape": (height, width), "scale_factor": (1.0, 1.0)}
     blue_first = picture.flip(0)  # as mmcv reads images; the model's own preprocessor turns them where it wants RGB
+    if getattr(model.data_preprocessor, "pad_size_divisor", 1) == 1:  # else it pads them itself
+        blue_first = pad(blue_first, (0, -width % _MULTIPLE, 0, -height % _MULTIPLE), value=_GRAY)
     (found,) = model.test_step({"inputs": [blue_first], "data_samples": [DetDataSample(metainfo=facts)]})
     objects = found.pred_instances
     masks = objects.get("masks")

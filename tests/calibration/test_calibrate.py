@@ -12,7 +12,7 @@ from norton_plugin import compress
 from norton_plugin.blocks import CPDBlock, CPDLinear
 from norton_plugin.calibration import calibrate_
 from norton_plugin.errors import RecipeError, SurgeryError
-from norton_plugin.recipe import Calibration, Decomposition, Pruning, Recipe, Scope
+from norton_plugin.recipe import Calibration, Decomposition, Distillation, Pruning, Recipe, Scope
 from norton_plugin.surgery import decompose_
 from tests.networks import Residual, settle
 
@@ -214,8 +214,9 @@ def test_few_samples_are_told_with_the_number_that_would_do():
     model = network()
     report = calibrate_(model, compressed(model), images(16), example_inputs=images(2)[0], positions=4)
     # 8 images, 4 positions each: 32 samples for 8 * 9 inputs, of which ten times as many are wanted.
-    assert "32 for 72 inputs" in report.few_samples and "About 180 images would do" in report.few_samples
-    assert re.match(r"few samples for \d of \d layers, the fewest for ", report.few_samples)
+    assert "32 samples of 72 numbers" in report.few_samples and "About 180 images would do" in report.few_samples
+    start = r"\d of \d layers saw fewer than 10 samples for each number that they read, the fewest "
+    assert re.match(start, report.few_samples) and report.few_samples.endswith("positions: auto)")
     enough = calibrate_(model, compressed(model), images(96), example_inputs=images(2)[0], positions=64)
     assert enough.few_samples == ""
 
@@ -364,3 +365,29 @@ def test_what_runs_for_every_image_hides_no_stream():
     assert any(layer.target == "stream" for layer in found.layers)
     for mine, other in zip(own.parameters(), wrapped.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_model_keeps_nothing_of_the_images():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.calls, self.last = network(), 0, None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = self.body(x)
+            return self.last
+
+    model = settle(Counting())
+    seen: list[int] = []
+    for fit in (False, True):
+        before = model.calls
+        recipe = Recipe(
+            decomposition=Decomposition(level="layer", components=5),
+            calibration=Calibration(fit=fit),
+            distillation=Distillation(passes=int(fit)),
+        )
+        compress(model, images(2)[0], recipe, calibration=images())
+        seen.append(model.calls - before)
+    assert seen[0] == seen[1]  # those of the checks alone, on the example
+    assert model.last is None or len(model.last) == 2

@@ -15,7 +15,7 @@ from norton_plugin.errors import SourceError
 from norton_plugin.zoo import list_models, load_source, mmdet, rebuild
 from norton_plugin.zoo import mmdet_configs as configs
 from norton_plugin.zoo.mmdet_classes import classes_of
-from norton_plugin.zoo.prediction import class_names
+from norton_plugin.zoo.prediction import class_names, predict
 
 pytestmark = pytest.mark.mm
 
@@ -172,3 +172,11 @@ def test_stored_classes_that_are_no_names_are_refused(classes):
     spec = {"kind": "mmdet", "name": "any", "kwargs": {"model": {"type": "RetinaNet"}, "classes": classes}}
     with pytest.raises(SourceError, match="expected a list of names"):
         rebuild(spec)
+
+
+def test_an_image_of_any_size_is_padded_as_mmdet_does():
+    """RTMDet's neck adds up maps of sides that are multiples of 32; its pipeline pads, its preprocessor does not."""
+    source = load_source("mmdet:rtmdet/rtmdet_tiny_8xb32-300e_coco", input_size=64)
+    picture = torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = predict(source.model, picture, source.spec, source.preprocessing)
+    assert found.boxes.shape == (len(found.scores), 4)  # unpadded, the maps of two levels do not fit
