@@ -77,8 +77,8 @@ def bccd_positions(facts: Facts) -> str:
     ]
     return (
         f"{facts['data']}. {facts['model']}: {facts['dense_test']['map']:.1f} mAP as trained, a third training. With "
-        "`calibrate=True` the hook reads as many positions of each image as a layer's patches are narrow "
-        '(`positions="auto"`), here nearly all of them; before, it read 50 of each, and small objects (platelets) '
+        "`calibrate=True` a layer is read at the more positions of each image, the fewer numbers it reads "
+        '(`positions="auto"`), here at nearly all; before, 50 of each image were read, and small objects (platelets) '
         "lost most.\n\n" + table(header, rows)
     )
 

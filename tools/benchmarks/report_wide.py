@@ -59,6 +59,7 @@ def calibration_cost(facts: Facts) -> str:
     return (
         "`norton compress MODEL --budget macs=... --data FOLDER --calibrate`, the whole process: model, images, "
         "moments, sensitivities, plan, surgery with its checks, fit, artefact. Random weights, "
-        "224 pixels, a shared machine."
+        "224 pixels, a shared machine. The row without a limit is of before what passes hold could lie on disk, and "
+        "before passes with gradients ran in parts."
         "\n\n" + table(header, rows)
     )
