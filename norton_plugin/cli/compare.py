@@ -72,7 +72,7 @@ def compare(
     slow, fast = (1e3 * seconds for seconds in made.latency.seconds)
     out.show(
         f"dense {slow:.1f} ms, compressed {fast:.1f} ms for an image ({made.latency.ratios[1]:.2f} times as fast, "
-        f"{made.latency.rounds} calls each in turn); {len(found)} images are in {output}"
+        f"{made.latency.rounds} calls each in turn); {output} shows {len(found)} image{'' if len(found) == 1 else 's'}"
     )
     counts = [
         {"image": str(path), "dense": _count(a, score), "compressed": _count(b, score)}

@@ -126,7 +126,9 @@ def compress(
         "pruning": what.pruning_changes(
             keep=keep, keep_for=keep_for, round_to=round_to, criterion=criterion, seed=seed
         ),
-        "calibration": what.calibration_changes(calibrate=calibrate, images=images, seed=seed, memory=memory),
+        "calibration": what.calibration_changes(
+            calibrate=calibrate, images=images, seed=seed, memory=memory, data=calibration_data
+        ),
         "distillation": what.distillation_changes(distill=distill, seed=seed),
     }
     chosen = merge(read_recipe(recipe) if recipe else Recipe(), changes, verify=False if no_verify else None)

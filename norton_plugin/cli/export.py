@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from norton_plugin.export.runtimes import Runtime
 
 _INT8 = "Int8"
+_MORE = 1.2  # times the bytes of the model: the file holds rebuilt weights
 _FEW = 95.0  # percent of images; below, classes change that nobody expects to
 
 
@@ -155,14 +156,20 @@ def export(
             runtimes=cast("list[Runtime]", check or list(RUNTIMES)),
             forward_fn=forward_fn,
         )
-    _show(out, report, part)
+    _show(out, report, part, own_bytes=sum(tensor.nbytes for tensor in opened.model.state_dict().values()))
     out.result({"source": opened.spec, "part": part, **report.to_dict()})
 
 
-def _show(out: Output, report: ExportReport, part: str) -> None:
+def _show(out: Output, report: ExportReport, part: str, *, own_bytes: int) -> None:
     kind = "a program of torch.export" if report.opset is None else f"ONNX, opset {report.opset}"
     free = f"; open: {', '.join(report.open_axes)}" if report.open_axes else ""
     out.show(f"{report.path}: {part}, {_size(report.file_bytes)} ({kind}{free})")
+    if report.weight_bytes > _MORE * own_bytes:
+        out.show(
+            f"its weights take {_size(report.weight_bytes)}, those of the compressed model {_size(own_bytes)}: blocks "
+            "that should be no faster in factors are written as plain convolutions; in Python export(forms=...) keeps "
+            "factors"
+        )
     for check in report.checks:
         shapes = " and ".join("x".join(map(str, shape)) for shape in check.shapes)
         out.show(f"{check.runtime} agrees with PyTorch to {check.difference:.1e} of the largest output on {shapes}")

@@ -198,6 +198,10 @@ def check_classifier(opened: Opened) -> int:
             f"{opened.name} is a detector, and this command works on classifiers; train and test it by mmdet's own "
             "tools with the norton hook (norton export-config --help)"
         )
+    if type(opened.model).__module__.startswith("torchvision.models.detection."):
+        raise SourceError(
+            f"{opened.name} is a detector, and this command works on classifiers; norton compare shows what it finds"
+        )
     size = "x".join(map(str, opened.preprocessing.input_size))
     try:
         with torch.no_grad():

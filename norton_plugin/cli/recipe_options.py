@@ -213,9 +213,16 @@ def pruning_changes(
 
 
 def calibration_changes(
-    *, calibrate: bool, images: int | None, seed: int | None, memory: str | None = None
+    *, calibrate: bool, images: int | None, seed: int | None, memory: str | None, data: Path | None
 ) -> dict[str, Any]:
-    """Return the settings of ``recipe.Calibration`` that were given, by name."""
+    """Return the settings of ``recipe.Calibration`` that were given, by name.
+
+    Raises:
+        RecipeError: Something is said of images, and there are none.
+    """
+    for option, value in (("--images", images), ("--memory", memory)):
+        if value is not None and data is None:
+            raise RecipeError(f"{option} is given, but no images; give --data DIR too, or leave {option} out")
     return _given({"fit": calibrate or None, "images": images, "seed": seed, "memory": memory})
 
 

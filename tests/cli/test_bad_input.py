@@ -106,6 +106,8 @@ def refused(norton, tmp_path, monkeypatch):
         (["--rank", "2", "--pretrained"], "no pretrained weights of demo:digits"),
         (["--rank", "2", "--checkpoint", "nowhere.pth"], "checkpoint 'nowhere.pth' is not a file"),
         (["--rank", "2", "--calibration-data", "nowhere"], "'nowhere' is not a folder"),
+        (["--rank", "2", "--images", "5"], "--images is given, but no images; give --data DIR too, or leave"),
+        (["--rank", "2", "--memory", "1GiB"], "--memory is given, but no images; give --data DIR too, or leave"),
     ],
 )
 def test_option(refused, options, quoted):

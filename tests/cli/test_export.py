@@ -1,11 +1,16 @@
 """``norton export``: files from artefacts, what is said of them, and what is refused."""
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from norton_plugin import load
+from norton_plugin.cli.export import _show
+from norton_plugin.cli.output import Output
+from norton_plugin.export.report import ExportReport
 
 for _name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(_name, reason="needs pip install 'norton-plugin[export]'")
@@ -95,3 +100,14 @@ def test_a_detector_of_torchvision_is_refused_with_the_module_to_blame(norton, t
     assert answer.code == 2
     assert "the exporter refuses module 'rpn': GuardOnDataDependentSymNode: Could not guard" in answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("weights", [1_000_000, 3_000_000])
+def test_a_file_that_is_larger_than_the_model_says_why(weights):
+    said = io.StringIO()
+    out = Output(as_json=False, verbose=False, threads=None, stdout=said, stderr=io.StringIO())
+    report = ExportReport(Path("a.onnx"), "onnx", 18, ("x",), ("y",), (), 3_100_000, weights, weights, (), 1.0)
+    _show(out, report, "the whole model", own_bytes=1_000_000)
+    told = " ".join(said.getvalue().split())
+    assert ("written as plain convolutions" in told) is (weights > 2_000_000)
+    assert ("its weights take 2.86 MiB, those of the compressed model 0.95 MiB" in told) is (weights > 2_000_000)

@@ -1,12 +1,13 @@
 """``norton report``, ``norton cam`` and ``norton compare`` on the network of the demonstration."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from norton_plugin.artifact import load
-from norton_plugin.cli.models import open_dense, open_model
+from norton_plugin.cli.models import check_classifier, open_dense, open_model
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo import load_source
 
@@ -170,3 +171,10 @@ def test_scores_inside_a_dict_are_refused_with_what_to_do(norton, photos, tmp_pa
     told = " ".join(answer.err.split())
     assert "returns dict with 'hidden', 'logits'; expected " in told
     assert "python:MODULE:FUNCTION, whose model returns output['logits'] alone (docs/transformers.md shows one)" in told
+
+
+def test_a_detector_of_torchvision_is_no_classifier():
+    detection = pytest.importorskip("torchvision.models.detection")
+    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    with pytest.raises(SourceError, match="ssd is a detector, and this command works on classifiers; norton compare"):
+        check_classifier(SimpleNamespace(name="ssd", model=model, forward_fn=None))
