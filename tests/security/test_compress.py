@@ -60,7 +60,7 @@ class Greedy(Net):
 
 def _home_of(part: str) -> ModuleType:
     """The file of the pipeline that calls a part."""
-    return next(file for file in (phases, calibrating, compression) if hasattr(file, part))
+    return next(file for file in (compression, phases, calibrating) if hasattr(file, part))
 
 
 @pytest.fixture
