@@ -11,7 +11,7 @@ import typer
 from norton_plugin.cli.options import parse_number, parse_rank, parse_setting, parse_whole, split_pair
 from norton_plugin.cli.paths import existing_file, read_path
 from norton_plugin.errors import RecipeError
-from norton_plugin.recipe import BUDGETS
+from norton_plugin.recipe import BUDGETS, Calibration
 
 _PANEL = "What to do (over the recipe file)"
 _SIZES = ("rank", "components", "share")
@@ -218,12 +218,14 @@ def calibration_changes(
     """Return the settings of ``recipe.Calibration`` that were given, by name.
 
     Raises:
-        RecipeError: Something is said of images, and there are none.
+        RecipeError: A value is wrong, or something is said of images, and there are none.
     """
+    found = _given({"fit": calibrate or None, "images": images, "seed": seed, "memory": memory})
+    Calibration(**found)  # a wrong value is told first
     for option, value in (("--images", images), ("--memory", memory)):
         if value is not None and data is None:
             raise RecipeError(f"{option} is given, but no images; give --data DIR too, or leave {option} out")
-    return _given({"fit": calibrate or None, "images": images, "seed": seed, "memory": memory})
+    return found
 
 
 def distillation_changes(*, distill: int | None, seed: int | None) -> dict[str, Any]:
