@@ -77,7 +77,7 @@ def bench(
     models = {DENSE: dense.eval(), DELIVERED: compressed.eval()}
     filed = bool(runtimes) or int8 is not None
     costs = _costs(models.values(), example_inputs, forward_fn)
-    in_files = _macs_of_files(models.values(), example_inputs, export_forward or forward_fn) if filed else None
+    in_files = _macs_of_files(models.values(), costs, example_inputs, export_forward) if filed else None
     timed: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "clock": clock}
     ratio = costs[0].macs / max(costs[1].macs, 1)
     timed |= {"macs_ratio": ratio, "file_macs_ratio": in_files[0] / max(in_files[1], 1) if in_files else ratio}
@@ -130,11 +130,21 @@ def _costs(
 
 
 def _macs_of_files(
-    models: Iterable[nn.Module], example_inputs: Any, export_forward: ForwardFunction | None
+    models: Iterable[nn.Module],
+    costs: Sequence[ModelCost],
+    example_inputs: Any,
+    export_forward: ForwardFunction | None,
 ) -> tuple[int, int] | None:
-    """Return the MACs of what files hold of the models; None where it does not run, which the export then tells."""
+    """Return the MACs of what files hold of the models; None where it does not run, which the export then tells.
+
+    Args:
+        models: The dense and the compressed one.
+        costs: Of the whole models, which files hold where there is no ``export_forward``.
+        example_inputs: As of ``bench``.
+        export_forward: Likewise.
+    """
     try:
-        dense, compressed = _costs(models, example_inputs, export_forward)
+        dense, compressed = costs if export_forward is None else _costs(models, example_inputs, export_forward)
     except Exception:
         return None
     return dense.macs, compressed.macs

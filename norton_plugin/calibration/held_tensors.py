@@ -126,11 +126,12 @@ class HeldTensors:
         self._note(own.values())
         if not self._memory.exceeded:
             return
-        for address, held in list(own.items()):
-            if _bytes(held) >= _LEAST_BYTES and _are_all(held):
-                self._move_(own.pop(address))
-        give_back_freed()
-        self._note(own.values())
+        movable = [address for address, held in own.items() if _bytes(held) >= _LEAST_BYTES and _are_all(held)]
+        for address in movable:
+            self._move_(own.pop(address))
+        if movable:
+            give_back_freed()
+            self._note(own.values())
 
     def _note(self, held: Iterable[list[Tensor]]) -> None:
         self._memory.note(self, sum(map(_bytes, held)))

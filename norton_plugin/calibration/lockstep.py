@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from norton_plugin.calibration.held_tensors import HeldMemory, HeldTensors
-from norton_plugin.calibration.operations import Function, OperationCounter
+from norton_plugin.calibration.operations import OperationCounter
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.streams import StreamTrace
 from norton_plugin.errors import NortonError, SurgeryError
@@ -57,10 +56,9 @@ class _Holding(OperationCounter):
         super().__init__(wanted)
         self._held = held
 
-    def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = super().__torch_function__(func, types, args, kwargs)
-        self._held.add(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-        return output
+    def made(self, tensors: list[Tensor]) -> None:
+        """Remember them."""
+        self._held.add(tensors)
 
 
 class PausableRun:

@@ -39,11 +39,15 @@ class OperationCounter(TorchFunctionMode):
     def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if not self._depth:
-            tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if tensors:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if tensors:
+            self.made(tensors)
+            if not self._depth:
                 self.note(func, args, kwargs, tensors)
         return output
+
+    def made(self, tensors: list[Tensor]) -> None:
+        """See what a function returned, inside of layers too; for those that follow all tensors."""
 
     def enter(self) -> None:
         """Begin a layer: what it does inside is not counted."""
