@@ -40,6 +40,7 @@ def bench(
     layers: bool = True,
     int8: Int8 | None = None,
     forms: Forms = "static",
+    compile: bool = False,
     forward_fn: ForwardFunction | None = None,
     timed_fn: ForwardFunction | None = None,
     export_forward: ForwardFunction | None = None,
@@ -61,6 +62,7 @@ def bench(
         int8: Also time the compressed model quantised by these settings.
         forms: Of the compressed model's blocks in PyTorch, as of ``deploy.prepare``: such as the ``forms`` of a table
             that ``norton deploy`` measured. Files of other runtimes have those that ``export`` chooses.
+        compile: Also time both models compiled by ``torch.compile``, their weights taken for constants.
         forward_fn: ``(model, example_inputs) -> output`` where a plain call does not run the model.
         timed_fn: Likewise, for what is timed in PyTorch where that is more, such as a detector's boxes; ``forward_fn``
             by default.
@@ -84,7 +86,8 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
-        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, forms=forms)
+        chosen: dict[str, Any] = {"forms": forms, "compile": compile}
+        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, **chosen)
         if filed:
             on_step("exporting")
             inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
 from norton_plugin.deploy.choices import Forms
+from norton_plugin.deploy.compiling import compiled
 from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
@@ -24,7 +25,10 @@ from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, run_model
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
-_MEMORY_FORMATS = {PYTORCH: FORMATS["contiguous"], CHANNELS_LAST: FORMATS["channels_last"]}
+COMPILED, COMPILED_CHANNELS_LAST = "torch.compile", "torch.compile, channels_last"
+IN_PYTORCH = (PYTORCH, CHANNELS_LAST, COMPILED, COMPILED_CHANNELS_LAST)
+_PLAIN = {PYTORCH: FORMATS["contiguous"], CHANNELS_LAST: FORMATS["channels_last"]}
+_COMPILED = {COMPILED: FORMATS["contiguous"], COMPILED_CHANNELS_LAST: FORMATS["channels_last"]}
 NAMES: dict[Runtime, str] = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}
 DENSE, FOLDED, COMPRESSED, DELIVERED, INT8 = "dense", "dense, folded", "compressed", "delivered", "delivered, int8"
 
@@ -82,6 +86,7 @@ class Candidates:
         timed_fn: ForwardFunction | None,
         *,
         forms: Forms = "static",
+        compile: bool = False,
     ) -> None:
         """Add both models as they are, and both made ready for inference, in either memory format.
 
@@ -92,6 +97,7 @@ class Candidates:
             forward_fn: Likewise.
             timed_fn: Run in its place where time is taken.
             forms: Of the compressed model's blocks, as of ``prepare``.
+            compile: Add both compiled by ``torch.compile``, too.
         """
         timed_fn = timed_fn or forward_fn
         pairs: tuple[tuple[str, str, nn.Module, Forms], ...] = (
@@ -102,9 +108,10 @@ class Candidates:
             self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
             self.prepared[ready] = prepare(model, example_inputs, forms=own, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
-            for runtime, memory in _MEMORY_FORMATS.items():
+            for runtime, memory in (_PLAIN | _COMPILED if compile else _PLAIN).items():
                 placed = lay_out_(duplicate(model), memory)
-                self.found.append(Candidate(ready, runtime, partial(_in_pytorch, placed, timed_fn, memory=memory)))
+                opened = partial(_compiled, compiled(placed)) if runtime in _COMPILED else partial(_in_pytorch, placed)
+                self.found.append(Candidate(ready, runtime, partial(opened, timed_fn, memory=memory)))
 
     def add_files(
         self,
@@ -170,6 +177,14 @@ def _in_pytorch(
     model.eval()
     placed = tree_map(lambda leaf: laid_out(leaf, memory) if isinstance(leaf, Tensor) else leaf, inputs)
     return lambda: run_model(model, placed, forward_fn)
+
+
+def _compiled(model: Any, *arguments: Any, memory: torch.memory_format) -> Call:
+    """Compile before the first call that counts: the memory that takes is not that of a call."""
+    call = _in_pytorch(model, *arguments, memory=memory)
+    with torch.inference_mode():
+        call()
+    return call
 
 
 def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:

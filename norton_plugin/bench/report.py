@@ -18,7 +18,8 @@ class Timing:
     Attributes:
         model: ``"dense"``, ``"dense, folded"``, ``"compressed"`` (its blocks as they are), ``"delivered"`` (lowered
             and folded) or ``"delivered, int8"``.
-        runtime: ``"PyTorch"``, ``"PyTorch, channels_last"``, ``"onnxruntime"`` or ``"OpenVINO"``.
+        runtime: ``"PyTorch"`` or ``"torch.compile"``, each also with ``", channels_last"``, ``"onnxruntime"`` or
+            ``"OpenVINO"``.
         milliseconds: Median of one call.
         low: First quartile, in milliseconds.
         high: Third quartile, in milliseconds.
@@ -71,7 +72,7 @@ class Setting:
             return None
         return (
             f"the times of {', '.join(shaky)} vary by more than half of their median, so ratios to them tell little; "
-            "run it again when nothing else runs, with more --rounds, or on one thread by --clock processor"
+            "run it again when nothing else runs, and with more rounds"
         )
 
     def best(self, model: str) -> Timing | None:

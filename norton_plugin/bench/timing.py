@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from norton_plugin.bench.candidates import (
-    CHANNELS_LAST,
     COMPRESSED,
     DELIVERED,
     DENSE,
     FOLDED,
+    IN_PYTORCH,
     INT8,
     PYTORCH,
     Call,
@@ -98,7 +98,7 @@ def setting_of(
         reference = _reference(candidate, medians, loaded)
         low, middle, high = _quartiles(own)
         speed_up = reference / medians[candidate]
-        ratio = macs_ratio if candidate.runtime in (PYTORCH, CHANNELS_LAST) else file_macs_ratio
+        ratio = macs_ratio if candidate.runtime in IN_PYTORCH else file_macs_ratio
         timings.append(
             Timing(
                 model=candidate.model,

@@ -51,6 +51,10 @@ def bench(
             rich_help_panel=_WHAT,
         ),
     ] = "pytorch",
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Also time both compiled by torch.compile; minutes.", rich_help_panel=_WHAT),
+    ] = False,
     layers: Annotated[
         bool, typer.Option("--layers/--no-layers", help="Also time every changed layer.", rich_help_panel=_WHAT)
     ] = True,
@@ -137,6 +141,7 @@ def bench(
             layers=layers,
             int8=int8_settings(out, data, opened.preprocessing, "onnxruntime", _SAMPLE),
             forms=table.forms if table else "static",
+            compile=compile,
             forward_fn=opened.forward_fn,
             timed_fn=inference_of(opened.spec),
             export_forward=exported_part(opened.spec, opened.model)[0],
@@ -212,7 +217,7 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
             f"there (efficiency {best.efficiency:.2f}){in_all}"
         )
         if setting.doubt is not None:
-            out.warn(setting.doubt)
+            out.warn(setting.doubt + ("" if clock == "processor" else ", or on one thread by --clock processor"))
     if report.layers:
         out.show(changed_layers_table(report))
     for name, reason in report.left:

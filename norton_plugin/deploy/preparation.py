@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, Form
 from norton_plugin.deploy.choices import Forms, choose, given_forms, static_memory_format
+from norton_plugin.deploy.compiling import compiled
 from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
 from norton_plugin.deploy.latency import compare_latency
@@ -68,7 +69,8 @@ def prepare(
             blocks to forms, or a table that was measured elsewhere, is taken as it is. A model that does not run in
             channels-last format, as one that takes views of maps, stays contiguous in any case.
         fold: Whether BatchNorms are folded into the layers before them (``fold_``).
-        compile: Try ``torch.compile`` as well, and keep it where it is faster; with ``forms="measured"`` alone.
+        compile: Try ``torch.compile`` as well (``compiling.compiled``), and keep it where it is faster; with
+            ``forms="measured"`` alone.
         rounds: Timed calls of everything that is measured.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call, as of ``compress``.
 
@@ -97,10 +99,10 @@ def prepare(
     if forms == "measured":
         ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
     else:
-        compiled = isinstance(forms, DeploymentTable) and forms.compiled
-        ready = replace(_static(ready, sites, run, given, memory_format), compiled=compiled)
+        wanted = isinstance(forms, DeploymentTable) and forms.compiled
+        ready = replace(_static(ready, sites, run, given, memory_format), compiled=wanted)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
-    final: Any = torch.compile(ready.model) if ready.compiled else ready.model
+    final: Any = compiled(ready.model) if ready.compiled else ready.model
     return PreparedModel(
         final,
         ready.choices,
@@ -189,7 +191,7 @@ def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compi
         variants[memory_format] = _Ready(lay_out_(model, memory), choices, memory_format)
     calls = {name: partial(run, variant.model) for name, variant in variants.items()}
     if compile:
-        calls |= {f"{name}, compiled": partial(run, torch.compile(v.model)) for name, v in variants.items()}
+        calls |= {f"{name}, compiled": partial(run, compiled(v.model)) for name, v in variants.items()}
     timed = list(calls.values()) if len(calls) > 1 else [*calls.values()] * 2  # a comparison takes two
     with torch.inference_mode():
         timing = compare_latency(timed, rounds=rounds, warmup=2, clock=clock())

@@ -16,6 +16,7 @@ from norton_plugin.bench.layers import verdict
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.bench.report import Setting, Timing
 from norton_plugin.bench.timing import of_batch, samples_of, setting_of
+from norton_plugin.deploy.compiling import compiled
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 
 
@@ -168,6 +169,55 @@ def test_report_of_a_small_network() -> None:
     assert {layer.name: (layer.macs_dense, layer.macs) for layer in report.layers} == changed
     assert torch.get_num_threads() == threads
     json.dumps(report.to_dict())
+
+
+def test_compiled_models_are_a_runtime_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+
+    def compile(model: nn.Module, **options: object) -> nn.Module:
+        seen.append(options)
+        return nn.Sequential(model)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    report, _ = small_report(compile=True, layers=False)
+    assert seen == [{"options": {"freezing": True}}] * 4
+    timed = {(t.model, t.runtime): t for t in report.settings[0].timings if "compile" in t.runtime}
+    runtimes = ("torch.compile", "torch.compile, channels_last")
+    assert list(timed) == [(model, runtime) for model in ("dense, folded", "delivered") for runtime in runtimes]
+    best = min(timed["dense, folded", runtime].milliseconds for runtime in runtimes)
+    for runtime in runtimes:
+        own = timed["delivered", runtime]
+        assert own.speed_up == pytest.approx(best / own.milliseconds)
+        assert own.efficiency == pytest.approx(own.speed_up / report.macs_ratio)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_computes_the_same() -> None:
+    network, x = small_network(), torch.randn(2, 3, 16, 16)
+    fast = compiled(network)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), network(x))
+
+
+def test_a_model_that_cannot_be_compiled_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile(model: nn.Module, **options: object) -> object:
+        def refuse(*_: object) -> None:
+            raise RuntimeError("no working C++ compiler")
+
+        return nn.Sequential(model, _Calling(refuse))
+
+    monkeypatch.setattr(torch, "compile", compile)
+    report, _ = small_report(compile=True, layers=False)
+    assert ("delivered in torch.compile", "no working C++ compiler") in report.left
+    assert not [t for t in report.settings[0].timings if "compile" in t.runtime]
+
+
+class _Calling(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.forward = function
 
 
 def test_exported_models_are_timed_too() -> None:

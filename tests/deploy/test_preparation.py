@@ -199,7 +199,7 @@ def test_blocks_of_one_size_are_measured_once(timed, image):
 
 
 def test_a_compiled_model_is_kept_where_it_is_faster(net, image, timed, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model: nn.Sequential(model))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: nn.Sequential(model))
     timed(dict.fromkeys(FORMS, 0.001), (0.03, 0.03, 0.02, 0.03))
     prepared = prepare(net, image, forms="measured", compile=True)
     assert prepared.deployment.compiled and isinstance(prepared.model, nn.Sequential)
