@@ -311,6 +311,65 @@ def test_norm_eval_and_sync_bn(tmp_path):
     assert not norm.training and torch.equal(norm.running_mean, torch.zeros(8))
 
 
+def _statistics(runner):
+    return {name: value.clone() for name, value in runner.model.state_dict().items() if "running" in name}
+
+
+class _Watch(Hook):
+    """Notes the statistics of all norms at the start of every epoch, and at the end."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_epoch(self, runner):
+        self.seen.append(_statistics(runner))
+
+    def after_train(self, runner):
+        self.seen.append(_statistics(runner))
+
+
+def _watched(folder, norton, **changes):
+    watch = _Watch()
+    runner = Runner.from_cfg(toy_config(folder, norton=norton, **changes))
+    runner.register_hook(watch)
+    runner.train()
+    return runner, watch.seen
+
+
+def _moved(before, after):
+    return {name: not torch.equal(before[name], after[name]) for name in after}
+
+
+def test_statistics_are_kept_while_weights_of_norms_learn(tmp_path):
+    runner, (fresh, between, last) = _watched(tmp_path, {**NORTON, "norm_eval": True}, epochs=2)
+    assert not any(_moved(fresh, between).values()) and not any(_moved(fresh, last).values())
+    surgery = {**NORTON, "norm_eval": True, "checkpoint": True}
+    runner, _ = _watched(tmp_path / "again", surgery, epochs=2)
+    before = torch.load(tmp_path / "again" / "norton_surgery.pth", weights_only=False)["state_dict"]
+    assert not torch.equal(before["stage.norm1.weight"], runner.model.state_dict()["stage.norm1.weight"])
+
+
+def test_statistics_follow_the_batches_unless_layers_are_fitted(tmp_path):
+    _, (fresh, between, _) = _watched(tmp_path, NORTON, epochs=2)
+    assert all(_moved(fresh, between).values())
+    assert not NortonHook(rank=2).norm_eval and NortonHook(rank=2, calibrate=True).norm_eval
+    assert not NortonHook(rank=2, calibrate=True, norm_eval=False).norm_eval
+
+
+def test_statistics_follow_the_batches_as_long_as_the_model_is_dense(tmp_path):
+    _, seen = _watched(tmp_path, {**NORTON, "norm_eval": True, "at_epoch": 1}, epochs=3)
+    first, second, third, last = seen
+    assert first["stage.norm1.running_mean"].shape != second["stage.norm1.running_mean"].shape
+    assert not any(_moved(second, third).values()) and not any(_moved(third, last).values())
+
+
+def test_a_word_for_norm_eval_is_refused():
+    with pytest.raises(RecipeError, match="norm_eval is 'yes'; expected True, False or None"):
+        NortonHook(rank=2, norm_eval="yes")
+
+
 def test_efficient_conv_bn_eval_is_refused(tmp_path):
     """T9."""
     with pytest.raises(RecipeError, match="efficient_conv_bn_eval"):

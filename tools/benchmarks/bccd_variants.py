@@ -19,6 +19,8 @@ FITTED = [f"{HOOK}calibrate=True"]
 # As many as the hook read of each image before it chose them by layer.
 FEW_POSITIONS = [f"{HOOK}positions=50"]
 STEM = [f"{HOOK}exclude=[backbone.conv1]"]
+# Norms in training mode, as before the hook kept the statistics of fitted models; and kept, where layers are not fitted.
+OF_BATCHES, KEPT = [f"{HOOK}norm_eval=False"], [f"{HOOK}norm_eval=True"]
 # Without a budget all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
     "dense": [],
@@ -40,12 +42,25 @@ VARIANTS: dict[str, list[str]] = {
     "budget 50 %, fitted, distilled": [*HALF, *FITTED, *DISTILLED, *BETA, *RATE],
     "budget 50 %, fitted, distilled, the config's own rate": [*HALF, *FITTED, *DISTILLED],
     "budget 50 %, fitted, distilled, rate 0.0001": [*HALF, *FITTED, *DISTILLED, *LOW_RATE],
+    "budget 50 %, fitted, distilled, rate 0.0001, statistics of batches": [
+        *HALF,
+        *FITTED,
+        *DISTILLED,
+        *LOW_RATE,
+        *OF_BATCHES,
+    ],
+    "decomposition, distilled, statistics kept": [*FILTER_LEVEL, *DISTILLED, *KEPT],
+    "hybrid, rank 5, distilled, statistics kept": [*DISTILLED, *KEPT],
     "budget 50 %, fitted, first layer dense": [*HALF, *FITTED, *STEM, *BETA, *RATE],
     "budget 50 %, fitted at 50 positions": [*HALF, *FITTED, *FEW_POSITIONS, *BETA, *RATE],
     "budget 30 %, no images": [*THIRD, *BETA, *RATE],
     "budget 30 %, fitted": [*THIRD, *FITTED, *BETA, *RATE],
     "budget 30 %, fitted, distilled": [*THIRD, *FITTED, *DISTILLED, *BETA, *RATE],
+    "budget 30 %, fitted, distilled, rate 0.0001": [*THIRD, *FITTED, *DISTILLED, *LOW_RATE],
 }
+
+
+_TRAINING = ("optim_wrapper.", f"{HOOK}distill.", f"{HOOK}norm_eval=")
 
 
 def surgery_of(name: str) -> str:
@@ -55,4 +70,4 @@ def surgery_of(name: str) -> str:
 
 
 def _compression(name: str) -> list[str]:
-    return [option for option in VARIANTS[name] if not option.startswith(("optim_wrapper.", f"{HOOK}distill."))]
+    return [option for option in VARIANTS[name] if not option.startswith(_TRAINING)]
