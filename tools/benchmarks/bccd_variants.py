@@ -19,7 +19,7 @@ FITTED = [f"{HOOK}calibrate=True"]
 # As many as the hook read of each image before it chose them by layer.
 FEW_POSITIONS = [f"{HOOK}positions=50"]
 STEM = [f"{HOOK}exclude=[backbone.conv1]"]
-# Norms in training mode, as before the hook kept the statistics of fitted models; and kept, where layers are not fitted.
+# Norms in training mode, as before the hook kept the statistics of fitted models; and kept where nothing is fitted.
 OF_BATCHES, KEPT = [f"{HOOK}norm_eval=False"], [f"{HOOK}norm_eval=True"]
 # Without a budget all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
