@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from norton_plugin.bench.candidates import DELIVERED, DENSE, FOLDED, Candidates
 from norton_plugin.bench.layers import LayerSpeed, layer_speed, seen_layers
@@ -86,17 +86,16 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
-        chosen: dict[str, Any] = {"forms": forms, "compile": compile}
-        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, **chosen)
+        run = (forward_fn, timed_fn)
+        candidates.add_pytorch(dense, compressed, example_inputs, *run, forms=forms, compile=compile)
         if filed:
             on_step("exporting")
-            inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-            candidates.add_files(models.items(), inputs, runtimes, Path(folder), forward_fn=export_forward, int8=int8)
+            given: dict[str, Any] = {"forward_fn": export_forward, "int8": int8}
+            candidates.add_files(models.items(), example_inputs, runtimes, Path(folder), **given)
         settings: list[Setting] = []
         for count, batch in product(threads, batches):
             on_step(f"timing batch {batch} on {count} thread(s)")
-            with torch_threads(count):
-                opened = candidates.opened(of_batch(example_inputs, batch), count)
+            opened = candidates.opened(of_batch(example_inputs, batch), count)
             settings.append(setting_of(opened, batch=batch, threads=count, **timed))
         found: tuple[LayerSpeed, ...] = ()
         if layers:

@@ -23,6 +23,7 @@ from norton_plugin.export.int8 import int8_path
 from norton_plugin.export.runtimes import open_file
 from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.threads import torch_threads
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
 COMPILED, COMPILED_CHANNELS_LAST = "torch.compile", "torch.compile, channels_last"
@@ -116,7 +117,7 @@ class Candidates:
     def add_files(
         self,
         models: Iterable[tuple[str, nn.Module]],
-        example_inputs: Sequence[Tensor],
+        example_inputs: Any,
         runtimes: Sequence[Runtime],
         folder: Path,
         *,
@@ -127,16 +128,17 @@ class Candidates:
 
         Args:
             models: ``DENSE`` and ``DELIVERED``, each with its model.
-            example_inputs: Positional tensors.
+            example_inputs: A tensor, or a sequence of positional ones.
             runtimes: To open the files in.
             folder: For the files, which are needed as long as the candidates are.
             forward_fn: As of ``prepare``.
             int8: Quantise the compressed model too.
         """
+        given = _positional(example_inputs)
         for name, model in models:
             path = folder / f"{name}.onnx"
             try:
-                export(model, example_inputs, path, forward_fn=forward_fn, int8=int8 if name == DELIVERED else None)
+                export(model, given, path, forward_fn=forward_fn, int8=int8 if name == DELIVERED else None)
             except (ExportError, MissingExtraError) as error:
                 self.left.append((f"{name} as ONNX", str(error)))
                 continue
@@ -152,8 +154,8 @@ class Candidates:
         opened: dict[Candidate, OpenedCandidate] = {}
         for candidate in self.found:
             try:
-                call = candidate.open(inputs, threads)
-                with torch.inference_mode():
+                with torch_threads(threads), torch.inference_mode():
+                    call = candidate.open(inputs, threads)
                     opened[candidate] = OpenedCandidate(call, first_call_peak(call))
             except Exception as error:
                 problem = str(error).partition("\n")[0] or type(error).__name__
@@ -182,15 +184,18 @@ def _in_pytorch(
 def _compiled(model: Any, *arguments: Any, memory: torch.memory_format) -> Call:
     """Compile before the first call that counts: the memory that takes is not that of a call."""
     call = _in_pytorch(model, *arguments, memory=memory)
-    with torch.inference_mode():
-        call()
+    call()
     return call
 
 
 def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:
-    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    given = _positional(inputs)
     run = open_file(path, runtime, image=given[0] if len(given) == 1 else None, threads=threads)
     return lambda: run(given)
+
+
+def _positional(inputs: Any) -> tuple[Tensor, ...]:
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 __all__ = ["RUNTIMES", "Candidate", "Candidates"]

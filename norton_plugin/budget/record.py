@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from norton_plugin.artifact import write_whole
 from norton_plugin.artifact.json_file import inside, read_json
 from norton_plugin.budget.solve import Values
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.errors import RecipeError
 from norton_plugin.modules.running import output_tensors

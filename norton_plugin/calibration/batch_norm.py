@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.errors import SurgeryError, message_of
 
 # SyncBatchNorm runs only where processes are joined; its statistics are re-estimated alike.
@@ -98,25 +98,3 @@ def _restore(entries: list[tuple[Any, Any, dict[str, Tensor]]]) -> None:
     for norm, _, buffers in entries:
         for name, value in buffers.items():
             getattr(norm, name).copy_(value)
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of images in a batch.
-
-    Args:
-        batch: A tensor (B, ...), a list of images (C, H, W), a tuple of positional arguments, or a dict: of the latter
-            two the first that holds a tensor counts.
-    """
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    if isinstance(batch, list) and batch:
-        first = batch[0]
-        return batch_size(first) if isinstance(first, Tensor) and first.dim() != 3 else len(batch)
-    if isinstance(batch, tuple | dict):
-        values = batch.values() if isinstance(batch, dict) else batch
-        return next((batch_size(value) for value in values if _holds_tensor(value)), 1)
-    return 1
-
-
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))

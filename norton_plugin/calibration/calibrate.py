@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from norton_plugin.blocks import all_in_form
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size, split_batches
 from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.calibration.fitting import LayerFit
-from norton_plugin.calibration.held_back import split_batches
 from norton_plugin.calibration.layers import layers_to_fit
 from norton_plugin.calibration.lockstep import trace_layers
 from norton_plugin.calibration.relative_norm import correct_batch_norm_

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.calibration.batch_norm import batch_size
-from norton_plugin.calibration.batch_parts import parts_of
+from norton_plugin.calibration.batches import batch_size, parts_of
 from norton_plugin.calibration.comparable import ComparableOutputs, are_logits
 from norton_plugin.calibration.lockstep import failures_explained
 from norton_plugin.calibration.moments import not_finite

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.fitting import LayerFit, fit_layer_, takes_bias
 from norton_plugin.calibration.halved_moments import HalvedSums
 from norton_plugin.calibration.held_tensors import HeldMemory, tensors_of

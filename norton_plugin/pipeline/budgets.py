@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from norton_plugin.budget import BudgetPlan, LatencyBudget, SensitivityRecord, new_record, plan_budget, read_record
 from norton_plugin.calibration import OutputCriterion, take_batches
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.channels.groups import ChannelGroup
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import calibrated_by, run_model

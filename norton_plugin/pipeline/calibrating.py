@@ -15,7 +15,7 @@ from norton_plugin.calibration import (
     reestimate_batch_norm_,
     take_batches,
 )
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.distillation import DistillationReport, distill_
 from norton_plugin.modules.duplication import duplicate

@@ -12,7 +12,7 @@ from torch import nn
 
 from norton_plugin.budget import BudgetPlan, plan_candidates
 from norton_plugin.calibration import OutputCriterion
-from norton_plugin.calibration.batch_norm import batch_size
+from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.positions import positions_of

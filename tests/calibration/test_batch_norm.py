@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration import reestimate_batch_norm_
-from norton_plugin.calibration.batch_norm import batch_size
 from norton_plugin.errors import SurgeryError
 
 
@@ -161,24 +160,3 @@ def test_images_are_counted_in_any_shape_of_batch(net, images, wrap, count):
         return model(torch.stack(inner) if isinstance(inner, list) else inner)
 
     assert reestimate_batch_norm_(net, [wrap(images)], call=call) == count
-
-
-@pytest.mark.parametrize(
-    ("batch", "expected"),
-    [
-        (torch.zeros(8, 3, 4, 4), 8),
-        ((torch.zeros(8, 4, 128),), 8),  # of a 1-D network
-        ((torch.zeros(8, 4),), 8),
-        (({"image": torch.zeros(8, 3, 4, 4)},), 8),
-        (([torch.zeros(8, 3, 4, 4)],), 8),
-        (([torch.zeros(3, 4, 4)] * 5,), 5),
-        ([torch.zeros(3, 4, 4)] * 5, 5),
-        ({"words": "a", "x": torch.zeros(8, 3)}, 8),
-        (("words", torch.zeros(8, 3)), 8),
-        ({"inputs": [torch.zeros(3, 4, 4)] * 5, "data_samples": [None] * 5}, 5),
-        ((), 1),
-        ("words", 1),
-    ],
-)
-def test_images_of_a_batch(batch, expected):
-    assert batch_size(batch) == expected
