@@ -68,7 +68,8 @@ class Bench:
 
     def how(self, name: str) -> tuple[Path, dict[str, str]]:
         """Return where one of mmdet's scripts lies, and the environment to run it in."""
-        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        own = [str(REPOSITORY), str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+        path = os.pathsep.join(filter(None, own))
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": path}
         return Path(mmdet.__file__).parent / ".mim" / "tools" / name, environment
 
@@ -149,9 +150,10 @@ def cost(work: Path, step: str) -> dict[str, Any]:
 def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[str, Any]:
     """Surgery, mAP, fine-tuning with every seed, mAP."""
     options, load = VARIANTS[name], [f"load_from={start}"]
-    config = FINETUNE if name == "dense" else NORTON
+    dense = name.startswith("dense")
+    config = FINETUNE if dense else NORTON
     row: dict[str, Any] = {"config": config, "options": options}
-    if name == "dense":
+    if dense:
         row["test"] = bench.test("dense test", DENSE, start, [])
     else:
         surgery, steps = surgery_of(name), {"after_surgery": options}

@@ -24,6 +24,11 @@ OF_BATCHES, KEPT = [f"{HOOK}norm_eval=False"], [f"{HOOK}norm_eval=True"]
 # Without a budget all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
     "dense": [],
+    "dense, rate 0.0001, statistics kept": [
+        *LOW_RATE,
+        "default_hooks.kept.type=KeptStatistics",
+        "custom_imports.imports=[norton_plugin.mm,kept_statistics]",
+    ],
     "hybrid, rank 5": [],
     "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],
     "decomposition": [*FILTER_LEVEL],
@@ -65,7 +70,7 @@ _TRAINING = ("optim_wrapper.", f"{HOOK}distill.", f"{HOOK}norm_eval=")
 
 def surgery_of(name: str) -> str:
     """Return the first variant that is compressed as this one is: the two differ in their training at most."""
-    compressed = (other for other in VARIANTS if other != "dense")
+    compressed = (other for other in VARIANTS if not other.startswith("dense"))
     return next(other for other in compressed if _compression(other) == _compression(name))
 
 

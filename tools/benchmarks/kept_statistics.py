@@ -1,0 +1,20 @@
+"""A hook for the dense detector: its BatchNorms keep their statistics in fine-tuning, as NortonHook lets fitted ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from norton_plugin.mm.run.norm_statistics import keep_statistics_
+
+
+@HOOKS.register_module()
+class KeptStatistics(Hook):
+    """All BatchNorms of the model run with their running statistics in training."""
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Undo what ``model.train()`` did to them."""
+        keep_statistics_(runner.model)
