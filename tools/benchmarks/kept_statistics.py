@@ -1,4 +1,4 @@
-"""A hook for the dense detector: its BatchNorms keep their statistics in fine-tuning, as NortonHook lets fitted ones."""
+"""A hook for the dense detector: its BatchNorms keep their statistics, as NortonHook lets those of fitted models."""
 
 from __future__ import annotations
 
