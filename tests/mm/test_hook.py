@@ -351,11 +351,24 @@ def test_statistics_are_kept_while_weights_of_norms_learn(tmp_path):
     assert not torch.equal(before["stage.norm1.weight"], runner.model.state_dict()["stage.norm1.weight"])
 
 
-def test_statistics_follow_the_batches_unless_layers_are_fitted(tmp_path):
-    _, (fresh, between, _) = _watched(tmp_path, NORTON, epochs=2)
-    assert all(_moved(fresh, between).values())
-    assert not NortonHook(rank=2).norm_eval and NortonHook(rank=2, calibrate=True).norm_eval
-    assert not NortonHook(rank=2, calibrate=True, norm_eval=False).norm_eval
+@pytest.mark.parametrize(
+    ("norton", "batch", "kept"),
+    [
+        ({}, 4, True),
+        ({"norm_eval": False}, 4, False),
+        ({"batch_norm": False}, 4, False),  # statistics of the dense model
+        ({"batch_norm": False, "norm_eval": True}, 4, True),
+        ({}, 32, False),
+        ({"norm_eval": True}, 32, True),
+    ],
+)
+def test_statistics_follow_large_batches(tmp_path, norton, batch, kept):
+    loader = toy_config(tmp_path).train_dataloader
+    changes = {"train_dataloader": {**loader, "batch_size": batch}}
+    _, (fresh, between, _) = _watched(tmp_path, {**NORTON, **norton}, epochs=2, log_level="INFO", **changes)
+    assert set(_moved(fresh, between).values()) == {not kept}
+    (log,) = tmp_path.glob("*/*.log")
+    assert ("NORTON: BatchNorms keep their statistics" in log.read_text()) is kept
 
 
 def test_statistics_follow_the_batches_as_long_as_the_model_is_dense(tmp_path):

@@ -1,7 +1,7 @@
 """Speed of whole models as they are delivered: dense, compressed and pruned by Torch-Pruning, in one run.
 
 Weights are random: it is the time alone that is asked for. Models are compressed, lowered and folded by the package
-itself, and timed by `norton_plugin.bench`; detectors whole, with their boxes, on an image that gives all regions.
+itself, and timed by `norton_plugin.bench`; detectors whole, those of two stages on the same regions (same_regions.py).
 Added to ``throughput.json`` after every point.
 
     OMP_NUM_THREADS=1 python tools/benchmarks/throughput.py
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from hybrid import add_row
+from same_regions import same_regions_
 from throughput_models import MODELS, Entry, Point, loaded, magnitude_pruned
 
 from norton_plugin import compress
@@ -36,6 +37,8 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
     pruning = Pruning(keep=point.keep, round_to=point.round_to)
     recipe = Recipe(scope=point.scope, decomposition=point.decomposition, pruning=pruning, verify=False)
     model, report = compress(source.model, source.example_inputs, recipe, forward_fn=source.forward_fn)
+    for each in (source.model, model) if entry.detector else ():
+        same_regions_(each)
     settings: dict[str, Any] = {
         "runtimes": RUNTIMES,
         "threads": arguments.threads,

@@ -16,7 +16,7 @@ from norton_plugin.mm.distillation.losses import FeatureDistillation
 from norton_plugin.mm.distillation.teacher import DenseTeacher, DistillSettings
 from norton_plugin.mm.patches import fuse, guard
 from norton_plugin.mm.run.fresh import Fresh, compress_run_
-from norton_plugin.mm.run.norm_statistics import keep_statistics_
+from norton_plugin.mm.run.norm_statistics import keep_statistics_, keeps_statistics
 from norton_plugin.mm.run.options import HookRecipe
 from norton_plugin.mm.run.preconditions import check_run, resumes, trains
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
@@ -67,8 +67,9 @@ class NortonHook(Hook):
             every layer, which gives the shrinkage that the dense weight had; f is 3 where filters share nothing, 4
             where they do, and 2 for shared 1x1 kernels and Linear layers.
         norm_eval: Whether BatchNorms run with their running statistics while the compressed model trains, in all parts
-            of it; their weights and biases learn. ``None`` is True where layers are fitted to images: statistics are
-            right from the start then, and those of a detector's small batches are worse (docs/openmmlab.md).
+            of it; their weights and biases learn. ``None`` is True where the statistics were estimated on training
+            images after surgery, or fitted to them, and a batch of a process holds fewer than 32 images: those of so
+            few are worse (docs/openmmlab.md).
         distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
             ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
         again: Compress the model of a compressed checkpoint (``load_from``) once more, by the recipe given here.
@@ -121,7 +122,8 @@ class NortonHook(Hook):
         self.factor_decay = factor_decay
         if norm_eval is not None and not isinstance(norm_eval, bool):
             raise RecipeError(f"norm_eval is {norm_eval!r}; expected True, False or None")
-        self.norm_eval = self.recipe.calibration.fit if norm_eval is None else norm_eval
+        self.norm_eval = norm_eval
+        self._keeps_statistics = False
         self.distill = DistillSettings.from_option(distill)
         if again and self.distill is not None:
             raise RecipeError("again and distill exclude each other: a resumed run would need the teacher of before")
@@ -184,8 +186,7 @@ class NortonHook(Hook):
         if self.structure is None and self.at_epoch == 0:
             self._compress(runner)
         self._learn_from_teacher(runner)
-        if self.norm_eval:
-            runner.logger.info("NORTON: BatchNorms keep their statistics while the compressed model trains (norm_eval)")
+        self._keeps_statistics = keeps_statistics(runner, self.norm_eval, self.recipe.calibration)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Compress after ``at_epoch`` epochs, and seed the epoch."""
@@ -199,7 +200,7 @@ class NortonHook(Hook):
         """Seed the step, and put norms that keep their statistics back into evaluation mode."""
         if self.seeds is not None:
             self.seeds.before_train_iter(runner, batch_idx, data_batch)
-        if self.norm_eval and self.structure is not None:
+        if self._keeps_statistics and self.structure is not None:
             keep_statistics_(
                 unwrap(runner.model)
             )  # after mmengine's model.train(), which comes after every other event
