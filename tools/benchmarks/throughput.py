@@ -48,14 +48,15 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
         "forward_fn": source.forward_fn,
         "timed_fn": source.timed_fn,
         "export_forward": source.export_fn,
+        "compile": arguments.compile,
         "clock": time.process_time if arguments.threads == [1] else time.perf_counter,
     }
     found = bench(source.model, model, source.example_inputs, **settings)
     row = {
-        "macs_dense": report.macs_before,
-        "macs": report.macs_after,
-        "parameters_dense": report.parameters_before,
-        "parameters": report.parameters_after,
+        "macs_dense": found.macs_dense,
+        "macs": found.macs,
+        "parameters_dense": found.parameters_dense,
+        "parameters": found.parameters,
         "load_average": round(os.getloadavg()[0], 2),
         **_figures(found),
     }
@@ -82,8 +83,8 @@ def _figures(report: BenchReport) -> dict[str, Any]:
 def _setting(setting: Setting) -> dict[str, Any]:
     """Return the best of every runtime, whichever memory format it is."""
     found: dict[str, Any] = {}
-    for runtime in ("PyTorch", "onnxruntime", "OpenVINO"):
-        own = [timing for timing in setting.timings if timing.runtime.startswith(runtime)]
+    for runtime in ("PyTorch", "torch.compile", "onnxruntime", "OpenVINO"):
+        own = [timing for timing in setting.timings if timing.runtime.partition(",")[0] == runtime]
         dense = [timing for timing in own if timing.efficiency is None]
         delivered = [timing for timing in own if timing.model == "delivered"]
         if dense and delivered:
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), metavar="MODEL")
     parser.add_argument("--points", default="", metavar="TEXT", help="only points whose names hold this")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="numbers of threads, one after the other")
+    parser.add_argument("--compile", action="store_true", help="time models compiled by torch.compile, too")
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each")
     parser.add_argument("--seconds", type=float, default=30.0, help="no further round begins after so long")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of throughput.json")
