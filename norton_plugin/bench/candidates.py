@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from norton_plugin.bench.memory import first_call_peak
 from norton_plugin.deploy import prepare
 from norton_plugin.deploy.choices import Forms
-from norton_plugin.deploy.compiling import compiled
+from norton_plugin.deploy.compiling import NOT_CALLED, compiled
 from norton_plugin.deploy.memory_format import FORMATS, laid_out, lay_out_
 from norton_plugin.errors import ExportError, MissingExtraError, NortonError
 from norton_plugin.export import RUNTIMES, Int8, Runtime, export
@@ -101,6 +101,9 @@ class Candidates:
             compile: Add both compiled by ``torch.compile``, too.
         """
         timed_fn = timed_fn or forward_fn
+        if compile and timed_fn is not None:
+            self.left.append(("the model in torch.compile", NOT_CALLED))
+            compile = False
         pairs: tuple[tuple[str, str, nn.Module, Forms], ...] = (
             (DENSE, FOLDED, dense, "static"),
             (COMPRESSED, DELIVERED, compressed, forms),

@@ -80,6 +80,7 @@ def deploy(
     from norton_plugin.cli.models import check_directory
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
+    from norton_plugin.deploy.compiling import NOT_CALLED
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
@@ -88,6 +89,8 @@ def deploy(
     check_directory(output)
     with out.status(f"building {source}") as status:
         opened = _open(source, checkpoint, options.parse_input_size(input_size), trust_code=trust_code)
+        if compile and opened.forward_fn is not None:
+            raise RecipeError(f"--compile: {NOT_CALLED}")
         opened.model.to(target)
         example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)).to(target) for x in opened.example_inputs)
         status.update("choosing forms" if static or given else "measuring forms")

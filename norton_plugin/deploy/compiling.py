@@ -10,6 +10,11 @@ from torch import nn
 # Weights are constants of the compiled code: inductor folds what depends on them alone, and keeps those of convolutions
 # packed as its kernels read them, where PyTorch packs them anew in every call.
 _OPTIONS: dict[str, Any] = {"freezing": True}
+# Why a detector is not compiled.
+NOT_CALLED = (
+    "torch.compile compiles what runs when a model is called; this one runs by methods of its own, such as predict of "
+    "a detector, and would run as it is: call backbone.compile(), neck.compile() and so on yourself"
+)
 
 
 def compiled(model: nn.Module) -> Any:

@@ -70,7 +70,7 @@ def prepare(
             channels-last format, as one that takes views of maps, stays contiguous in any case.
         fold: Whether BatchNorms are folded into the layers before them (``fold_``).
         compile: Try ``torch.compile`` as well (``compiling.compiled``), and keep it where it is faster; with
-            ``forms="measured"`` alone.
+            ``forms="measured"`` alone. It compiles what runs when the model is called, not what its methods run.
         rounds: Timed calls of everything that is measured.
         forward_fn: ``(model, example_inputs) -> output`` in place of the plain call, as of ``compress``.
 

@@ -191,6 +191,13 @@ def test_compiled_models_are_a_runtime_of_their_own(monkeypatch: pytest.MonkeyPa
         assert own.efficiency == pytest.approx(own.speed_up / report.macs_ratio)
 
 
+def test_what_is_not_called_is_not_compiled() -> None:
+    report, _ = small_report(compile=True, layers=False, timed_fn=lambda model, x: model(x))
+    ((name, reason),) = report.left
+    assert name == "the model in torch.compile" and "runs by methods of its own" in reason
+    assert not [t for t in report.settings[0].timings if "compile" in t.runtime]
+
+
 @pytest.mark.slow
 def test_what_is_compiled_computes_the_same() -> None:
     network, x = small_network(), torch.randn(2, 3, 16, 16)
