@@ -26,8 +26,7 @@ VARIANTS: dict[str, list[str]] = {
     "dense": [],
     "dense, rate 0.0001, statistics kept": [
         *LOW_RATE,
-        "default_hooks.kept.type=KeptStatistics",
-        "custom_imports.imports=[norton_plugin.mm,kept_statistics]",
+        "default_hooks.kept.type=kept_statistics.KeptStatistics",  # imported by its path
     ],
     "hybrid, rank 5": [],
     "hybrid, rank 4": [f"{HOOK}rank=4", f"{HOOK}keep=0.92", f"{HOOK}round_to=2"],

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from norton_plugin.mm.run.norm_statistics import keep_statistics_
 
 
-@HOOKS.register_module()
 class KeptStatistics(Hook):
     """All BatchNorms of the model run with their running statistics in training."""
 
