@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from report_ablation import ablation
-from report_bccd import bccd, bccd_levels, bccd_positions
+from report_bccd import bccd, bccd_levels, bccd_norms, bccd_positions
 from report_budget import budget
 from report_budget_coverage import budget_coverage
 from report_calibration import calibration
@@ -212,6 +212,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
         bccd_levels,
     ),
     ("bccd_positions.json", "A blood cell detector fitted to few and to many positions of each image", bccd_positions),
+    ("bccd_norms.json", "The same detector, its norms kept as they are in fine-tuning", bccd_norms),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),
