@@ -181,9 +181,7 @@ def _bytes(tensors: list[Tensor]) -> int:
 
 
 def _folder() -> str:
-    """Return where files go: /tmp is often memory itself."""
-    if named := os.environ.get("TMPDIR"):
-        return named
-    if os.access("/var/tmp", os.W_OK):
-        return "/var/tmp"
-    return tempfile.gettempdir()
+    """Return where files go: /tmp is often memory itself. A TMPDIR that takes no files is passed over, as by Python."""
+    wanted = (os.environ.get("TMPDIR"), "/var/tmp")
+    usable = (folder for folder in wanted if folder and os.path.isdir(folder) and os.access(folder, os.W_OK))
+    return next(usable, None) or tempfile.gettempdir()

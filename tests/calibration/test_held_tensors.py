@@ -190,6 +190,13 @@ def test_a_disk_that_is_full_undoes_everything(on_disk, monkeypatch):
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
 
 
+def test_a_folder_that_is_not_there_is_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert held_tensors._folder() == str(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    assert held_tensors._folder() in ("/var/tmp", tempfile.gettempdir())
+
+
 def test_moments_and_what_is_held_share_a_limit():
     memory, rest = MomentMemory.beside_others(1000, {"a": 300, "b": 30})
     assert (memory.limit, rest) == (500, 500)
