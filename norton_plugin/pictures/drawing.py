@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from norton_plugin.zoo.prediction import Prediction
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22")
 _BEST = 5
 _LEAST_SIDE = 160  # pixels; smaller images are drawn enlarged
+_COUNTED = 3  # classes named below a picture
+_LETTER = (6, 11)  # pixels of one in a label, width and height
 
 
 def draw(picture: Tensor, found: Prediction, names: Sequence[str] = ()) -> tuple[Any, str]:
@@ -41,14 +44,22 @@ def draw(picture: Tensor, found: Prediction, names: Sequence[str] = ()) -> tuple
         factor = -(-_LEAST_SIDE // min(image.size))
         large = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         return large, _best(found.scores, names)
-    count = len(found.boxes)
-    return to_pil_image(_objects(picture, found, names)), f"{count} object{'' if count == 1 else 's'}"
+    return to_pil_image(_objects(picture, found, names)), _counts(found, names)
 
 
 def _best(scores: Tensor, names: Sequence[str]) -> str:
     best = scores.topk(min(_BEST, len(scores)))
     pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
     return "\n".join(f"{_name(label, names)}: {100 * value:.0f} %" for value, label in pairs)
+
+
+def _counts(found: Prediction, names: Sequence[str]) -> str:
+    """Say how many objects there are, and of which classes most."""
+    labels = [] if found.labels is None else found.labels.tolist()
+    kinds = Counter(labels).most_common()
+    words = ", ".join(f"{count} {_name(label, names)}" for label, count in kinds[:_COUNTED])
+    more = ", ..." if len(kinds) > _COUNTED else ""
+    return f"{len(labels)} object{'' if len(labels) == 1 else 's'}" + (f": {words}{more}" if labels else "")
 
 
 def _objects(picture: Tensor, found: Prediction, names: Sequence[str]) -> Tensor:
@@ -68,7 +79,21 @@ def _objects(picture: Tensor, found: Prediction, names: Sequence[str]) -> Tensor
     height, width = picture.shape[-2:]
     boxes = found.boxes.clamp(min=torch.zeros(4), max=torch.tensor([width - 1, height - 1] * 2))
     boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
-    return draw_bounding_boxes(drawn, boxes, labels=words, colors=colours, width=2)
+    shown = _readable(boxes, found.scores, words)
+    return draw_bounding_boxes(drawn, boxes, labels=shown, colors=colours, width=2)
+
+
+def _readable(boxes: Tensor, scores: Tensor, words: Sequence[str]) -> list[str | None]:
+    """Return the labels that cover none of a higher score; None for the others, whose colour tells the class."""
+    shown: list[str | None] = [None] * len(words)
+    taken: list[tuple[float, float, float]] = []  # left, top and right
+    for index in scores.argsort(descending=True).tolist():
+        left, top = boxes[index, :2].tolist()
+        right = left + _LETTER[0] * len(words[index])
+        if all(right < other[0] or other[2] < left or abs(top - other[1]) > _LETTER[1] for other in taken):
+            taken.append((left, top, right))
+            shown[index] = words[index]
+    return shown
 
 
 def _name(label: int, names: Sequence[str]) -> str:
