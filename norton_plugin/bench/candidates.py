@@ -114,7 +114,7 @@ class Candidates:
         for ready, model in self.prepared.items():
             for runtime, memory in (_PLAIN | _COMPILED if compile else _PLAIN).items():
                 placed = lay_out_(duplicate(model), memory)
-                opened = partial(_compiled, compiled(placed)) if runtime in _COMPILED else partial(_in_pytorch, placed)
+                opened = partial(_compiled if runtime in _COMPILED else _in_pytorch, placed)
                 self.found.append(Candidate(ready, runtime, partial(opened, timed_fn, memory=memory)))
 
     def add_files(
@@ -155,6 +155,9 @@ class Candidates:
     def opened(self, inputs: Any, threads: int) -> dict[Candidate, OpenedCandidate]:
         """Open every candidate for an input and call it once; one that cannot take it is listed with the reason."""
         opened: dict[Candidate, OpenedCandidate] = {}
+        if any(candidate.runtime in _COMPILED for candidate in self.found):
+            # Else sizes that were compiled before lead to code for any size, and after eight compilations to none.
+            torch.compiler.reset()
         for candidate in self.found:
             try:
                 with torch_threads(threads), torch.inference_mode():
@@ -184,9 +187,9 @@ def _in_pytorch(
     return lambda: run_model(model, placed, forward_fn)
 
 
-def _compiled(model: Any, *arguments: Any, memory: torch.memory_format) -> Call:
-    """Compile before the first call that counts: the memory that takes is not that of a call."""
-    call = _in_pytorch(model, *arguments, memory=memory)
+def _compiled(model: nn.Module, *arguments: Any, memory: torch.memory_format) -> Call:
+    """Compile for this input, before the first call that counts: the memory that takes is not that of a call."""
+    call = _in_pytorch(compiled(model), *arguments, memory=memory)
     call()
     return call
 

@@ -53,7 +53,7 @@ def bench(
     ] = "pytorch",
     compile: Annotated[
         bool,
-        typer.Option("--compile", help="Also time both compiled by torch.compile; minutes.", rich_help_panel=_WHAT),
+        typer.Option("--compile", help="Time both compiled by torch.compile too (minutes).", rich_help_panel=_WHAT),
     ] = False,
     layers: Annotated[
         bool, typer.Option("--layers/--no-layers", help="Also time every changed layer.", rich_help_panel=_WHAT)
@@ -141,7 +141,7 @@ def bench(
             layers=layers,
             int8=int8_settings(out, data, opened.preprocessing, "onnxruntime", _SAMPLE),
             forms=table.forms if table else "static",
-            compile=compile,
+            compile=compile or (table is not None and table.compiled),
             forward_fn=opened.forward_fn,
             timed_fn=inference_of(opened.spec),
             export_forward=exported_part(opened.spec, opened.model)[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, Form
 from norton_plugin.deploy.choices import Forms, choose, given_forms, static_memory_format
-from norton_plugin.deploy.compiling import compiled
+from norton_plugin.deploy.compiling import NOT_CALLED, compiled
 from norton_plugin.deploy.folding import FoldReport, fold_
 from norton_plugin.deploy.inputs import largest_inputs
 from norton_plugin.deploy.latency import compare_latency
@@ -25,6 +26,8 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.modules.swap import names_by_identity, swap_
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def prepare(
         SurgeryError: The model is itself a block, cannot be copied, or does not run on the example.
         RecipeError: Unknown forms, or a table that names a block which the model does not have.
     """
+    if forward_fn is not None and (compile or (isinstance(forms, DeploymentTable) and forms.compiled)):
+        logger.warning("the model is not compiled: %s", NOT_CALLED)
+        compile, forms = False, replace(forms, compiled=False) if isinstance(forms, DeploymentTable) else forms
     copied = duplicate(model).eval()
     if isinstance(copied, ConvBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")

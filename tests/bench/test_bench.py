@@ -172,15 +172,11 @@ def test_report_of_a_small_network() -> None:
 
 
 def test_compiled_models_are_a_runtime_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, object]] = []
-
-    def compile(model: nn.Module, **options: object) -> nn.Module:
-        seen.append(options)
-        return nn.Sequential(model)
-
-    monkeypatch.setattr(torch, "compile", compile)
-    report, _ = small_report(compile=True, layers=False)
-    assert seen == [{"options": {"freezing": True}}] * 4
+    resets = []
+    monkeypatch.setattr(torch, "compile", nn.Sequential)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
+    report, _ = small_report(compile=True, layers=False, batches=(1, 2))
+    assert len(resets) == 2  # each batch gets code of its own
     timed = {(t.model, t.runtime): t for t in report.settings[0].timings if "compile" in t.runtime}
     runtimes = ("torch.compile", "torch.compile, channels_last")
     assert list(timed) == [(model, runtime) for model in ("dense, folded", "delivered") for runtime in runtimes]
@@ -199,15 +195,19 @@ def test_what_is_not_called_is_not_compiled() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_compiled_computes_the_same() -> None:
+def test_weights_are_constants_of_what_is_compiled() -> None:
     network, x = small_network(), torch.randn(2, 3, 16, 16)
     fast = compiled(network)
     with torch.inference_mode():
-        torch.testing.assert_close(fast(x), network(x))
+        expected = network(x)
+        torch.testing.assert_close(fast(x), expected)
+        network[8].weight.zero_()
+        torch.testing.assert_close(fast(x), expected)
+    assert not torch._inductor.config.freezing
 
 
 def test_a_model_that_cannot_be_compiled_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile(model: nn.Module, **options: object) -> object:
+    def compile(model: nn.Module) -> object:
         def refuse(*_: object) -> None:
             raise RuntimeError("no working C++ compiler")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_blocks_of_one_size_are_measured_once(timed, image):
 
 
 def test_a_compiled_model_is_kept_where_it_is_faster(net, image, timed, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model, **_: nn.Sequential(model))
+    monkeypatch.setattr(torch, "compile", nn.Sequential)
     timed(dict.fromkeys(FORMS, 0.001), (0.03, 0.03, 0.02, 0.03))
     prepared = prepare(net, image, forms="measured", compile=True)
     assert prepared.deployment.compiled and isinstance(prepared.model, nn.Sequential)
@@ -279,3 +280,13 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch
     with pytest.raises(ArtifactError, match="No space left on device"):
         deploy.DeploymentTable(()).write(path)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_runs_by_its_methods_is_not_compiled(net, image, timed, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", nn.Sequential)
+    timed(dict.fromkeys(FORMS, 0.001), (0.03, 0.03, 0.02, 0.03))
+    table = replace(prepare(net, image).deployment, compiled=True)
+    for forms in ("measured", table):
+        found = prepare(net, image, forms=forms, compile=forms == "measured", forward_fn=lambda model, x: model(x))
+        assert not found.deployment.compiled and type(found.model) is type(net)
+    assert caplog.text.count("runs by methods of its own") == 2

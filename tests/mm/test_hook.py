@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import ArtifactError, RecipeError
+from norton_plugin.errors import ArtifactError, RecipeError, SurgeryError
 
 pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plugin[mmdet]'")
 
@@ -351,6 +351,21 @@ def test_statistics_are_kept_while_weights_of_norms_learn(tmp_path):
     assert not torch.equal(before["stage.norm1.weight"], runner.model.state_dict()["stage.norm1.weight"])
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """Weights to start from: random ones are told of, and leave their statistics to the training."""
+    torch.save({"state_dict": ToyNet().state_dict(), "meta": {}}, tmp_path / "dense.pth")
+    return {"load_from": str(tmp_path / "dense.pth"), "log_level": "INFO"}
+
+
+def _with_batches(folder, size):
+    return {"train_dataloader": {**toy_config(folder).train_dataloader, "batch_size": size}}
+
+
+def _said(folder):
+    return " ".join(path.read_text() for path in folder.glob("*/*.log"))
+
+
 @pytest.mark.parametrize(
     ("norton", "batch", "kept"),
     [
@@ -362,13 +377,40 @@ def test_statistics_are_kept_while_weights_of_norms_learn(tmp_path):
         ({"norm_eval": True}, 32, True),
     ],
 )
-def test_statistics_follow_large_batches(tmp_path, norton, batch, kept):
-    loader = toy_config(tmp_path).train_dataloader
-    changes = {"train_dataloader": {**loader, "batch_size": batch}}
-    _, (fresh, between, _) = _watched(tmp_path, {**NORTON, **norton}, epochs=2, log_level="INFO", **changes)
+def test_statistics_follow_large_batches(tmp_path, trained, norton, batch, kept):
+    changes = {**trained, **_with_batches(tmp_path, batch)}
+    _, (fresh, between, _) = _watched(tmp_path, {**NORTON, **norton}, epochs=2, **changes)
     assert set(_moved(fresh, between).values()) == {not kept}
-    (log,) = tmp_path.glob("*/*.log")
-    assert ("NORTON: BatchNorms keep their statistics" in log.read_text()) is kept
+    assert f"BatchNorms {'keep' if kept else 'update'} their statistics" in _said(tmp_path)
+
+
+def test_statistics_of_random_weights_are_not_kept(tmp_path):
+    _, (fresh, between, _) = _watched(tmp_path, NORTON, epochs=2)
+    assert all(_moved(fresh, between).values())
+
+
+def test_statistics_that_could_not_be_estimated_are_not_kept(tmp_path, trained, monkeypatch):
+    def fail(*_, **__):
+        raise SurgeryError("statistics are not finite")
+
+    monkeypatch.setattr(after_surgery, "reestimate_batch_norm_", fail)
+    _, (fresh, between, _) = _watched(tmp_path, NORTON, epochs=2, **trained)
+    assert all(_moved(fresh, between).values())
+
+
+def test_a_resumed_run_keeps_statistics_as_it_began(tmp_path, trained):
+    _watched(tmp_path, NORTON, epochs=1, **trained)
+    path = tmp_path / "epoch_1.pth"
+    for stored, kept in ((True, True), (None, False)):  # None: written before there was such a decision
+        checkpoint = torch.load(path, weights_only=False)
+        assert checkpoint["meta"]["norton"].pop("norm_eval", True)
+        if stored is not None:
+            checkpoint["meta"]["norton"]["norm_eval"] = stored
+        torch.save(checkpoint, path)
+        changes = {"load_from": str(path), "resume": True, "log_level": "INFO", **_with_batches(tmp_path, 32)}
+        _, seen = _watched(tmp_path, NORTON, epochs=2, **changes)
+        assert set(_moved(seen[0], seen[-1]).values()) == {not kept}
+    assert "as before the run was resumed" in _said(tmp_path)
 
 
 def test_statistics_follow_the_batches_as_long_as_the_model_is_dense(tmp_path):

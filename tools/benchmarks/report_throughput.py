@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from report_table import Facts, table
@@ -16,16 +16,18 @@ _FEWER = 5  # times fewer MACs, up to which rows are averaged apart
 
 def throughput(facts: Facts) -> str:
     """Whole models: speed-up in every runtime, and efficiency."""
-    rows = [_row(row, setting) for row, setting in _settings(facts)]
-    header = [*_HEADER, *(f"{runtime}: ms, speed-up, efficiency" for runtime in _RUNTIMES), "Torch-Pruning, speed-up"]
+    timed = {runtime for _, setting in _settings(facts) for runtime in setting["runtimes"]}
+    runtimes = [runtime for runtime in _RUNTIMES if runtime in timed]
+    rows = [_row(row, setting, runtimes) for row, setting in _settings(facts)]
+    header = [*_HEADER, *(f"{runtime}: ms, speed-up, efficiency" for runtime in runtimes), "Torch-Pruning, speed-up"]
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     return (
         "Random weights: this is the time alone. Compressed, lowered and folded by the package, timed by "
         "`norton_plugin.bench` with the dense model in turn; the dense model has its norms folded too, and both are in "
         "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes; those of two stages all on the same 1000 "
-        "regions of 16 to 512 pixels and the same 100 objects, for what random weights propose differs between models, "
-        "and so would their work. A file of a detector of mmdet ends at the tensors of its head, of two stages at "
+        "regions of 16 to 512 pixels and with the same 100 objects, because random weights propose different ones in "
+        "each model (their own choice, by NMS, still runs; rows marked with * are of before). A file of a detector of mmdet ends at the tensors of its head, of two stages at "
         "those of the RPN, and is held against the MACs of that part. The last column is Torch-Pruning's plain "
         "magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense layers, so it is what "
         "compression of this kind can reach. "
@@ -40,18 +42,19 @@ def _settings(facts: Facts) -> Iterator[tuple[Facts, Facts]]:
             yield row, setting
 
 
-def _row(row: Facts, setting: Facts) -> list[object]:
+def _row(row: Facts, setting: Facts, runtimes: Sequence[str]) -> list[object]:
     peer = _same(row.get("torch_pruning", {}).get("settings", []), setting)
+    before = "" if row.get("same_regions", True) else " *"
     return [
-        row["model"],
+        row["model"] + before,
         row["point"],
         f"{row['macs_dense'] / 1e9:.2f} to {row['macs'] / 1e9:.2f}",
         f"{row['parameters_dense'] / 1e6:.1f} to {row['parameters'] / 1e6:.1f}",
         f"{row['macs_ratio']:.2f}" + (f" (file: {row['file_macs_ratio']:.2f})" if _is_part(row) else ""),
         setting["batch"],
         setting["threads"],
-        *(_cell(setting["runtimes"].get(runtime)) for runtime in _RUNTIMES),
-        " / ".join(f"{peer[runtime]['speed_up']:.2f}" for runtime in _RUNTIMES if runtime in peer) or "-",
+        *(_cell(setting["runtimes"].get(runtime)) for runtime in runtimes),
+        " / ".join(f"{peer[runtime]['speed_up']:.2f}" for runtime in runtimes if runtime in peer) or "-",
     ]
 
 

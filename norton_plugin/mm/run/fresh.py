@@ -15,6 +15,7 @@ from torch import nn
 from norton_plugin.blocks import balance_
 from norton_plugin.mm.run import after_surgery
 from norton_plugin.mm.run.decision import Decision, decide
+from norton_plugin.mm.run.norm_statistics import NormStatistics
 from norton_plugin.mm.run.origin import warn_of_random_weights
 from norton_plugin.mm.run.report import log_outcome, log_surgery
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
@@ -42,6 +43,7 @@ class Fresh:
         evaluate: Validate straight after surgery.
         outputs: Layers whose outputs keep their width.
         dense: Geometry of the dense model, where the one at hand is compressed already.
+        norms: Whether statistics are kept in training; decided here.
         named: Settings of the recipe's calibration that the config names itself.
     """
 
@@ -50,6 +52,7 @@ class Fresh:
     input_size: Sequence[int] | None
     factor_decay: FactorDecay | None
     evaluate: bool
+    norms: NormStatistics
     outputs: tuple[str, ...] = ()
     dense: Geometry | None = None
     named: frozenset[str] = frozenset()
@@ -65,7 +68,7 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
     Returns:
         The structure that leads from the dense model to what it is now; the report, None on all ranks but the first.
     """
-    warn_of_random_weights(runner)
+    trained = not warn_of_random_weights(runner)
     with run_log(runner.logger) as log:
         runner.logger.info("NORTON: surgery begins: %s", _in_words(told.recipe))
         settings: dict[str, Any] = {
@@ -83,6 +86,7 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
         if calibration.batch_norm and not (calibration.fit or told.recipe.distillation.active):
             log("re-estimating BatchNorm statistics")
             images = after_surgery.reestimate_(runner, structure, images=calibration.images, tell=log.detail)
+        told.norms.decide(runner, estimated=trained and _estimated(told.recipe, images))
         metrics = {}
         if told.evaluate:
             log("validating the model as surgery left it")
@@ -92,6 +96,11 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
     report = replace(decision.report, calibration_images=images)
     log_outcome(runner, report, metrics=metrics)
     return structure, report
+
+
+def _estimated(recipe: Recipe, images: int) -> bool:
+    """Tell whether statistics of norms are those of training images: re-estimated, fitted, or learned with."""
+    return images > 0 or recipe.calibration.fit or recipe.distillation.active
 
 
 def _in_words(recipe: Recipe) -> str:

@@ -16,7 +16,7 @@ from norton_plugin.mm.distillation.losses import FeatureDistillation
 from norton_plugin.mm.distillation.teacher import DenseTeacher, DistillSettings
 from norton_plugin.mm.patches import fuse, guard
 from norton_plugin.mm.run.fresh import Fresh, compress_run_
-from norton_plugin.mm.run.norm_statistics import keep_statistics_, keeps_statistics
+from norton_plugin.mm.run.norm_statistics import NormStatistics
 from norton_plugin.mm.run.options import HookRecipe
 from norton_plugin.mm.run.preconditions import check_run, resumes, trains
 from norton_plugin.mm.run.slow_optimizer import warn_of_sgd
@@ -67,9 +67,9 @@ class NortonHook(Hook):
             every layer, which gives the shrinkage that the dense weight had; f is 3 where filters share nothing, 4
             where they do, and 2 for shared 1x1 kernels and Linear layers.
         norm_eval: Whether BatchNorms run with their running statistics while the compressed model trains, in all parts
-            of it; their weights and biases learn. ``None`` is True where the statistics were estimated on training
-            images after surgery, or fitted to them, and a batch of a process holds fewer than 32 images: those of so
-            few are worse (docs/openmmlab.md).
+            of it; their weights and biases learn. ``None`` is True where trained weights were compressed, the
+            statistics were estimated on training images after surgery, and a step shows a norm fewer than 32 images,
+            which estimate them worse (docs/openmmlab.md). A resumed run goes on as it began.
         distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
             ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
         again: Compress the model of a compressed checkpoint (``load_from``) once more, by the recipe given here.
@@ -122,8 +122,7 @@ class NortonHook(Hook):
         self.factor_decay = factor_decay
         if norm_eval is not None and not isinstance(norm_eval, bool):
             raise RecipeError(f"norm_eval is {norm_eval!r}; expected True, False or None")
-        self.norm_eval = norm_eval
-        self._keeps_statistics = False
+        self.norms = NormStatistics(norm_eval)
         self.distill = DistillSettings.from_option(distill)
         if again and self.distill is not None:
             raise RecipeError("again and distill exclude each other: a resumed run would need the teacher of before")
@@ -179,14 +178,15 @@ class NortonHook(Hook):
         if again:
             return
         self.structure, self._earlier = structure, entry.get("earlier", [])
-        warn_of_sgd(runner)
+        if trains(runner):
+            self.norms.take_over(runner, entry, resumed=resumes(runner))
+            warn_of_sgd(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Compress at the start, where no checkpoint brought a structure."""
         if self.structure is None and self.at_epoch == 0:
             self._compress(runner)
         self._learn_from_teacher(runner)
-        self._keeps_statistics = keeps_statistics(runner, self.norm_eval, self.recipe.calibration)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Compress after ``at_epoch`` epochs, and seed the epoch."""
@@ -200,10 +200,8 @@ class NortonHook(Hook):
         """Seed the step, and put norms that keep their statistics back into evaluation mode."""
         if self.seeds is not None:
             self.seeds.before_train_iter(runner, batch_idx, data_batch)
-        if self._keeps_statistics and self.structure is not None:
-            keep_statistics_(
-                unwrap(runner.model)
-            )  # after mmengine's model.train(), which comes after every other event
+        if self.structure is not None:  # after mmengine's model.train(), which comes after every other event
+            self.norms.apply_(unwrap(runner.model))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Write structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.
@@ -217,6 +215,7 @@ class NortonHook(Hook):
             "structure_hash": None if self.structure is None else structure_hash(self.structure),
             "recipe": self.recipe.to_dict(),
             "factor_decay": self.factor_decay,
+            "norm_eval": self.norms.kept,
             **({} if self._teacher_note is None else {"teacher": self._teacher_note}),
             **({"earlier": self._earlier} if self._earlier else {}),
         }
@@ -269,6 +268,7 @@ class NortonHook(Hook):
             self.evaluate,
             outputs=self._remember_dense(runner),
             dense=self._dense,
+            norms=self.norms,
             named=self._named,
         )
         self.structure, self.report = compress_run_(runner, told)

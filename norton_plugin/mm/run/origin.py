@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 _PRETRAINED = ("Pretrained", "PretrainedInit")
 
 
-def warn_of_random_weights(runner: Runner) -> None:
+def warn_of_random_weights(runner: Runner) -> bool:
     """Warn in the log where a model is to be compressed before anything trained or loaded its weights.
 
     Nothing is said where the run loaded a checkpoint or trained for some steps, nor of a model that was handed to the
@@ -18,13 +18,16 @@ def warn_of_random_weights(runner: Runner) -> None:
 
     Args:
         runner: Just before its model is compressed.
+
+    Returns:
+        Whether a warning was given.
     """
     config = runner.cfg.get("model")
     if getattr(runner, "_load_from", None) or runner.iter > 0 or not isinstance(config, Mapping):
-        return
+        return False
     places = list(_pretrained_places(config))
     if "" in places:
-        return
+        return False
     if places:
         named = ", ".join(dict.fromkeys(places))
         runner.logger.warning(
@@ -32,11 +35,12 @@ def warn_of_random_weights(runner: Runner) -> None:
             "compressed with random ones; give load_from=TRAINED.pth, or at_epoch=N to train first",
             named,
         )
-        return
+        return True
     runner.logger.warning(
         "NORTON: no load_from is given: the model has random weights, and compressing them is of no use; give "
         "load_from=TRAINED.pth, or at_epoch=N to train first"
     )
+    return True
 
 
 def _pretrained_places(config: Any, place: str = "") -> Iterator[str]:
