@@ -24,6 +24,7 @@ OF_BATCHES = [f"{HOOK}norm_eval=False"]
 # Without a budget all come to 49-50 % of the MACs.
 VARIANTS: dict[str, list[str]] = {
     "dense": [],
+    "dense, rate 0.0001": [*LOW_RATE],
     "dense, rate 0.0001, statistics kept": [
         *LOW_RATE,
         "default_hooks.kept.type=kept_statistics.KeptStatistics",  # imported by its path
