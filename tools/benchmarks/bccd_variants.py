@@ -43,6 +43,8 @@ VARIANTS: dict[str, list[str]] = {
     "decomposition, layer level, fitted": [*LAYER_LEVEL, *FITTED, *BETA, *RATE],
     "decomposition, layer level, fitted, distilled": [*LAYER_LEVEL, *FITTED, *DISTILLED, *BETA, *RATE],
     "budget 50 %, no images": [*HALF, *BETA, *RATE],
+    "budget 50 %, no images, distilled, the config's own rate": [*HALF, *DISTILLED],
+    "budget 30 %, no images, distilled, the config's own rate": [*THIRD, *DISTILLED],
     "budget 50 %, fitted": [*HALF, *FITTED, *BETA, *RATE],
     "budget 50 %, fitted, distilled": [*HALF, *FITTED, *DISTILLED, *BETA, *RATE],
     "budget 50 %, fitted, distilled, the config's own rate": [*HALF, *FITTED, *DISTILLED],
