@@ -103,7 +103,7 @@ def bccd_norms(facts: Facts) -> str:
         "hook's default where a batch holds fewer than 32 images (`norm_eval`; here 8), except in rows that say "
         f"otherwise; {facts['epochs']['finetuning']} epochs with labels and, all but the dense one, towards the dense "
         "model too; AdamW at the config's 0.0005 unless the rate is named. For the dense detector a small hook of the "
-        "benchmark keeps them.\n\n" + table(header, rows) + f"\n\n{_goal(facts['variants'])}"
+        "benchmark keeps them, where its row says so.\n\n" + table(header, rows) + f"\n\n{_goal(facts['variants'])}"
     )
 
 
