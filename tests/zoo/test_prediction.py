@@ -109,7 +109,7 @@ def test_what_is_drawn_is_in_its_place():
     box = torch.tensor([[30.0, 20.0, 10.0, 5.0]])  # with its corners the wrong way round, as rounding leaves some
     found = Prediction(torch.tensor([0.75]), torch.tensor([1]), box, mask, torch.tensor([[[70.0, 10.0]]]))
     image, words = draw(picture, found, ("none", "cell"))
-    assert words == "1 object" and image.size == (80, 60)
+    assert words == "1 object: 1 cell" and image.size == (80, 60)
     lit = {point: image.getpixel(point) != (0, 0, 0) for point in [(10, 15), (55, 45), (70, 10), (70, 55), (45, 30)]}
     assert lit == {(10, 15): True, (55, 45): True, (70, 10): True, (70, 55): False, (45, 30): False}
     image, words = draw(picture[:1], Prediction(torch.tensor([0.1, 0.7, 0.2])))
