@@ -86,12 +86,12 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="norton-bench-") as folder, traceable(dense), traceable(compressed):
         candidates = Candidates()
         on_step("lowering and folding")
-        run = (forward_fn, timed_fn)
-        candidates.add_pytorch(dense, compressed, example_inputs, *run, forms=forms, compile=compile)
+        candidates.add_pytorch(dense, compressed, example_inputs, forward_fn, timed_fn, forms=forms, compile=compile)
         if filed:
             on_step("exporting")
-            given: dict[str, Any] = {"forward_fn": export_forward, "int8": int8}
-            candidates.add_files(models.items(), example_inputs, runtimes, Path(folder), **given)
+            candidates.add_files(
+                models.items(), example_inputs, runtimes, Path(folder), forward_fn=export_forward, int8=int8
+            )
         settings: list[Setting] = []
         for count, batch in product(threads, batches):
             on_step(f"timing batch {batch} on {count} thread(s)")

@@ -26,10 +26,9 @@ from norton_plugin.modules.running import ForwardFunction, run_model
 from norton_plugin.modules.threads import torch_threads
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
-COMPILED, COMPILED_CHANNELS_LAST = "torch.compile", "torch.compile, channels_last"
-IN_PYTORCH = (PYTORCH, CHANNELS_LAST, COMPILED, COMPILED_CHANNELS_LAST)
-_PLAIN = {PYTORCH: FORMATS["contiguous"], CHANNELS_LAST: FORMATS["channels_last"]}
-_COMPILED = {COMPILED: FORMATS["contiguous"], COMPILED_CHANNELS_LAST: FORMATS["channels_last"]}
+_MEMORY_FORMATS = {PYTORCH: FORMATS["contiguous"], CHANNELS_LAST: FORMATS["channels_last"]}
+_COMPILED = {PYTORCH: "torch.compile", CHANNELS_LAST: "torch.compile, channels_last"}
+IN_PYTORCH = (*_COMPILED, *_COMPILED.values())
 NAMES: dict[Runtime, str] = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}
 DENSE, FOLDED, COMPRESSED, DELIVERED, INT8 = "dense", "dense, folded", "compressed", "delivered", "delivered, int8"
 
@@ -112,10 +111,12 @@ class Candidates:
             self.found.append(Candidate(name, PYTORCH, partial(_in_pytorch, model, timed_fn)))
             self.prepared[ready] = prepare(model, example_inputs, forms=own, forward_fn=forward_fn).model
         for ready, model in self.prepared.items():
-            for runtime, memory in (_PLAIN | _COMPILED if compile else _PLAIN).items():
+            for runtime, memory in _MEMORY_FORMATS.items():
                 placed = lay_out_(duplicate(model), memory)
-                opened = partial(_compiled if runtime in _COMPILED else _in_pytorch, placed)
-                self.found.append(Candidate(ready, runtime, partial(opened, timed_fn, memory=memory)))
+                self.found.append(Candidate(ready, runtime, partial(_in_pytorch, placed, timed_fn, memory=memory)))
+                if compile:
+                    opened = partial(_compiled, placed, timed_fn, memory=memory)
+                    self.found.append(Candidate(ready, _COMPILED[runtime], opened))
 
     def add_files(
         self,
@@ -137,11 +138,10 @@ class Candidates:
             forward_fn: As of ``prepare``.
             int8: Quantise the compressed model too.
         """
-        given = _positional(example_inputs)
         for name, model in models:
             path = folder / f"{name}.onnx"
             try:
-                export(model, given, path, forward_fn=forward_fn, int8=int8 if name == DELIVERED else None)
+                export(model, example_inputs, path, forward_fn=forward_fn, int8=int8 if name == DELIVERED else None)
             except (ExportError, MissingExtraError) as error:
                 self.left.append((f"{name} as ONNX", str(error)))
                 continue
@@ -155,7 +155,7 @@ class Candidates:
     def opened(self, inputs: Any, threads: int) -> dict[Candidate, OpenedCandidate]:
         """Open every candidate for an input and call it once; one that cannot take it is listed with the reason."""
         opened: dict[Candidate, OpenedCandidate] = {}
-        if any(candidate.runtime in _COMPILED for candidate in self.found):
+        if any(candidate.runtime in _COMPILED.values() for candidate in self.found):
             # Else sizes that were compiled before lead to code for any size, and after eight compilations to none.
             torch.compiler.reset()
         for candidate in self.found:
@@ -195,13 +195,9 @@ def _compiled(model: nn.Module, *arguments: Any, memory: torch.memory_format) ->
 
 
 def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:
-    given = _positional(inputs)
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     run = open_file(path, runtime, image=given[0] if len(given) == 1 else None, threads=threads)
     return lambda: run(given)
-
-
-def _positional(inputs: Any) -> tuple[Tensor, ...]:
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 __all__ = ["RUNTIMES", "Candidate", "Candidates"]

@@ -84,9 +84,10 @@ def prepare(
         SurgeryError: The model is itself a block, cannot be copied, or does not run on the example.
         RecipeError: Unknown forms, or a table that names a block which the model does not have.
     """
-    if forward_fn is not None and (compile or (isinstance(forms, DeploymentTable) and forms.compiled)):
+    taken_over = isinstance(forms, DeploymentTable) and forms.compiled
+    if forward_fn is not None and (compile or taken_over):
         logger.warning("the model is not compiled: %s", NOT_CALLED)
-        compile, forms = False, replace(forms, compiled=False) if isinstance(forms, DeploymentTable) else forms
+        compile = taken_over = False
     copied = duplicate(model).eval()
     if isinstance(copied, ConvBlock | CPDLinear):
         raise SurgeryError(f"the model is itself a {type(copied).__name__}; use lower_block(model)")
@@ -105,8 +106,7 @@ def prepare(
     if forms == "measured":
         ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
     else:
-        wanted = isinstance(forms, DeploymentTable) and forms.compiled
-        ready = replace(_static(ready, sites, run, given, memory_format), compiled=wanted)
+        ready = replace(_static(ready, sites, run, given, memory_format), compiled=taken_over)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
     final: Any = compiled(ready.model) if ready.compiled else ready.model
     return PreparedModel(

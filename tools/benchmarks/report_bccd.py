@@ -53,13 +53,12 @@ def bccd_levels(facts: Facts) -> str:
 
 def bccd_positions(facts: Facts) -> str:
     """Return the section: positions of each image that layers are fitted to, from a dense training of its own."""
-    kinds = ("RBC", "WBC", "Platelets")
     rows = [
         [
             name,
             _percent(row, "macs_share"),
             _before(row),
-            " / ".join(f"{(row.get('after_surgery') or row['test'])[f'map_{kind}']:.1f}" for kind in kinds),
+            _classes(row.get("after_surgery") or row["test"]),
             f"{row['surgery_seconds']:.0f}" if "surgery_seconds" in row else "-",
             _finetuned(row),
             len(row["finetuned"]),
@@ -169,7 +168,7 @@ def _row(name: str, row: Facts) -> list[object]:
         _before(row),
         _finetuned(row),
         f"{mean['map50']:.1f}",
-        " / ".join(f"{mean[f'map_{kind}']:.1f}" for kind in ("RBC", "WBC", "Platelets")),
+        _classes(mean),
         f"{sum(r['processor_seconds'] for r in runs) / len(runs):.0f}",
     ]
 

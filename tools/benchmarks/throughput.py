@@ -57,7 +57,6 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
         "macs": found.macs,
         "parameters_dense": found.parameters_dense,
         "parameters": found.parameters,
-        "same_regions": True,
         "load_average": round(os.getloadavg()[0], 2),
         **_figures(found),
     }

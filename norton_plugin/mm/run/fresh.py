@@ -83,10 +83,12 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
             log_surgery(runner, decision.report, traced=decision.traced)
         calibration = told.recipe.calibration
         images = 0 if decision.report is None else decision.report.calibration_images
-        if calibration.batch_norm and not (calibration.fit or told.recipe.distillation.active):
+        estimated = calibration.fit or told.recipe.distillation.active  # statistics are those of training images
+        if calibration.batch_norm and not estimated:
             log("re-estimating BatchNorm statistics")
             images = after_surgery.reestimate_(runner, structure, images=calibration.images, tell=log.detail)
-        told.norms.decide(runner, estimated=trained and _estimated(told.recipe, images))
+            estimated = images > 0
+        told.norms.decide(runner, estimated=trained and estimated)
         metrics = {}
         if told.evaluate:
             log("validating the model as surgery left it")
@@ -96,11 +98,6 @@ def compress_run_(runner: Runner, told: Fresh) -> tuple[Structure, CompressionRe
     report = replace(decision.report, calibration_images=images)
     log_outcome(runner, report, metrics=metrics)
     return structure, report
-
-
-def _estimated(recipe: Recipe, images: int) -> bool:
-    """Tell whether statistics of norms are those of training images: re-estimated, fitted, or learned with."""
-    return images > 0 or recipe.calibration.fit or recipe.distillation.active
 
 
 def _in_words(recipe: Recipe) -> str:

@@ -200,8 +200,7 @@ class NortonHook(Hook):
         """Seed the step, and put norms that keep their statistics back into evaluation mode."""
         if self.seeds is not None:
             self.seeds.before_train_iter(runner, batch_idx, data_batch)
-        if self.structure is not None:  # after mmengine's model.train(), which comes after every other event
-            self.norms.apply_(unwrap(runner.model))
+        self.norms.apply_(unwrap(runner.model))  # after mmengine's model.train(), which comes after all other events
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Write structure, hash and recipe into ``checkpoint['meta']['norton']``: JSON primitives only.

@@ -55,7 +55,10 @@ class NormStatistics:
             self.decide(runner, estimated=True)
 
     def apply_(self, model: nn.Module) -> None:
-        """Put norms that keep their statistics into evaluation mode; the next ``model.train()`` undoes it."""
+        """Put norms that keep their statistics into evaluation mode; the next ``model.train()`` undoes it.
+
+        Nothing happens before there is a decision, such as in the dense epochs before surgery.
+        """
         if self.kept:
             keep_statistics_(model)
 
