@@ -58,7 +58,7 @@ ARROWS: dict[str, set[str]] = {
     "pictures": {"artifact", "deploy"},
     "bench": {"cost", "export", "insight", "modules"},
     "yolo": {"pipeline"},
-    "mm": {"pipeline", "artifact", "blocks", "distillation", "zoo"},
+    "mm": {"pipeline", "artifact", "blocks", "distillation", "insight", "zoo"},
     "demo": {"pipeline", "artifact", "deploy", "insight", "zoo", "mm"},
 }
 # Package of others -> the rooms that may import it. mmengine reads the configs that name mmdet's models; where no room

@@ -158,12 +158,12 @@ def _timed(share, *, measured=True, **budget):
 def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():
     assert warning_of_missed_time(_timed(0.6, latency=0.5)) == (
         "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.6 "
-        "(measured as delivered). Aim lower (--budget latency=0.417), repeat on a quiet machine, or give the times of "
-        "one (--latency-table)."
+        "(measured as delivered). Aim lower (budget.latency=0.417, --budget latency=0.417), repeat on a quiet machine, "
+        "or give the times of one (budget.table, --latency-table)."
     )
     assert warning_of_missed_time(_timed(0.4, measured=False, latency=0.5)) == (
         "The budget of milliseconds was missed by 20.0%: asked for 0.5 of the dense model's time, reached 0.4 "
-        "(predicted by the table that was given). Aim higher (--budget latency=0.625)."
+        "(predicted by the table that was given). Aim higher (budget.latency=0.625, --budget latency=0.625)."
     )
 
 

@@ -192,6 +192,7 @@ def _runtimes(text: str) -> list[Runtime]:
 def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any], *, deployed: bool) -> dict[str, Any]:
     """Print the figures, and return them as JSON has them."""
     from norton_plugin.bench import changed_layers_table, times_table
+    from norton_plugin.insight.deployment import advice
     from norton_plugin.zoo import inference_of
 
     boxes = inference_of(spec) is not None
@@ -218,6 +219,8 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
         )
         if setting.doubt is not None:
             out.warn(setting.doubt + ("" if clock == "processor" else ", or on one thread by --clock processor"))
+    fastest = max(t.speed_up for setting in report.settings for t in setting.timings if t.efficiency is not None)
+    out.show(*advice(fastest, report.macs_ratio))
     if report.layers:
         out.show(changed_layers_table(report))
     for name, reason in report.left:

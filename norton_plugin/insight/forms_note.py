@@ -50,7 +50,7 @@ def note_on_forms(
     return (
         f"{dense} of {len(blocks)} blocks should be no faster in factors than as a plain convolution on inputs of this "
         f"size, and run as one: {short(round(run))} MACs run, not {short(report.macs_after)}. 'norton deploy' measures "
-        "each; where time is to be saved, plan for it with --budget latency=F"
+        "each; where time is to be saved, give a budget of milliseconds (budget.latency, --budget latency=F)"
     )
 
 

@@ -51,12 +51,13 @@ def warning_of_missed_time(plan: BudgetPlan) -> str | None:
     if abs(off) <= TOLERANCE or (off < 0 and len(plan.budget.limits) > 1):
         return None
     aim = asked**2 / max(found.share, asked**2)
-    how = f" (--budget latency={aim:.3g})" if aim < _WHOLE else ""
+    how = f" (budget.latency={aim:.3g}, --budget latency={aim:.3g})" if aim < _WHOLE else ""
     what = "predicted by the table that was given" if found.measured is None else "measured as delivered"
-    remedy = "" if found.measured is None else ", repeat on a quiet machine, or give the times of one (--latency-table)"
+    again = ", repeat on a quiet machine, or give the times of one (budget.table, --latency-table)"
+    remedy = f"{'lower' if off > 0 else 'higher'}{how}{'' if found.measured is None else again}"
     return (
         f"The budget of milliseconds was missed by {abs(off):.1%}: asked for {asked:.4g} of the dense model's time, "
-        f"reached {found.share:.4g} ({what}). Aim {'lower' if off > 0 else 'higher'}{how}{remedy}."
+        f"reached {found.share:.4g} ({what}). Aim {remedy}."
     )
 
 

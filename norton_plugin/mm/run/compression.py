@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear
 from norton_plugin.errors import SurgeryError, TracingError
+from norton_plugin.insight import note_on_forms
 from norton_plugin.mm.run.tracing import Trace, traces_of
 from norton_plugin.mm.runner.migration import plain_instances
 from norton_plugin.modules.random_state import preserved_random_state
@@ -53,7 +54,11 @@ def compressed_copy(
                 regions = f" {words}" if (words := getattr(trace, "regions", "")) else ""
                 logger.info("NORTON: MACs are those of one image of %s%s", _size(example), regions)
                 told: dict[str, Any] = {} if log is None else {"on_step": log, "on_detail": log.detail}
-                return *compress(model, example, recipe, calibration=images, forward_fn=run, **told), covered
+                compressed, report = compress(model, example, recipe, calibration=images, forward_fn=run, **told)
+                note = note_on_forms(compressed, example, report, forward_fn=run)
+                if note is not None:
+                    logger.info("NORTON: %s", note)
+                return compressed, report, covered
             except TracingError as error:
                 if position == len(traces):
                     raise
