@@ -169,6 +169,17 @@ def test_the_checkpoint_is_tested_without_images_and_without_the_hook(whole, tmp
     assert Runner.from_cfg(config).test()["sum"] == found != 0
 
 
+def test_layers_that_are_only_pruned_are_compensated(tmp_path):
+    folder = tmp_path / "run"
+    trained(folder, norton={"keep": 0.5, "calibrate": True})
+    written = json.loads((folder / "norton_report.json").read_text())
+    assert written["decomposition"]["layers"] == []
+    assert written["pruning"]["groups"]
+    divergence = written["calibration"]["divergence"]
+    assert divergence["fitted"] < 0.9 * divergence["plain"]
+    assert written["calibration"]["chosen"].startswith("fitted")
+
+
 def test_another_budget_is_refused(whole, tmp_path):
     path = str(whole[1] / "epoch_1.pth")
     with pytest.raises(RecipeError, match=r"budget.macs 0.7 there, 0.6 here"):
@@ -183,7 +194,6 @@ def test_another_budget_is_refused(whole, tmp_path):
         ({"rank": 2, "calibrate": True, "fit": True}, "are the same setting"),
         ({"rank": 2, "calibrate": True, "calibration": {"fit": False}}, "given both"),
         ({"rank": 2, "calibrat": True}, "did you mean 'calibrate'"),
-        ({"keep": 0.5, "calibrate": True}, "nothing is decomposed"),
         ({"budget": {"macs": 2}}, "budget.macs is 2"),
         ({"budget": {"time": 0.5}}, "unknown setting budget.'time'"),
         ({"budget": {"macs": 0.5}, "rank": 2}, "leave one of them out"),

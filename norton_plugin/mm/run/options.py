@@ -65,7 +65,7 @@ class HookRecipe:
         return found
 
     def check(self) -> None:
-        """Refuse a recipe that asks for nothing, or for layers to be fitted where none is decomposed.
+        """Refuse a recipe that asks for nothing.
 
         Raises:
             RecipeError: Say what to set.
@@ -73,11 +73,6 @@ class HookRecipe:
         if not (self.recipe.decomposes or self.recipe.pruning.active):
             raise RecipeError(
                 "NortonHook is asked for nothing: set rank, components, share or a budget, or keep below 1, or both"
-            )
-        if self.recipe.calibration.fit and not self.recipe.decomposes:
-            raise RecipeError(
-                "calibrate fits decomposed layers to images, but nothing is decomposed; set rank, components, share or "
-                "budget=dict(macs=0.5), or leave calibrate out (BatchNorm statistics are re-estimated in any case)"
             )
 
 
