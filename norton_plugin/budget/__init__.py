@@ -1,6 +1,7 @@
 """From what a model may cost to a level and a size for each of its layers, and a share of each group of channels."""
 
 from norton_plugin.budget.decomposing import Chooser, plan_budget
+from norton_plugin.budget.even import NarrowModel
 from norton_plugin.budget.hybrid import plan_candidates
 from norton_plugin.budget.latency import TOLERANCE, LatencyBudget
 from norton_plugin.budget.menu import LayerMenu, layer_menus, timed_menus
@@ -22,6 +23,7 @@ __all__ = [
     "LatencyBudget",
     "LayerMenu",
     "Milliseconds",
+    "NarrowModel",
     "PlannedGroup",
     "PlannedLayer",
     "plan_budget",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from norton_plugin.budget.cut_costs import CutCosts
 from norton_plugin.budget.decomposing import Chooser
+from norton_plugin.budget.even import NarrowModel, even_plan
 from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.joint import Choice, JointMenus
 from norton_plugin.budget.latency import LatencyBudget
@@ -47,8 +47,12 @@ def plan_candidates(
     ranking: GroupCriterion | None,
     record: SensitivityRecord,
     latency: LatencyBudget | None = None,
+    narrowed: Callable[[Recipe], NarrowModel] | None = None,
 ) -> list[BudgetPlan]:
     """Return plans of decomposition, of pruning and of both, those of them that meet the budget of a recipe.
+
+    Under a budget of milliseconds, and where no other plan meets the budget, one more keeps the same share of the
+    channels of all groups: it alone also narrows the streams of residual networks, and all that has no MACs.
 
     Args:
         model: The dense model; changed while something is measured, and restored.
@@ -62,6 +66,7 @@ def plan_candidates(
         ranking: In place of the recipe's criterion.
         record: What is known of the model on these images; what is measured is added to it.
         latency: Tells milliseconds; needed where the budget names some.
+        narrowed: Returns what the model comes to that a recipe prunes; None leaves that last plan out.
 
     Raises:
         RecipeError: The budget cannot be met; the least that can be is said. Or a pattern matches nothing.
@@ -91,20 +96,40 @@ def plan_candidates(
     def planned(solve: Callable[[Recipe], BudgetPlan]) -> BudgetPlan:
         return solve(recipe) if latency is None else latency.meet(recipe, solve)
 
+    ways: dict[str, Callable[[], BudgetPlan]] = {
+        "hybrid": lambda: planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=True))),
+        "pruning": lambda: planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=False))),
+        "decomposition": lambda: planned(alone.plan),
+    }
+    plans, missed = _those_within(ways)
+    if narrowed is not None and (latency is not None or not plans):
+        even = even_plan(recipe, cost, [menu.target.names[0] for menu in layers], narrowed=narrowed)
+        plans += [even] if even is not None else []
+    if not plans:
+        raise missed["hybrid"]
+    return [replace(plan, missed=tuple(missed)) for plan in plans]
+
+
+def _those_within(
+    ways: Mapping[str, Callable[[], BudgetPlan]],
+) -> tuple[list[BudgetPlan], dict[str, RecipeError]]:
+    """Return the plans that meet the budget, and what those that do not say."""
     plans: list[BudgetPlan] = []
-    missed: OutOfReachError | None = None
-    try:
-        plans.append(planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=True))))
-    except OutOfReachError as error:  # layers that hold one weight free it together, which ``alone`` counts on
-        missed = error
-    with suppress(RecipeError):  # out of reach by pruning alone
-        pruned = planned(lambda own: _plan(own.budget, menus, menus.solve(own, decompose=False)))
-        plans += [replace(pruned, phases="pruning")] if pruned.groups else []
-    with suppress(RecipeError):  # out of reach without pruning
-        plans.append(planned(alone.plan))
-    if missed is not None and not plans:
-        raise missed
-    return plans
+    missed: dict[str, RecipeError] = {}
+    for phases, way in ways.items():
+        try:
+            plan = way()
+        except RecipeError as error:
+            # Layers that hold one weight free it together, which decomposition alone counts on.
+            if phases == "hybrid" and not isinstance(error, OutOfReachError):
+                raise
+            missed[phases] = error
+            continue
+        if phases != "pruning":
+            plans.append(plan)
+        elif plan.groups:
+            plans.append(replace(plan, phases="pruning"))
+    return plans, missed
 
 
 def _plan(budget: Budget, menus: JointMenus, choices: Sequence[Choice]) -> BudgetPlan:

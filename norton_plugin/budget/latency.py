@@ -11,6 +11,7 @@ from torch import nn
 from norton_plugin.budget.plan import BudgetPlan, Milliseconds
 from norton_plugin.budget.reach import OutOfReachError
 from norton_plugin.cost import ModelCost
+from norton_plugin.errors import RecipeError
 from norton_plugin.latency import (
     DeliveredModels,
     LatencyTable,
@@ -120,6 +121,22 @@ class LatencyBudget:
         if self._delivered is not None and best.latency and best.milliseconds is not None:
             self.table.correction = best.milliseconds.share / best.latency
         return replace(best, budget=recipe.budget)
+
+    @property
+    def measures(self) -> bool:
+        """Whether whole models are timed; a table that was given tells of layers only."""
+        return self._delivered is not None
+
+    def timed(self, model: nn.Module) -> Milliseconds:
+        """Time a model of the sizes of a plan beside the dense one; nothing foretold it.
+
+        Raises:
+            RecipeError: A table was given, so that nothing is measured.
+        """
+        if self._delivered is None:
+            raise RecipeError("budget.table was given, so that no model is timed; leave it out to measure")
+        found = self._delivered.beside_dense(model)
+        return Milliseconds(found.dense, found.compressed, found.compressed, plans=1)
 
     def confirmed(self, plan: BudgetPlan, compressed: nn.Module) -> BudgetPlan:
         """Return the plan with the measured time of the very model that came of it."""

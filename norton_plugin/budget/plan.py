@@ -87,12 +87,14 @@ class BudgetPlan:
         error: Sum over layers and groups, as foretold.
         layers: Every layer that might have been decomposed, in the model's order.
         groups: Groups that are pruned.
-        phases: "decomposition", "pruning" or "hybrid".
+        phases: "decomposition", "pruning", "pruning, one share" or "hybrid".
         divergence: Of the outputs on held-back images, for each of these that was tried; the lowest was kept. Empty
             where only decomposition was asked for.
         latency: Its milliseconds, likewise, as the times of its layers foretell; None without a budget of them.
         milliseconds: These times; None without a budget of them.
         sensitivities: Whether those of an earlier compression were taken, in words; empty where none were named.
+        missed: Phases by which the budget could not be met, where several were tried.
+        keep: Share of the channels that every group keeps; 1 where each has its own (``groups``), or none is pruned.
     """
 
     budget: Budget
@@ -107,6 +109,8 @@ class BudgetPlan:
     latency: float | None = None
     milliseconds: Milliseconds | None = None
     sensitivities: str = ""
+    missed: tuple[str, ...] = ()
+    keep: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, strings and numbers."""
@@ -120,6 +124,8 @@ class BudgetPlan:
         if self.groups:
             keeps = {name: group.after / group.before for group in self.groups for name in group.members}
             pruning = replace(pruning, keeps={**pruning.keeps, **keeps}, round_to=1)  # counts are rounded already
+        elif self.keep < 1:
+            pruning = replace(pruning, keep=self.keep, global_ranking=False)
         return replace(asked, decomposition=decomposition, pruning=pruning, budget=Budget())
 
 

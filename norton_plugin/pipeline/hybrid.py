@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from norton_plugin.budget import BudgetPlan, plan_candidates
+from norton_plugin.budget import BudgetPlan, LatencyBudget, NarrowModel, plan_candidates
 from norton_plugin.calibration import OutputCriterion
 from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.input_moments import InputMoments
@@ -19,6 +19,7 @@ from norton_plugin.calibration.positions import positions_of
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
+from norton_plugin.latency import skeleton
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.running import counted_by, run_model
 from norton_plugin.pipeline.budgets import Known, RecordedRanking, telling_images
@@ -117,10 +118,22 @@ def candidate_plans(
     frozen = {module for top in counterparts(phases.model, model, ignored) for module in top.modules()}
     facts: dict[str, Any] = {"groups": graph.groups(), "moments": moments, "batches": known.batches, "call": call}
     facts |= {"ignored": frozen, "ranking": phases.ranking, "record": known.record, "latency": known.latency}
+    if known.latency is None or known.latency.measures:
+        facts["narrowed"] = partial(_narrowed, phases, ignored, known.latency)
     plans = plan_candidates(model, recipe, phases.cost, **facts)
     if isinstance(phases.ranking, RecordedRanking):
         phases.ranking.release()
     return plans, phases
+
+
+def _narrowed(
+    phases: Phases, ignored: Sequence[nn.Module], latency: LatencyBudget | None, recipe: Recipe
+) -> NarrowModel:
+    """Return what the dense model comes to, pruned by a recipe."""
+    how: dict[str, Any] = {"example_inputs": phases.example_inputs, "forward_fn": phases.forward_fn}
+    narrow = skeleton(phases.model, recipe, map_sizes=phases.cost.map_sizes, ignored=ignored, **how)
+    cost = count_cost(narrow, partial(run_model, narrow, phases.example_inputs, counted_by(phases.forward_fn)))
+    return NarrowModel(cost, None if latency is None else latency.timed(narrow))
 
 
 def _within(phases: Phases, compressed: nn.Module, plan: BudgetPlan) -> bool:

@@ -77,11 +77,15 @@ def budget_in_words(plan: BudgetPlan) -> str:
     words += "; 1 layer stays dense" if dense == 1 else f"; {dense} layers stay dense" if dense else ""
     if plan.groups:
         words += f"; {len(plan.groups)} group{'s' if len(plan.groups) > 1 else ''} of channels pruned"
+    if plan.keep < 1:
+        words += f"; {plan.keep:.3g} of the channels of every group stay"
     if plan.divergence:
         tried = ", ".join(f"{name} {value:.4g}" for name, value in sorted(plan.divergence.items()))
         words += f"; divergence on held-back images: {tried}; kept: {plan.phases}"
         if set(plan.divergence) == {"decomposition"}:
             words += " (no plan that removes channels was foretold to be better and came within the budget)"
+        if plan.missed:
+            words += f"; out of reach by {' and by '.join(plan.missed)} alone"
     return words
 
 
