@@ -135,6 +135,7 @@ class LatencyBudget:
         """
         if self._delivered is None:
             raise RecipeError("budget.table was given, so that no model is timed; leave it out to measure")
+        self._detail("timing a narrower model")
         found = self._delivered.beside_dense(model)
         return Milliseconds(found.dense, found.compressed, found.compressed, plans=1)
 
