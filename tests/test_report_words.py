@@ -21,6 +21,7 @@ from norton_plugin.pipeline.warned import (
     warning_of_large_components,
     warning_of_missed_time,
     warning_of_pruning_below_budget,
+    warning_of_time_beside_layers,
 )
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport
 
@@ -153,6 +154,24 @@ def test_a_share_of_channels_beside_a_budget_is_warned_of():
 def _timed(share, *, measured=True, **budget):
     milliseconds = Milliseconds(10.0, 10 * share, 10 * share if measured else None, plans=5)
     return BudgetPlan(Budget(**budget), share, 1.0, "weights", 0.0, (), latency=share, milliseconds=milliseconds)
+
+
+def test_one_share_of_all_channels_and_phases_out_of_reach_are_named():
+    plan = replace(_timed(0.5, latency=0.5, prune=True), keep=0.625, phases="pruning, one share")
+    plan = replace(plan, divergence={"pruning, one share": 0.25}, missed=("hybrid", "decomposition"))
+    words = budget_in_words(plan)
+    assert "no layer decomposed; 0.625 of the channels of every group stay" in words
+    assert words.endswith("pruning, one share 0.25; kept: pruning, one share; out of reach: hybrid, decomposition")
+
+
+def test_time_that_does_not_lie_in_layers_is_named_with_what_to_do():
+    plan = replace(_timed(0.48, latency=0.5), macs=0.15)
+    words = warning_of_time_beside_layers(plan)
+    assert words.startswith("To reach 48% of the time, 15% of the MACs are left")
+    assert "budget.prune (--prune, with images and --calibrate)" in words
+    assert warning_of_time_beside_layers(replace(plan, macs=0.3)) is None
+    assert warning_of_time_beside_layers(replace(plan, budget=Budget(latency=0.5, prune=True))) is None
+    assert warning_of_time_beside_layers(replace(plan, budget=Budget(macs=0.5), milliseconds=None)) is None
 
 
 def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():

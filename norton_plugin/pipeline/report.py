@@ -19,6 +19,7 @@ from norton_plugin.pipeline.warned import (
     warning_of_large_components,
     warning_of_missed_time,
     warning_of_pruning_below_budget,
+    warning_of_time_beside_layers,
     warning_of_untied,
 )
 from norton_plugin.surgery.report import DecomposedLayer, DecompositionReport, PruningReport, Skipped, blocking
@@ -125,7 +126,10 @@ class CompressionReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user has to know, and what to do about it; one sentence or more for each."""
-        found = [] if self.budget is None else [warning_of_missed_time(self.budget), self._below_budget(self.budget)]
+        found: list[str | None] = []
+        if self.budget is not None:
+            found += [warning_of_missed_time(self.budget), warning_of_time_beside_layers(self.budget)]
+            found += [self._below_budget(self.budget)]
         found += [
             warning_of_branches(self.branched),
             warning_of_earlier_blocks(self.decomposition),

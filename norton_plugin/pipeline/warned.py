@@ -10,6 +10,8 @@ from norton_plugin.surgery.report import DecompositionReport
 _NAMED = 3
 # A budget of this share or more of the dense model's time is none.
 _WHOLE = 0.9995
+# MACs over milliseconds, both as shares of the dense model's, below which a plan is out of balance.
+_FEW = 0.5
 # Norm of a component over that of its cluster's weight, from which on a report warns of it.
 _LARGE = 10.0
 
@@ -58,6 +60,19 @@ def warning_of_missed_time(plan: BudgetPlan) -> str | None:
     return (
         f"The budget of milliseconds was missed by {abs(off):.1%}: asked for {asked:.4g} of the dense model's time, "
         f"reached {found.share:.4g} ({what}). Aim {remedy}."
+    )
+
+
+def warning_of_time_beside_layers(plan: BudgetPlan) -> str | None:
+    """Return a sentence on a budget of milliseconds that took far more of the MACs than of the time; else None."""
+    found = plan.milliseconds
+    if plan.budget.latency is None or found is None or plan.budget.prune or plan.macs > _FEW * found.share:
+        return None
+    return (
+        f"To reach {found.share:.0%} of the time, {plan.macs:.0%} of the MACs are left: much of the time lies beside "
+        "the layers that are decomposed (norms, activations, additions, calls). Narrower channels save that too and "
+        "may cost less accuracy: set budget.prune (--prune, with images and --calibrate), or pruning.keep in place of "
+        "a budget."
     )
 
 

@@ -85,7 +85,7 @@ def budget_in_words(plan: BudgetPlan) -> str:
         if set(plan.divergence) == {"decomposition"}:
             words += " (no plan that removes channels was foretold to be better and came within the budget)"
         if plan.missed:
-            words += f"; out of reach by {' and by '.join(plan.missed)} alone"
+            words += f"; out of reach: {', '.join(plan.missed)}"
     return words
 
 
