@@ -17,6 +17,7 @@ from norton_plugin.pipeline import (
     level_cells,
     note_on_distances,
 )
+from norton_plugin.pipeline import report as pipeline_report
 from norton_plugin.pipeline.warned import (
     warning_of_large_components,
     warning_of_missed_time,
@@ -151,17 +152,25 @@ def test_a_share_of_channels_beside_a_budget_is_warned_of():
     assert any("pruning.keep removed channels" in words for words in report.warnings)
 
 
+def test_what_the_plan_is_warned_of_is_in_the_report(monkeypatch):
+    monkeypatch.setattr(pipeline_report, "warning_of_time_beside_layers", lambda plan: f"time of {plan.budget.macs}")
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+    recipe = Recipe.from_dict({"decomposition": {"level": "layer"}, "budget": {"macs": 0.5}})
+    assert "time of 0.5" in compress(model, torch.randn(1, 3, 12, 12), recipe).report.warnings
+
+
 def _timed(share, *, measured=True, **budget):
     milliseconds = Milliseconds(10.0, 10 * share, 10 * share if measured else None, plans=5)
     return BudgetPlan(Budget(**budget), share, 1.0, "weights", 0.0, (), latency=share, milliseconds=milliseconds)
 
 
 def test_one_share_of_all_channels_and_phases_out_of_reach_are_named():
-    plan = replace(_timed(0.5, latency=0.5, prune=True), keep=0.625, phases="pruning, one share")
-    plan = replace(plan, divergence={"pruning, one share": 0.25}, missed=("hybrid", "decomposition"))
+    plan = replace(_timed(0.5, latency=0.5, prune=True), keep=0.625, phases="even pruning")
+    plan = replace(plan, divergence={"even pruning": 0.25}, missed=("hybrid", "decomposition"))
     words = budget_in_words(plan)
-    assert "no layer decomposed; 0.625 of the channels of every group stay" in words
-    assert words.endswith("pruning, one share 0.25; kept: pruning, one share; out of reach: hybrid, decomposition")
+    assert "no layer decomposed; 0.625 of the channels asked of every group that may be pruned" in words
+    assert words.endswith("even pruning 0.25; kept: even pruning; out of reach: hybrid, decomposition")
+    assert "predicted" not in words  # nothing foretold its time
 
 
 def test_time_that_does_not_lie_in_layers_is_named_with_what_to_do():
@@ -172,6 +181,10 @@ def test_time_that_does_not_lie_in_layers_is_named_with_what_to_do():
     assert warning_of_time_beside_layers(replace(plan, macs=0.3)) is None
     assert warning_of_time_beside_layers(replace(plan, budget=Budget(latency=0.5, prune=True))) is None
     assert warning_of_time_beside_layers(replace(plan, budget=Budget(macs=0.5), milliseconds=None)) is None
+    assert warning_of_time_beside_layers(replace(plan, budget=Budget(macs=0.2, latency=0.9))) is None
+    assert warning_of_time_beside_layers(replace(_timed(2.0, latency=0.5), macs=0.1)) is None
+    table = warning_of_time_beside_layers(replace(_timed(0.48, measured=False, latency=0.5), macs=0.15))
+    assert "leave budget.table out" in table
 
 
 def test_a_missed_budget_of_milliseconds_says_what_was_asked_reached_and_what_to_do():

@@ -75,6 +75,12 @@ class Setting:
             "run it again when nothing else runs, and with more rounds"
         )
 
+    @property
+    def speed_up_in_pytorch(self) -> float:
+        """Of the delivered model, in its faster memory format."""
+        own = [timing for timing in self.timings if timing.model == "delivered"]
+        return max(timing.speed_up for timing in own if timing.runtime.startswith("PyTorch"))
+
     def best(self, model: str) -> Timing | None:
         """Return the runtime in which a model gains most over the dense one; None where it was not timed."""
         own = [timing for timing in self.timings if timing.model == model]

@@ -14,7 +14,7 @@ from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.menu import LayerMenu, Option, layer_menus
 from norton_plugin.budget.plan import BudgetPlan, PlannedLayer, planned_layer
-from norton_plugin.budget.reach import OutOfReachError, not_together
+from norton_plugin.budget.reach import NotTogetherError, OutOfReachError
 from norton_plugin.budget.record import SensitivityRecord, new_record
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.tied import JointOption, joint_menus
@@ -126,7 +126,7 @@ class Chooser:
         free = np.array([share * self._total[name] - self._fixed[name] for name, share in limits.items()])
         found = choose_options(costs, errors, free)
         if found is None:
-            raise not_together(limits)
+            raise NotTogetherError(limits)
         return [own[place] for own, place in zip(options, found, strict=True)]
 
     def _share(self, name: str, picked: Sequence[JointOption]) -> float:

@@ -11,6 +11,7 @@ from norton_plugin.budget.plan import BudgetPlan, Milliseconds, PlannedLayer, pl
 from norton_plugin.cost import ModelCost
 from norton_plugin.recipe import Recipe
 
+EVEN = "even pruning"
 # Shares that are tried are multiples of one over this.
 _STEPS = 64
 
@@ -30,26 +31,41 @@ class NarrowModel:
 
 def even_plan(
     recipe: Recipe, dense: ModelCost, layers: Sequence[str], *, narrowed: Callable[[Recipe], NarrowModel]
-) -> BudgetPlan | None:
-    """Return the plan that keeps the largest share of all channels within the budget; None where none does.
+) -> BudgetPlan:
+    """Return the plan that keeps the largest share of all channels within the budget, to one 64th.
 
     Args:
         recipe: With the budget.
         dense: Cost of the dense model.
         layers: Names of those that might have been decomposed.
         narrowed: Returns what the model comes to that a recipe prunes.
+
+    Returns:
+        The plan; where none is within the budget, that of the smallest share (see `within`).
     """
-    least = max(1, math.ceil(_STEPS * recipe.pruning.min_keep))
+    low, high = max(1, math.ceil(_STEPS * recipe.pruning.min_keep)), _STEPS
     best: BudgetPlan | None = None
-    low, high = least, _STEPS  # shares below ``low`` meet the budget, those from ``high`` on do not
-    while low < high:
+    least: BudgetPlan | None = None
+    tried = 0
+    while low < high:  # shares below ``low`` are within the budget, those from ``high`` on are not
         middle = (low + high) // 2
         plan = _plan(recipe, dense, layers, keep=middle / _STEPS, narrowed=narrowed)
-        if _meets(plan):
+        tried += 1
+        if within(plan):
             best, low = plan, middle + 1
         else:
-            high = middle
-    return best
+            least, high = plan, middle
+    found = best or least or _plan(recipe, dense, layers, keep=1.0, narrowed=narrowed)
+    if found.milliseconds is None:
+        return found
+    return replace(found, milliseconds=replace(found.milliseconds, plans=tried))
+
+
+def within(plan: BudgetPlan) -> bool:
+    """Tell whether a plan is within its budget; what is measured may exceed it by `TOLERANCE`."""
+    reached = {"macs": plan.macs, "params": plan.params, "latency": plan.latency}
+    slack = {"latency": 1 + TOLERANCE}
+    return all((reached[name] or 0.0) <= share * slack.get(name, 1.0) for name, share in plan.budget.limits.items())
 
 
 def _plan(
@@ -61,8 +77,7 @@ def _plan(
     narrowed: Callable[[Recipe], NarrowModel],
 ) -> BudgetPlan:
     nothing = tuple(planned_layer(name, None, 1.0, 0.0) for name in layers)
-    facts = {"measure": "divergence", "error": 0.0, "layers": nothing, "phases": "pruning, one share", "keep": keep}
-    plan = BudgetPlan(recipe.budget, 1.0, 1.0, **facts)  # type: ignore[arg-type]
+    plan = BudgetPlan(recipe.budget, 1.0, 1.0, "divergence", 0.0, nothing, phases=EVEN, keep=keep)
     found = narrowed(plan.recipe(recipe))
     return replace(
         plan,
@@ -77,9 +92,3 @@ def _plan(
 def _narrow(layer: PlannedLayer, cost: ModelCost, dense: ModelCost) -> PlannedLayer:
     before = dense.layer_macs.get(layer.name, 0)
     return replace(layer, macs=cost.layer_macs.get(layer.name, 0) / before if before else 1.0)
-
-
-def _meets(plan: BudgetPlan) -> bool:
-    reached = {"macs": plan.macs, "params": plan.params, "latency": plan.latency}
-    slack = {"latency": 1 + TOLERANCE}
-    return all((reached[name] or 0.0) <= share * slack.get(name, 1.0) for name, share in plan.budget.limits.items())

@@ -1,4 +1,4 @@
-"""Plans within one budget that also prune: what each phase alone would do, and both together."""
+"""Plans within one budget that also prune: what each phase alone would do, both together, and even pruning."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from norton_plugin.budget.cut_costs import CutCosts
 from norton_plugin.budget.decomposing import Chooser
-from norton_plugin.budget.even import NarrowModel, even_plan
+from norton_plugin.budget.even import EVEN, NarrowModel, even_plan, within
 from norton_plugin.budget.evidence import Evidence
 from norton_plugin.budget.joint import Choice, JointMenus
 from norton_plugin.budget.latency import LatencyBudget
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layer_menus
 from norton_plugin.budget.plan import BudgetPlan, PlannedGroup, planned_layer
-from norton_plugin.budget.reach import OutOfReachError
+from norton_plugin.budget.reach import NotTogetherError, OutOfReachError
 from norton_plugin.budget.record import SensitivityRecord
 from norton_plugin.budget.units import known_units, pruning_units
 from norton_plugin.calibration import take_batches
@@ -51,8 +51,8 @@ def plan_candidates(
 ) -> list[BudgetPlan]:
     """Return plans of decomposition, of pruning and of both, those of them that meet the budget of a recipe.
 
-    Under a budget of milliseconds, and where no other plan meets the budget, one more keeps the same share of the
-    channels of all groups: it alone also narrows the streams of residual networks, and all that has no MACs.
+    Under a budget of milliseconds, and where no other plan meets the budget, one more (even pruning) keeps the same
+    share of the channels of all groups: it also narrows the streams of residual networks, and all that has no MACs.
 
     Args:
         model: The dense model; changed while something is measured, and restored.
@@ -104,9 +104,12 @@ def plan_candidates(
     plans, missed = _those_within(ways)
     if narrowed is not None and (latency is not None or not plans):
         even = even_plan(recipe, cost, [menu.target.names[0] for menu in layers], narrowed=narrowed)
-        plans += [even] if even is not None else []
+        if within(even):
+            plans.append(even)
+        else:
+            missed[EVEN] = out_of_reach(missed.get("hybrid"), even, recipe)
     if not plans:
-        raise missed["hybrid"]
+        raise missed.get(EVEN, missed["hybrid"])
     return [replace(plan, missed=tuple(missed)) for plan in plans]
 
 
@@ -121,7 +124,7 @@ def _those_within(
             plan = way()
         except RecipeError as error:
             # Layers that hold one weight free it together, which decomposition alone counts on.
-            if phases == "hybrid" and not isinstance(error, OutOfReachError):
+            if phases == "hybrid" and not isinstance(error, OutOfReachError | NotTogetherError):
                 raise
             missed[phases] = error
             continue
@@ -130,6 +133,20 @@ def _those_within(
         elif plan.groups:
             plans.append(replace(plan, phases="pruning"))
     return plans, missed
+
+
+def out_of_reach(error: RecipeError | None, least: BudgetPlan, recipe: Recipe) -> RecipeError:
+    """Return what to say where neither the phases nor one share of all channels meet a budget.
+
+    Args:
+        error: Of both phases together.
+        least: The plan of the smallest share.
+        recipe: With the budget.
+    """
+    if not isinstance(error, OutOfReachError):
+        return error or NotTogetherError(recipe.budget.limits)
+    reached = {"macs": least.macs, "params": least.params, "latency": least.latency or 1.0}[error.name]
+    return OutOfReachError(error.name, recipe.budget.limits[error.name], min(error.least, reached), recipe)
 
 
 def _plan(budget: Budget, menus: JointMenus, choices: Sequence[Choice]) -> BudgetPlan:

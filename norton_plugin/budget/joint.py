@@ -16,7 +16,7 @@ from norton_plugin.budget.fronts import Front, either, front_of, together
 from norton_plugin.budget.measured import MeasuredDivergence
 from norton_plugin.budget.menu import layouts_of
 from norton_plugin.budget.nested import Branch, Menu, choose_nested, undominated
-from norton_plugin.budget.reach import OutOfReachError, not_together
+from norton_plugin.budget.reach import NotTogetherError, OutOfReachError
 from norton_plugin.budget.solve import Values, choose_options
 from norton_plugin.budget.units import Cut, PruningUnit
 from norton_plugin.channels.groups import ChannelGroup
@@ -100,7 +100,7 @@ class JointMenus:
         one = next(iter(limits.items())) if len(limits) == 1 else None
         found = self._several(limits, decompose) if one is None else self._one(one, decompose)
         if found is None:
-            raise not_together(limits)
+            raise NotTogetherError(limits)
         return found
 
     @property

@@ -87,14 +87,15 @@ class BudgetPlan:
         error: Sum over layers and groups, as foretold.
         layers: Every layer that might have been decomposed, in the model's order.
         groups: Groups that are pruned.
-        phases: "decomposition", "pruning", "pruning, one share" or "hybrid".
+        phases: "decomposition", "pruning", "even pruning" or "hybrid".
         divergence: Of the outputs on held-back images, for each of these that was tried; the lowest was kept. Empty
             where only decomposition was asked for.
         latency: Its milliseconds, likewise, as the times of its layers foretell; None without a budget of them.
         milliseconds: These times; None without a budget of them.
         sensitivities: Whether those of an earlier compression were taken, in words; empty where none were named.
         missed: Phases by which the budget could not be met, where several were tried.
-        keep: Share of the channels that every group keeps; 1 where each has its own (``groups``), or none is pruned.
+        keep: Of even pruning: the share of the channels asked of every group that may be pruned, before rounding; 1
+            where each group has its own (``groups``), or none is pruned.
     """
 
     budget: Budget

@@ -42,7 +42,13 @@ def _message(name: str, share: float, least: float, recipe: Recipe) -> str:
     )
 
 
-def not_together(limits: dict[str, float]) -> RecipeError:
-    """Return what to say of budgets that can be met one at a time only."""
-    told = " and ".join(f"budget.{name} {share:g}" for name, share in limits.items())
-    return RecipeError(f"{told} can be met one at a time, but not together; raise one of them")
+class NotTogetherError(RecipeError):
+    """Budgets can be met one at a time only.
+
+    Args:
+        limits: What was asked for, by name.
+    """
+
+    def __init__(self, limits: dict[str, float]) -> None:
+        told = " and ".join(f"budget.{name} {share:g}" for name, share in limits.items())
+        super().__init__(f"{told} can be met one at a time, but not together; raise one of them")

@@ -117,7 +117,9 @@ def bench(
     from norton_plugin.bench import bench as measure
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
+    from norton_plugin.cli.recipes import planned_for_time
     from norton_plugin.deploy.loading import stored_table
+    from norton_plugin.insight.deployment import advice
     from norton_plugin.zoo import exported_part, inference_of, rebuild
 
     most = limits.PER_CORE * (os.cpu_count() or 1)
@@ -149,6 +151,8 @@ def bench(
             on_step=status.update,
         )
     found = _told(out, report, clock, opened.spec, deployed=table is not None)
+    if not planned_for_time(opened.manifest):
+        out.show(*advice(max(setting.speed_up_in_pytorch for setting in report.settings), report.macs_ratio))
     _write(found, report, output, plot)
     out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
     out.result(found)
@@ -192,7 +196,6 @@ def _runtimes(text: str) -> list[Runtime]:
 def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any], *, deployed: bool) -> dict[str, Any]:
     """Print the figures, and return them as JSON has them."""
     from norton_plugin.bench import changed_layers_table, times_table
-    from norton_plugin.insight.deployment import advice
     from norton_plugin.zoo import inference_of
 
     boxes = inference_of(spec) is not None
@@ -219,8 +222,6 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
         )
         if setting.doubt is not None:
             out.warn(setting.doubt + ("" if clock == "processor" else ", or on one thread by --clock processor"))
-    fastest = max(t.speed_up for setting in report.settings for t in setting.timings if t.efficiency is not None)
-    out.show(*advice(fastest, report.macs_ratio))
     if report.layers:
         out.show(changed_layers_table(report))
     for name, reason in report.left:

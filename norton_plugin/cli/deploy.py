@@ -11,7 +11,7 @@ import typer
 from norton_plugin.cli import options
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_file, read_path
-from norton_plugin.cli.recipes import carry_recipe
+from norton_plugin.cli.recipes import carry_recipe, planned_for_time
 from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def deploy(
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
     from norton_plugin.deploy.compiling import NOT_CALLED
+    from norton_plugin.insight.deployment import advice
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
@@ -115,6 +116,8 @@ def deploy(
         opened.model.to("cpu")
         recipe = _save(output, opened, prepared.deployment)
     _tell(out, output, prepared, found, recipe)
+    if found.speedup is not None and not planned_for_time(opened.manifest):
+        out.show(*advice(found.speedup, found.macs_ratio))
 
 
 def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison, recipe: Path | None) -> None:

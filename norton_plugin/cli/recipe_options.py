@@ -79,7 +79,8 @@ Prune = Annotated[
         "--prune",
         None,
         "With --budget and --calibrate: find which channels go, too, and keep what comes nearest to the dense model on "
-        "held-back images: decomposition, pruning, or both (--criterion is output, where none is given).",
+        "held-back images: decomposition, pruning, or both; with latency= also one share of all channels. --criterion "
+        "is output, where none is given.",
     ),
 ]
 LayerSettings = Annotated[

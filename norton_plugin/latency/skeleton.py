@@ -15,6 +15,7 @@ from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import ForwardFunction
 from norton_plugin.modules.swap import swap_
 from norton_plugin.recipe import Recipe
+from norton_plugin.surgery.criteria import GroupCriterion
 from norton_plugin.surgery.prune import prune_
 from norton_plugin.surgery.targets import MapSizes, plan_decomposition
 
@@ -28,8 +29,10 @@ def skeleton(
     map_sizes: MapSizes,
     ignored: Sequence[nn.Module] = (),
     forward_fn: ForwardFunction | None = None,
+    ranking: GroupCriterion | None = None,
+    verify: bool = False,
 ) -> nn.Module:
-    """Return a copy of a model in the sizes of a recipe; no weight is decomposed, and no group is checked.
+    """Return a copy of a model in the sizes of a recipe; no weight is decomposed.
 
     Args:
         model: The dense model.
@@ -38,6 +41,11 @@ def skeleton(
         map_sizes: Of its layers.
         ignored: Modules of the model whose outputs must keep their width.
         forward_fn: In place of the plain call.
+        ranking: Groups that it cannot rank are left whole; any channels go by default.
+        verify: Leave groups whole that cannot be proved, as a compression does.
+
+    Raises:
+        SurgeryError: Nothing was proved, and pruning a group breaks the model.
     """
     copied = duplicate(model)
     frozen = counterparts(model, copied, ignored)  # their blocks are looked up once they are there
@@ -51,11 +59,11 @@ def skeleton(
             recipe.pruning,
             scope=recipe.scope,
             ignored=frozen,
-            verify=False,
+            verify=verify,
             forward_fn=forward_fn,
             require=False,
             time_limit=recipe.time_limit,
-            criterion=_first_channels,
+            criterion=ranking or _first_channels,
         )
     return copied
 

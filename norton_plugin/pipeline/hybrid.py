@@ -37,7 +37,7 @@ _LEFT = 1e-2
 def lowest_divergence(
     phases: Phases, recipe: Recipe, *, ignored: Sequence[nn.Module], known: Known
 ) -> tuple[nn.Module, Recipe, BudgetPlan, Outcome]:
-    """Carry out plans of decomposition, of pruning and of both, and return the best on held-back images.
+    """Carry out plans of decomposition, of pruning, of both and of even pruning; return the best on held-back images.
 
     Args:
         phases: What they work with; with images.
@@ -55,13 +55,15 @@ def lowest_divergence(
     plans, phases = candidate_plans(phases, recipe, ignored=ignored, known=known)
     best: tuple[nn.Module, Recipe, BudgetPlan, Outcome] | None = None
     divergences: dict[str, float] = {}
+    dropped: list[str] = []
     lowest = math.inf
     for plan in plans:
         compressed, sized = duplicate(phases.model), plan.recipe(recipe)
         untaught = replace(sized, distillation=Distillation())  # only the best learns from the dense model
         done = phases.run_(compressed, untaught, ignored=counterparts(phases.model, compressed, ignored))
         if done.fitted is None or not _within(phases, compressed, plan):
-            continue  # groups that were not pruned after all, as their proof failed
+            dropped.append(plan.phases)  # groups were not pruned after all, as their proof failed
+            continue
         found = done.fitted.divergence[done.fitted.chosen]
         divergences[plan.phases] = min(found, divergences.get(plan.phases, math.inf))
         if best is None or found < lowest:
@@ -75,7 +77,8 @@ def lowest_divergence(
     taught: dict[str, Any] = {"step": phases.step, "forward_fn": phases.forward_fn, "on_detail": phases.detail}
     _, distilled = finish_(phases.model, compressed, phases.calibration, norms=False, recipe=sized, **taught)
     done = replace(done, distilled=distilled)
-    return compressed, sized, replace(plan, divergence=divergences), done
+    missed = tuple(dict.fromkeys((*plan.missed, *dropped)))
+    return compressed, sized, replace(plan, divergence=divergences, missed=missed), done
 
 
 def candidate_plans(
@@ -119,21 +122,43 @@ def candidate_plans(
     facts: dict[str, Any] = {"groups": graph.groups(), "moments": moments, "batches": known.batches, "call": call}
     facts |= {"ignored": frozen, "ranking": phases.ranking, "record": known.record, "latency": known.latency}
     if known.latency is None or known.latency.measures:
-        facts["narrowed"] = partial(_narrowed, phases, ignored, known.latency)
+        facts["narrowed"] = _Narrowing(phases, ignored, known.latency)
     plans = plan_candidates(model, recipe, phases.cost, **facts)
     if isinstance(phases.ranking, RecordedRanking):
         phases.ranking.release()
     return plans, phases
 
 
-def _narrowed(
-    phases: Phases, ignored: Sequence[nn.Module], latency: LatencyBudget | None, recipe: Recipe
-) -> NarrowModel:
-    """Return what the dense model comes to, pruned by a recipe."""
-    how: dict[str, Any] = {"example_inputs": phases.example_inputs, "forward_fn": phases.forward_fn}
-    narrow = skeleton(phases.model, recipe, map_sizes=phases.cost.map_sizes, ignored=ignored, **how)
-    cost = count_cost(narrow, partial(run_model, narrow, phases.example_inputs, counted_by(phases.forward_fn)))
-    return NarrowModel(cost, None if latency is None else latency.timed(narrow))
+class _Narrowing:
+    """Returns what the dense model comes to, pruned by a recipe; equal models are timed once.
+
+    Args:
+        phases: What it works with.
+        ignored: Modules of the dense model whose outputs must keep their width.
+        latency: Tells milliseconds; None where no budget names any.
+    """
+
+    def __init__(self, phases: Phases, ignored: Sequence[nn.Module], latency: LatencyBudget | None) -> None:
+        self._phases, self._ignored, self._latency = phases, ignored, latency
+        self._known: dict[tuple[int, int], NarrowModel] = {}
+
+    def __call__(self, recipe: Recipe) -> NarrowModel:
+        phases = self._phases
+        narrow = skeleton(
+            phases.model,
+            recipe,
+            example_inputs=phases.example_inputs,
+            map_sizes=phases.cost.map_sizes,
+            ignored=self._ignored,
+            forward_fn=phases.forward_fn,
+            ranking=phases.ranking,
+            verify=True,
+        )
+        cost = count_cost(narrow, partial(run_model, narrow, phases.example_inputs, counted_by(phases.forward_fn)))
+        size = cost.macs, cost.parameters
+        if size not in self._known:
+            self._known[size] = NarrowModel(cost, None if self._latency is None else self._latency.timed(narrow))
+        return self._known[size]
 
 
 def _within(phases: Phases, compressed: nn.Module, plan: BudgetPlan) -> bool:

@@ -66,13 +66,16 @@ def warning_of_missed_time(plan: BudgetPlan) -> str | None:
 def warning_of_time_beside_layers(plan: BudgetPlan) -> str | None:
     """Return a sentence on a budget of milliseconds that took far more of the MACs than of the time; else None."""
     found = plan.milliseconds
-    if plan.budget.latency is None or found is None or plan.budget.prune or plan.macs > _FEW * found.share:
+    if found is None or set(plan.budget.limits) != {"latency"} or plan.budget.prune:
         return None
+    if not plan.macs < _FEW * found.share < _FEW:
+        return None
+    without = "" if found.measured is not None else ", which times whole models: leave budget.table out"
     return (
         f"To reach {found.share:.0%} of the time, {plan.macs:.0%} of the MACs are left: much of the time lies beside "
         "the layers that are decomposed (norms, activations, additions, calls). Narrower channels save that too and "
-        "may cost less accuracy: set budget.prune (--prune, with images and --calibrate), or pruning.keep in place of "
-        "a budget."
+        f"may cost less accuracy: set budget.prune (--prune, with images and --calibrate{without}), or pruning.keep in "
+        "place of a budget."
     )
 
 
@@ -97,7 +100,11 @@ def warning_of_pruning_below_budget(plan: BudgetPlan, *, macs: float, params: fl
         params: Its parameters, likewise.
     """
     reached = {"macs": macs, "params": params}
-    if plan.groups or not any(share < (1 - TOLERANCE) * getattr(plan, name) for name, share in reached.items()):
+    if (
+        plan.groups
+        or plan.budget.prune
+        or not any(share < (1 - TOLERANCE) * getattr(plan, name) for name, share in reached.items())
+    ):
         return None
     asked = " and ".join(f"{name}={share:g}" for name, share in plan.budget.limits.items())
     return (

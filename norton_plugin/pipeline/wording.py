@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from norton_plugin.budget import BudgetPlan, Milliseconds
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
@@ -68,7 +68,7 @@ def budget_in_words(plan: BudgetPlan) -> str:
     reached = {"MACs": (plan.budget.macs, plan.macs), "parameters": (plan.budget.params, plan.params)}
     asked = [f"{name} {wish:.4g}: {got:.4f}" for name, (wish, got) in reached.items() if wish is not None]
     if plan.budget.latency is not None and plan.milliseconds is not None:
-        asked.append(f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan.milliseconds)}")
+        asked.append(f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan)}")
     levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
@@ -78,7 +78,7 @@ def budget_in_words(plan: BudgetPlan) -> str:
     if plan.groups:
         words += f"; {len(plan.groups)} group{'s' if len(plan.groups) > 1 else ''} of channels pruned"
     if plan.keep < 1:
-        words += f"; {plan.keep:.3g} of the channels of every group stay"
+        words += f"; {plan.keep:.3g} of the channels asked of every group that may be pruned"
     if plan.divergence:
         tried = ", ".join(f"{name} {value:.4g}" for name, value in sorted(plan.divergence.items()))
         words += f"; divergence on held-back images: {tried}; kept: {plan.phases}"
@@ -89,15 +89,19 @@ def budget_in_words(plan: BudgetPlan) -> str:
     return words
 
 
-def _time_in_words(found: Milliseconds) -> str:
+def _time_in_words(plan: BudgetPlan) -> str:
     """Return the share of the dense model's time, and what it was foretold by."""
+    found = plan.milliseconds
+    if found is None:
+        return "unknown"
     if found.measured is None:
         return (
             f"{found.share:.4f} (predicted {found.predicted:.3g} of {found.dense:.3g} ms by the table that was given)"
         )
+    predicted = "" if plan.keep < 1 else f", predicted {found.predicted:.3g} ms"  # nothing foretells even pruning
     return (
-        f"{found.share:.4f} (measured {found.measured:.3g} of {found.dense:.3g} ms as delivered, predicted "
-        f"{found.predicted:.3g} ms; plans timed: {found.plans})"
+        f"{found.share:.4f} (measured {found.measured:.3g} of {found.dense:.3g} ms as delivered{predicted}; plans "
+        f"timed: {found.plans})"
     )
 
 

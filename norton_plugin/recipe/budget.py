@@ -27,8 +27,9 @@ class Budget(Section):
             maybe on another device. Nothing is measured then.
         reuse: The ``sensitivities.json`` of an artefact, or its directory: what errors of layers cost, measured before.
             It is taken where model, images and options are the same.
-        prune: Also find which channels go: plans of decomposition, of pruning and of both are carried out, and the one
-            whose outputs are nearest to the dense model's on held-back images is kept. It needs ``calibration.fit``.
+        prune: Also find which channels go: plans of decomposition, of pruning and of both, and with ``latency`` one of
+            the same share of all channels, are carried out, and the one whose outputs are nearest to the dense model's
+            on held-back images is kept. It needs ``calibration.fit``.
     """
 
     macs: float | None = None

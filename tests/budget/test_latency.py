@@ -152,8 +152,8 @@ def test_pruning_within_time(monkeypatch):
     with counted_macs(monkeypatch):
         report = compress(model, example, hybrid(latency=0.3), calibration=images(64)).report
     plan = report.budget
-    assert {"hybrid", "decomposition", "pruning", "pruning, one share"} >= set(plan.divergence)
-    assert "pruning, one share" in plan.divergence and len(plan.divergence) >= 3
+    assert {"hybrid", "decomposition", "pruning", "even pruning"} >= set(plan.divergence)
+    assert "even pruning" in plan.divergence and len(plan.divergence) >= 3
     assert abs(plan.milliseconds.share / 0.3 - 1) <= 0.03
     assert plan.milliseconds.share == pytest.approx(report.macs_after / report.macs_before, rel=1e-6)
 

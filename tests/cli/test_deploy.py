@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.cli.recipes import read_recipe
+from norton_plugin.cli.recipes import planned_for_time, read_recipe
 from norton_plugin.deploy import comparison, load, load_prepared, measured, preparation, prepare, read_table
+from norton_plugin.insight import deployment
 from norton_plugin.zoo import load_source
 
 
@@ -91,6 +93,20 @@ def test_static_says_what_it_did(norton, small, tmp_path, no_stopwatch):
     assert "ms dense" not in answer.out
     again = norton("deploy", tmp_path / "fast", "-o", tmp_path / "fast", "--static", "--json")  # in its own place
     assert again.code == 0 and json.loads(again.out)["speedup"] is None
+
+
+def test_saved_macs_that_became_no_time_are_told_unless_time_was_the_budget(norton, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(deployment, "advice", lambda speed_up, macs_ratio: [f"ADVICE {macs_ratio:.2f}"])
+    answer = norton("deploy", small, "-o", tmp_path / "fast", "--rounds", 1)
+    ratio = read_manifest(small).report["macs_before"] / read_manifest(small).report["macs_after"]
+    assert answer.code == 0 and f"ADVICE {ratio:.2f}" in answer.out
+    assert "ADVICE" in norton("bench", small, "--rounds", "3", "--no-layers").out
+    timed = replace(read_manifest(small), report={"budget": {"budget": {"macs": None, "latency": 0.5}}})
+    assert planned_for_time(timed) and not planned_for_time(read_manifest(small)) and not planned_for_time(None)
+    monkeypatch.setattr("norton_plugin.cli.deploy.planned_for_time", lambda manifest: manifest is not None)
+    assert "ADVICE" not in norton("deploy", small, "-o", tmp_path / "fast", "--rounds", 1).out
+    monkeypatch.setattr("norton_plugin.cli.recipes.planned_for_time", lambda manifest: manifest is not None)
+    assert "ADVICE" not in norton("bench", small, "--rounds", "3", "--no-layers").out
 
 
 def test_the_recipe_goes_with_the_artefact(norton, small, tmp_path, no_stopwatch):

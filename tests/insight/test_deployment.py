@@ -9,7 +9,7 @@ from norton_plugin.insight.deployment import advice
 
 def test_macs_that_became_no_time_are_named_with_what_to_do():
     (words,) = advice(0.98, 2.0)
-    assert words.startswith("50% of the MACs are saved, but only 0% of the time")
+    assert words.startswith("50% of the MACs are saved, but none of the time: narrow layers")
     assert "--budget latency=0.5" in words and "budget=dict(latency=0.5, prune=True)" in words
     assert advice(1.25, 2.5)[0].startswith("60% of the MACs are saved, but only 20% of the time")
 

@@ -169,9 +169,11 @@ def test_the_checkpoint_is_tested_without_images_and_without_the_hook(whole, tmp
     assert Runner.from_cfg(config).test()["sum"] == found != 0
 
 
-def test_layers_that_are_only_pruned_are_compensated(tmp_path):
+def test_layers_that_are_only_pruned_are_compensated(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    trained(folder, norton={"keep": 0.5, "calibrate": True})
+    monkeypatch.setattr(compression, "note_on_forms", lambda *_, **__: "what the blocks run as")
+    trained(folder, norton={"keep": 0.5, "calibrate": True}, log_level="INFO")
+    assert "NORTON: what the blocks run as" in log_of(folder)
     written = json.loads((folder / "norton_report.json").read_text())
     assert written["decomposition"]["layers"] == []
     assert written["pruning"]["groups"]
