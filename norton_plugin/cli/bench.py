@@ -17,6 +17,7 @@ from norton_plugin.cli.paths import existing_folder, output_file, read_path
 from norton_plugin.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
+    from norton_plugin.artifact import Manifest
     from norton_plugin.bench import BenchReport
     from norton_plugin.export import Runtime
 
@@ -117,9 +118,7 @@ def bench(
     from norton_plugin.bench import bench as measure
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
-    from norton_plugin.cli.recipes import planned_for_time
     from norton_plugin.deploy.loading import stored_table
-    from norton_plugin.insight.deployment import advice
     from norton_plugin.zoo import exported_part, inference_of, rebuild
 
     most = limits.PER_CORE * (os.cpu_count() or 1)
@@ -151,11 +150,19 @@ def bench(
             on_step=status.update,
         )
     found = _told(out, report, clock, opened.spec, deployed=table is not None)
-    if not planned_for_time(opened.manifest):
-        out.show(*advice(max(setting.speed_up_in_pytorch for setting in report.settings), report.macs_ratio))
+    _advise(out, report, opened.manifest)
     _write(found, report, output, plot)
     out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
     out.result(found)
+
+
+def _advise(out: Output, report: BenchReport, manifest: Manifest) -> None:
+    """Say what to do where few of the MACs that were saved became time."""
+    from norton_plugin.cli.recipes import planned_for_time
+    from norton_plugin.insight.deployment import advice
+
+    if not planned_for_time(manifest):
+        out.show(*advice(max(setting.speed_up_in_pytorch for setting in report.settings), report.macs_ratio))
 
 
 def _write(found: Mapping[str, Any], report: BenchReport, output: Path | None, plot: Path | None) -> None:

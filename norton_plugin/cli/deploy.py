@@ -81,7 +81,6 @@ def deploy(
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
     from norton_plugin.deploy.compiling import NOT_CALLED
-    from norton_plugin.insight.deployment import advice
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
@@ -116,6 +115,13 @@ def deploy(
         opened.model.to("cpu")
         recipe = _save(output, opened, prepared.deployment)
     _tell(out, output, prepared, found, recipe)
+    _advise(out, found, opened)
+
+
+def _advise(out: Output, found: Comparison, opened: Opened) -> None:
+    """Say what to do where few of the MACs that were saved became time."""
+    from norton_plugin.insight.deployment import advice
+
     if found.speedup is not None and not planned_for_time(opened.manifest):
         out.show(*advice(found.speedup, found.macs_ratio))
 
