@@ -15,7 +15,10 @@ LOW_RATE = ["optim_wrapper.optimizer.lr=1e-4"]
 # No sizes by hand: all layers within a budget of MACs, and every layer fitted to training images without their labels.
 FREE = [f"{HOOK}rank=None", f"{HOOK}keep=1.0"]
 HALF, THIRD = [*FREE, f"{HOOK}budget.macs=0.5"], [*FREE, f"{HOOK}budget.macs=0.3"]
+# Within a share of the milliseconds that the dense detector takes here, one image at a time, one thread.
+FAST_HALF, FAST_THIRD = [*FREE, f"{HOOK}budget.latency=0.5"], [*FREE, f"{HOOK}budget.latency=0.33"]
 FITTED = [f"{HOOK}calibrate=True"]
+BOTH = [f"{HOOK}budget.prune=True"]
 # As many as the hook read of each image before it chose them by layer.
 FEW_POSITIONS = [f"{HOOK}positions=50"]
 STEM = [f"{HOOK}exclude=[backbone.conv1]"]
@@ -58,6 +61,24 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "decomposition, distilled, statistics of batches": [*FILTER_LEVEL, *DISTILLED, *OF_BATCHES],
     "hybrid, rank 5, distilled, statistics of batches": [*DISTILLED, *OF_BATCHES],
+    "latency 50 %, fitted, distilled, rate 0.0001": [*FAST_HALF, *FITTED, *DISTILLED, *LOW_RATE],
+    "latency 50 %, both phases, fitted, distilled, rate 0.0001": [
+        *FAST_HALF,
+        *BOTH,
+        *FITTED,
+        *DISTILLED,
+        *LOW_RATE,
+    ],
+    "latency 33 %, both phases, fitted, distilled, rate 0.0001": [
+        *FAST_THIRD,
+        *BOTH,
+        *FITTED,
+        *DISTILLED,
+        *LOW_RATE,
+    ],
+    "budget 50 %, both phases, fitted, distilled, rate 0.0001": [*HALF, *BOTH, *FITTED, *DISTILLED, *LOW_RATE],
+    "pruning, keep 0.7, fitted, distilled": [f"{HOOK}rank=None", f"{HOOK}keep=0.7", *FITTED, *DISTILLED],
+    "pruning, keep 0.5, fitted, distilled": [f"{HOOK}rank=None", f"{HOOK}keep=0.5", *FITTED, *DISTILLED],
     "budget 50 %, fitted, first layer dense": [*HALF, *FITTED, *STEM, *BETA, *RATE],
     "budget 50 %, fitted at 50 positions": [*HALF, *FITTED, *FEW_POSITIONS, *BETA, *RATE],
     "budget 30 %, no images": [*THIRD, *BETA, *RATE],

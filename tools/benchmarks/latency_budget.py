@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from delivered_speed import RUNTIMES, settings_of
 
 from norton_plugin import Budget, Recipe, compress
 from norton_plugin.bench import bench
+from norton_plugin.deploy import prepare
 from norton_plugin.latency import DeliveredModels
 from norton_plugin.recipe import Decomposition
 from norton_plugin.zoo import load_source
@@ -44,9 +46,9 @@ def measured(name: str, share: float) -> dict[str, Any]:
     if plan is None or plan.milliseconds is None or plan.milliseconds.measured is None:
         raise SystemExit(f"{name}: nothing was measured")
     again = DeliveredModels(source.model, source.example_inputs, None).beside_dense(model)
-    table = bench(
-        source.model, model, source.example_inputs, rounds=15, layers=False, clock=time.process_time
-    ).to_dict()
+    forms = prepare(model, source.example_inputs, forms="measured").deployment.forms
+    how: dict[str, Any] = {"forms": forms, "runtimes": RUNTIMES, "layers": False, "clock": time.process_time}
+    table = bench(source.model, model, source.example_inputs, **how).to_dict()
     return {
         "source": name,
         "budget": share,
@@ -57,7 +59,7 @@ def measured(name: str, share: float) -> dict[str, Any]:
         "measured_share": plan.milliseconds.share,
         "measured_again_share": again.share,
         "plans": plan.milliseconds.plans,
-        "bench": table["settings"],
+        "speed": settings_of(table)[0],
         **seconds,
     }
 
@@ -78,7 +80,7 @@ def main() -> None:
         if title not in facts["models"]:
             facts["models"][title] = measured(*MODELS[title])
             path.write_text(json.dumps(facts, indent=1) + "\n")
-            print(title, {k: v for k, v in facts["models"][title].items() if k != "bench"}, flush=True)
+            print(title, {k: v for k, v in facts["models"][title].items() if k != "plans"}, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from report_ablation import ablation
 from report_bccd import bccd, bccd_levels, bccd_norms, bccd_positions
 from report_budget import budget
 from report_budget_coverage import budget_coverage
+from report_budget_speed import bccd_speed
 from report_calibration import calibration
 from report_comparison import comparison
 from report_compress_time import compress_time
@@ -213,6 +214,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ),
     ("bccd_positions.json", "A blood cell detector fitted to few and to many positions of each image", bccd_positions),
     ("bccd_norms.json", "The same detector, its norms kept as they are in fine-tuning", bccd_norms),
+    ("bccd_speed.json", "Accuracy and speed of the same detectors, as they are delivered", bccd_speed),
     ("detectors.json", "Full-size detectors of mmdet: time, memory, MACs", detectors),
     ("cifar_ranks.json", "Accuracy without fine-tuning, rank by rank", ranks),
     ("level_latency.json", "Latency of the coupling levels at equal MACs", level_latency),

@@ -101,8 +101,11 @@ def bccd_norms(facts: Facts) -> str:
         "the section before. All BatchNorms of the compressed model keep their statistics in training, which is the "
         "hook's default where a batch holds fewer than 32 images (`norm_eval`; here 8), except in rows that say "
         f"otherwise; {facts['epochs']['finetuning']} epochs with labels and, all but the dense one, towards the dense "
-        "model too; AdamW at the config's 0.0005 unless the rate is named. For the dense detector a small hook of the "
-        "benchmark keeps them, where its row says so.\n\n" + table(header, rows) + f"\n\n{_goal(facts['variants'])}"
+        "model too; AdamW at the config's 0.0005 unless the rate is named. Budget: of MACs; latency: of milliseconds, "
+        "one image on one thread; both phases: channels may be pruned too (`prune=True`). For the dense detector a "
+        "small hook of the benchmark keeps them, where its row says so.\n\n"
+        + table(header, rows)
+        + f"\n\n{_goal(facts['variants'])}"
     )
 
 

@@ -19,24 +19,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from delivered_speed import RUNTIMES, settings_of
 from hybrid import add_row
 from same_regions import same_regions_
 from throughput_models import MODELS, Entry, Point, loaded, magnitude_pruned
 
 from norton_plugin import compress
-from norton_plugin.bench import BenchReport, Setting, Timing, bench
+from norton_plugin.bench import BenchReport, bench
+from norton_plugin.deploy import prepare
+from norton_plugin.deploy.choices import Forms
 from norton_plugin.recipe import Pruning, Recipe
-
-RUNTIMES = ("onnxruntime", "openvino")
 
 
 def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress a model to a point and time it."""
     torch.manual_seed(0)
     source = loaded(entry)
-    pruning = Pruning(keep=point.keep, round_to=point.round_to)
-    recipe = Recipe(scope=point.scope, decomposition=point.decomposition, pruning=pruning, verify=False)
-    model, report = compress(source.model, source.example_inputs, recipe, forward_fn=source.forward_fn)
+    model, report = compress(source.model, source.example_inputs, _recipe(point), forward_fn=source.forward_fn)
+    forms: Forms = "static"
+    if point.budget.given:
+        forms = prepare(model, source.example_inputs, forms="measured", forward_fn=source.forward_fn).deployment.forms
     for each in (source.model, model) if entry.detector else ():
         same_regions_(each)
     settings: dict[str, Any] = {
@@ -49,6 +51,7 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
         "timed_fn": source.timed_fn,
         "export_forward": source.export_fn,
         "compile": arguments.compile,
+        "forms": forms,
         "clock": time.process_time if arguments.threads == [1] else time.perf_counter,
     }
     found = bench(source.model, model, source.example_inputs, **settings)
@@ -62,9 +65,15 @@ def measure(entry: Entry, point: Point, arguments: argparse.Namespace) -> dict[s
     }
     if not entry.detector:
         pruned = magnitude_pruned(source, report.macs_after)
-        peer = bench(source.model, pruned, source.example_inputs, **settings, layers=False)
+        peer = bench(source.model, pruned, source.example_inputs, **settings | {"forms": "static"}, layers=False)
         row["torch_pruning"] = {"macs": peer.macs, "parameters": peer.parameters, **_figures(peer)}
     return row
+
+
+def _recipe(point: Point) -> Recipe:
+    pruning = Pruning(keep=point.keep, round_to=point.round_to)
+    parts: dict[str, Any] = {"scope": point.scope, "decomposition": point.decomposition, "budget": point.budget}
+    return Recipe(pruning=pruning, verify=False, **parts)
 
 
 def _figures(report: BenchReport) -> dict[str, Any]:
@@ -73,37 +82,11 @@ def _figures(report: BenchReport) -> dict[str, Any]:
     return {
         "macs_ratio": round(report.macs_ratio, 3),
         "file_macs_ratio": round(report.file_macs_ratio or report.macs_ratio, 3),
-        "settings": [_setting(setting) for setting in report.settings],
+        "settings": settings_of(report.to_dict()),
         "layers": len(report.layers),
         "layers_slower_than_dense": slow,
         "left": [list(entry) for entry in report.left],
     }
-
-
-def _setting(setting: Setting) -> dict[str, Any]:
-    """Return the best of every runtime, whichever memory format it is."""
-    found: dict[str, Any] = {}
-    for runtime in ("PyTorch", "torch.compile", "onnxruntime", "OpenVINO"):
-        own = [timing for timing in setting.timings if timing.runtime.partition(",")[0] == runtime]
-        dense = [timing for timing in own if timing.efficiency is None]
-        delivered = [timing for timing in own if timing.model == "delivered"]
-        if dense and delivered:
-            found[runtime] = _pair(min(dense, key=_time), min(delivered, key=_time))
-    return {"batch": setting.batch, "threads": setting.threads, "rounds": setting.rounds, "runtimes": found}
-
-
-def _pair(dense: Timing, delivered: Timing) -> dict[str, Any]:
-    return {
-        "dense_ms": round(dense.milliseconds, 3),
-        "ms": round(delivered.milliseconds, 3),
-        "speed_up": round(dense.milliseconds / delivered.milliseconds, 3),
-        "efficiency": round(delivered.efficiency or 0.0, 3),
-        "over_loaded_in_pytorch": round(delivered.speed_up_in_all, 3),
-    }
-
-
-def _time(timing: Timing) -> float:
-    return timing.milliseconds
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import ForwardFunction
-from norton_plugin.recipe import Decomposition, Scope
+from norton_plugin.recipe import Budget, Decomposition, Scope
 from norton_plugin.zoo import exported_part, inference_of, load_source
 
 _TRIALS = 8  # of pruning ratios, each of which halves what is unknown
@@ -28,6 +28,7 @@ class Point:
         keep: Share of the channels to keep.
         scope: Which modules to touch; all by default.
         round_to: Channel counts become multiples of this: what ``--round-to auto`` takes with AVX-512.
+        budget: What sizes are found for; blocks then run in the forms that are measured to be the fastest.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Point:
     keep: float
     scope: Scope = field(default_factory=Scope)
     round_to: int = 16
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Loaded:
 
 
 RANK1, NOTHING = Decomposition(rank=1), Decomposition()
+# Sizes are what matters here, not weights: few sweeps.
+_AUTO = Decomposition(level="auto", restarts=1, sweeps=3)
+HALF_TIME = Point("budget: half of the milliseconds", _AUTO, 1.0, budget=Budget(latency=0.5))
 _BODY = Scope(include=("backbone.body.*",))
 # The shares of channels meet the complexities of the paper within 2 % in MACs or parameters.
 _PAPER = (
@@ -98,6 +103,7 @@ MODELS: dict[str, Entry] = {
             Point("pruned, keep 0.46, multiples of 16 (0.92 G)", NOTHING, 0.46),
             Point("pruned, keep 0.5", NOTHING, 0.5),
             Point("rank 1, keep 0.5", RANK1, 0.5),
+            HALF_TIME,
         ),
     ),
     "ResNet-18": Entry(
@@ -106,6 +112,7 @@ MODELS: dict[str, Entry] = {
         (
             Point("rank 1, keep 0.7", RANK1, 0.7),
             Point("pruned, keep 0.5", NOTHING, 0.5),
+            HALF_TIME,
         ),
     ),
     "MobileNetV3-large": Entry("timm:mobilenetv3_large_100", 224, (Point("pruned, keep 0.5", NOTHING, 0.5),)),
@@ -117,8 +124,8 @@ MODELS: dict[str, Entry] = {
     "Keypoint R-CNN (torchvision)": Entry("torchvision:keypointrcnn_resnet50_fpn", 800, _HALF, (1,), detector=True),
     "Faster R-CNN (mmdet)": Entry("mmdet:faster_rcnn/faster-rcnn_r50_fpn_1x_coco", 800, _HALF, (1,), detector=True),
     "Mask R-CNN (mmdet)": Entry("mmdet:mask_rcnn/mask-rcnn_r50_fpn_1x_coco", 800, _HALF, (1,), detector=True),
-    "RTMDet-s (mmdet)": Entry("mmdet:rtmdet/rtmdet_s_8xb32-300e_coco", 640, _HALF, (1,), detector=True),
-    "YOLOX-s (mmdet)": Entry("mmdet:yolox/yolox_s_8xb8-300e_coco", 640, _HALF, (1,), detector=True),
+    "RTMDet-s (mmdet)": Entry("mmdet:rtmdet/rtmdet_s_8xb32-300e_coco", 640, (*_HALF, HALF_TIME), (1,), detector=True),
+    "YOLOX-s (mmdet)": Entry("mmdet:yolox/yolox_s_8xb8-300e_coco", 640, (*_HALF, HALF_TIME), (1,), detector=True),
 }
 
 

@@ -1,12 +1,14 @@
 """A wide classifier on unlabelled images: ResNet-26 of timm (1x1 layers of up to 2048 channels) at 64 pixels.
 
 The model is trained here first, on CIFAR-10 enlarged to 64 pixels, by AdamW for a few epochs, and kept in the file
-``--trained``. Then it is compressed to budgets of MACs: sizes without images and BatchNorm statistics re-estimated on
-them (``data-free``); sizes from measured sensitivities and layers fitted to the images (``fitted``); and two passes of
-learning from the dense model besides (``distilled``). No label is used. Each result is a row of ``wide.json``.
+``--trained``. Then it is compressed to budgets of MACs or of milliseconds: sizes without images and BatchNorm
+statistics re-estimated on them (``data-free``); sizes from measured sensitivities and layers fitted to the images
+(``fitted``); channels pruned as well where that is better (``both``); and two passes of learning from the dense model
+besides (``distilled``). No label is used. Each result is a row of ``wide.json``: accuracy, and the time of the model as
+it is delivered beside the dense one.
 
-    python tools/benchmarks/wide.py
-    python tools/benchmarks/wide.py --budgets 0.5 --seeds 0 1 2
+    OMP_NUM_THREADS=1 python tools/benchmarks/wide.py
+    OMP_NUM_THREADS=1 python tools/benchmarks/wide.py --of latency --budgets 0.5 --steps both
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import torch
 from cifar_data import batches, machine
+from delivered_speed import RUNTIMES, settings_of
 from hybrid import Images, add_row
 from safetensors.torch import save_file
 from torch import nn
@@ -27,6 +30,8 @@ from torch.nn import functional
 from unlabelled import QUICK, accuracy, timed
 
 from norton_plugin import CompressionReport, compress
+from norton_plugin.bench import bench
+from norton_plugin.deploy import prepare
 from norton_plugin.mm import PackedImages, pack_folder
 from norton_plugin.mm.classification.packed import cache_folder
 from norton_plugin.recipe import Budget, Calibration, Decomposition, Distillation, Recipe
@@ -34,7 +39,7 @@ from norton_plugin.zoo import ModelSource, load_source
 
 _SIDE = 64
 _TRAINING: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.05, "batch_size": 128}
-_STEPS = ("data-free", "fitted", "distilled")
+_STEPS = ("data-free", "fitted", "both", "distilled")
 
 
 def open_model(name: str, weights: Path | None) -> ModelSource:
@@ -79,29 +84,35 @@ def augmented(data: PackedImages, chosen: torch.Tensor) -> PackedImages:
     return PackedImages(images, data.labels[chosen])
 
 
-def recipe_of(step: str, budget: float, count: int, seed: int) -> Recipe:
-    """Return the recipe of a step of ``_STEPS``; each has what those before it have."""
-    plain = Recipe(
-        budget=Budget(macs=budget),
+def recipe_of(step: str, limits: dict[str, float], count: int, seed: int) -> Recipe:
+    """Return the recipe of a step of ``_STEPS``."""
+    found = Recipe(
+        budget=Budget(**limits, prune=step == "both"),
         decomposition=Decomposition(level="auto", **QUICK),
-        calibration=Calibration(images=count, seed=seed),
+        calibration=Calibration(images=count, seed=seed, fit=step != "data-free"),
     )
-    if step == "data-free":
-        return plain
-    fitted = replace(plain, calibration=replace(plain.calibration, fit=True))
-    return fitted if step == "fitted" else replace(fitted, distillation=Distillation(passes=2, seed=seed))
+    return replace(found, distillation=Distillation(passes=2, seed=seed)) if step == "distilled" else found
 
 
 def compressed(
-    source: ModelSource, step: str, budget: float, seed: int, images: Images, count: int
+    source: ModelSource, step: str, limits: dict[str, float], seed: int, images: Images, count: int
 ) -> tuple[nn.Module, CompressionReport]:
     """Compress one time. Sizes of ``data-free`` are found without images; only its norms see them."""
-    recipe = recipe_of(step, budget, count, seed)
+    recipe = recipe_of(step, limits, count, seed)
     sample = batches(images.train.subset(count, seed=seed), source, size=50)
     if step == "data-free":
         planned = compress(source.model, source.example_inputs, replace(recipe, calibration=Calibration())).recipe
         recipe = replace(planned, calibration=recipe.calibration)
     return compress(source.model, source.example_inputs, recipe, calibration=sample)
+
+
+def delivered(source: ModelSource, model: nn.Module) -> dict[str, Any]:
+    """Return the time of one image on one thread, as delivered, in every runtime beside the dense model."""
+    example = source.example_inputs
+    forms = prepare(model, example, forms="measured").deployment.forms
+    settings: dict[str, Any] = {"forms": forms, "runtimes": RUNTIMES, "layers": False, "clock": time.process_time}
+    found = bench(source.model, model, example, **settings)
+    return settings_of(found.to_dict())[0]
 
 
 def measure(
@@ -116,12 +127,14 @@ def measure(
     }
     dense = accuracy(source.model, source, images)
     for step in arguments.steps:
-        work = partial(compressed, source, step, budget, seed, images, arguments.count)
+        work = partial(compressed, source, step, {arguments.of: budget}, seed, images, arguments.count)
         (model, report), seconds = timed(work)
         row = {
             "network": name,
+            "of": arguments.of,
             "budget": budget,
             "step": step,
+            "phases": report.budget.phases if report.budget else "",
             "seed": seed,
             "macs_share": round(report.macs_after / report.macs_before, 4),
             "parameters_share": round(report.parameters_after / report.parameters_before, 4),
@@ -130,9 +143,11 @@ def measure(
             "top1_dense": dense,
             "top1": accuracy(model, source, images),
             **seconds,
+            "speed": delivered(source, model),
         }
         print(row, flush=True)
-        label = f"{name} {step} {budget} {arguments.count} images seed {seed}"
+        of = "" if arguments.of == "macs" else f"{arguments.of} "
+        label = f"{name} {step} {of}{budget} {arguments.count} images seed {seed}"
         add_row(arguments.output / "wide.json", label, row, facts)
 
 
@@ -144,6 +159,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=Path("wide.safetensors"), help="its weights, made if missing")
     parser.add_argument("--epochs", type=int, default=4, help="of the training")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.32, 0.16])
+    parser.add_argument("--of", choices=("macs", "latency"), default="macs", help="what the budgets are shares of")
     parser.add_argument("--steps", nargs="+", default=list(_STEPS), choices=_STEPS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the calibration images")
     parser.add_argument("--count", type=int, default=1000, help="calibration images, those held back included")
