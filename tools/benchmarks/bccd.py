@@ -7,6 +7,7 @@ split, printed by mmdet's ``tools/test.py``. What is done already is not done ag
 and an interrupted training run is resumed.
 
     python tools/benchmarks/bccd.py --data DATA/bccd --work WORK
+    python tools/benchmarks/bccd.py --data DATA/bccd --work WORK --variants "pruning" --from-surgery   # compress once
 """
 
 from __future__ import annotations
@@ -147,8 +148,8 @@ def cost(work: Path, step: str) -> dict[str, Any]:
     }
 
 
-def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[str, Any]:
-    """Surgery, mAP, fine-tuning with every seed, mAP."""
+def variant_row(bench: Bench, name: str, start: Path, seeds: list[int], *, again: bool) -> dict[str, Any]:
+    """Surgery, mAP, fine-tuning with every seed, mAP; ``again`` compresses for each fine-tuning, too."""
     options, load = VARIANTS[name], [f"load_from={start}"]
     dense = name.startswith("dense")
     config = FINETUNE if dense else NORTON
@@ -164,6 +165,8 @@ def variant_row(bench: Bench, name: str, start: Path, seeds: list[int]) -> dict[
             checkpoint = bench.train(step, NORTON, recipe + load + STILL)
             row[key] = bench.test(f"{step} test", NORTON, checkpoint, recipe)
         row |= cost(bench.work, f"{surgery} after_surgery")
+        if not again:
+            load = [f"load_from={bench.train(f'{surgery} after_surgery', NORTON, [])}"]  # done: its checkpoint
     runs = []
     for seed in seeds:
         step = f"{name} seed {seed}"
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs/results", help="folder of bccd.json")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of the fine-tuning runs; may be none")
+    parser.add_argument("--from-surgery", action="store_true", help="fine-tune from the checkpoint of the surgery")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
 
@@ -251,7 +255,7 @@ def main() -> None:
     earlier = earlier_figures(arguments.output / "bccd.json", bench.test("dense test", DENSE, start, []))
     variants = earlier.get("variants", {})
     for name in arguments.variants:
-        variants[name] = variant_row(bench, name, start, arguments.seeds)
+        variants[name] = variant_row(bench, name, start, arguments.seeds, again=not arguments.from_surgery)
     splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
     images = ", ".join(f"{len(split['images'])} {name}" for name, split in splits.items())
     facts = {key: earlier[key] for key in ("exported_config", "resumed") if key in earlier} | {

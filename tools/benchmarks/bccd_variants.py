@@ -69,6 +69,7 @@ VARIANTS: dict[str, list[str]] = {
         *DISTILLED,
         *LOW_RATE,
     ],
+    "latency 50 %, both phases, fitted, distilled": [*FAST_HALF, *BOTH, *FITTED, *DISTILLED],
     "latency 33 %, both phases, fitted, distilled, rate 0.0001": [
         *FAST_THIRD,
         *BOTH,
