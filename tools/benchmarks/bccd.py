@@ -7,7 +7,10 @@ split, printed by mmdet's ``tools/test.py``. What is done already is not done ag
 and an interrupted training run is resumed.
 
     python tools/benchmarks/bccd.py --data DATA/bccd --work WORK
-    python tools/benchmarks/bccd.py --data DATA/bccd --work WORK --variants "pruning" --from-surgery   # compress once
+    python tools/benchmarks/bccd.py --data DATA/bccd --work WORK --from-surgery --variants VARIANT
+
+Plans for milliseconds come from measured times and differ from run to run: ``--from-surgery`` fine-tunes what was
+tested after surgery.
 """
 
 from __future__ import annotations

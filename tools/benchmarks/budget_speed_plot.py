@@ -47,7 +47,9 @@ class Point:
 def classifiers(folder: Path) -> tuple[dict[str, float], list[Point]]:
     """Return the accuracy of the dense wide classifier by name, and what came of it without a label."""
     rows = json.loads((folder / "wide.json").read_text())["variants"].values()
-    own = [row for row in rows if row["step"] == "fitted" and "speed" in row]
+    steps = {"fitted", "both"}  # where both phases were tried and decomposition was kept, that is another point already
+    own = [row for row in rows if row["step"] in steps and "speed" in row]
+    own = [row for row in own if row["step"] == "fitted" or row["phases"] != "decomposition"]
     points = [Point(row["of"], row["macs_share"], row["top1"], _speed_ups(row["speed"]["runtimes"])) for row in own]
     return {"dense": own[0]["top1_dense"]}, points
 
@@ -78,7 +80,7 @@ def draw_panel(axes: Axes, dense: Mapping[str, float], points: Sequence[Point], 
     for name, value in dense.items():
         axes.plot([1], [value], "D", color=_DARK)
         axes.axhline(value, color=_DARK, linestyle=":", linewidth=1)
-        axes.annotate(name, (1, value), textcoords="offset points", xytext=(6, 4), fontsize=8, color=_DARK)
+        axes.text(0.99, value, name, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)
     values = [*dense.values(), *(point.accuracy for point in points)]
     margin = max(0.15 * (max(values) - min(values)), (_LEAST_RANGE - max(values) + min(values)) / 2)
     axes.set_ylim(min(values) - margin, max(values) + margin)
