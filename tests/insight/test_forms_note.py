@@ -1,13 +1,15 @@
 """What is said of blocks that run as plain convolutions."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from norton_plugin import Recipe, compress
+from norton_plugin import Budget, Recipe, compress
+from norton_plugin.budget import BudgetPlan
 from norton_plugin.cost import count_cost
 from norton_plugin.deploy import prepare
 from norton_plugin.insight import note_on_forms
@@ -35,6 +37,9 @@ def test_blocks_on_small_maps_run_as_convolutions_and_it_is_said(compressed):
     words = note_on_forms(model, example, report)
     assert words.startswith("2 of 2 blocks should be no faster in factors")
     assert f"{short(run)} MACs run, not {short(report.macs_after)}" in words
+    assert words.endswith("give a budget of milliseconds (budget.latency, --budget latency=F)")
+    planned = replace(report, budget=BudgetPlan(Budget(latency=0.5), 0.5, 0.5, "weights", 0.0, ()))
+    assert note_on_forms(model, example, planned).endswith("writes the model that takes that time")
 
 
 def test_a_layer_that_two_places_share_counts_twice(compressed):

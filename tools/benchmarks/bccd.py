@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -256,9 +257,8 @@ def main() -> None:
     bench = Bench(work, arguments.threads)
     start = bench.train("retinanet_r18-thin_bccd", DENSE, [])
     earlier = earlier_figures(arguments.output / "bccd.json", bench.test("dense test", DENSE, start, []))
-    variants = earlier.get("variants", {})
-    for name in arguments.variants:
-        variants[name] = variant_row(bench, name, start, arguments.seeds, again=not arguments.from_surgery)
+    row = partial(variant_row, bench, start=start, seeds=arguments.seeds, again=not arguments.from_surgery)
+    variants = earlier.get("variants", {}) | {name: row(name) for name in arguments.variants}
     splits = {s: json.loads((work / f"data/bccd/{s}.json").read_text()) for s in ("train", "val", "test")}
     images = ", ".join(f"{len(split['images'])} {name}" for name, split in splits.items())
     facts = {key: earlier[key] for key in ("exported_config", "resumed") if key in earlier} | {
