@@ -136,7 +136,7 @@ def test_a_report_warns_of_large_components(compressed):
     ],
 )
 def test_pruning_below_a_budget_says_what_is_left_and_how_to_plan_both(groups, macs, params, warned):
-    plan = BudgetPlan(Budget(macs=0.5), 0.5, 0.7, "weights", 0.0, (), groups=groups)
+    plan = BudgetPlan(Budget(macs=0.5, prune=bool(groups)), 0.5, 0.7, "weights", 0.0, (), groups=groups)
     words = warning_of_pruning_below_budget(plan, macs=macs, params=params)
     assert (words is not None) == warned
     if words:

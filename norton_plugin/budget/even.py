@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,22 +44,18 @@ def even_plan(
     Returns:
         The plan; where none is within the budget, that of the smallest share (see `within`).
     """
-    low, high = max(1, math.ceil(_STEPS * recipe.pruning.min_keep)), _STEPS
-    best: BudgetPlan | None = None
-    least: BudgetPlan | None = None
-    tried = 0
-    while low < high:  # shares below ``low`` are within the budget, those from ``high`` on are not
-        middle = (low + high) // 2
-        plan = _plan(recipe, dense, layers, keep=middle / _STEPS, narrowed=narrowed)
-        tried += 1
-        if within(plan):
-            best, low = plan, middle + 1
-        else:
-            least, high = plan, middle
-    found = best or least or _plan(recipe, dense, layers, keep=1.0, narrowed=narrowed)
+    plans: dict[int, BudgetPlan] = {}
+
+    def exceeds(steps: int) -> bool:
+        plans[steps] = _plan(recipe, dense, layers, keep=steps / _STEPS, narrowed=narrowed)
+        return not within(plans[steps])
+
+    least = max(1, math.ceil(_STEPS * recipe.pruning.min_keep))
+    first = bisect_left(range(_STEPS), True, lo=least, hi=_STEPS, key=exceeds)  # share that exceeds the budget
+    found = plans.get(first - 1) or plans.get(first) or _plan(recipe, dense, layers, keep=1.0, narrowed=narrowed)
     if found.milliseconds is None:
         return found
-    return replace(found, milliseconds=replace(found.milliseconds, plans=tried))
+    return replace(found, milliseconds=replace(found.milliseconds, plans=len(plans)))
 
 
 def within(plan: BudgetPlan) -> bool:

@@ -107,7 +107,7 @@ def plan_candidates(
         if within(even):
             plans.append(even)
         else:
-            missed[EVEN] = out_of_reach(missed.get("hybrid"), even, recipe)
+            missed[EVEN] = _out_of_reach(missed.get("hybrid"), even, recipe)
     if not plans:
         raise missed.get(EVEN, missed["hybrid"])
     return [replace(plan, missed=tuple(missed)) for plan in plans]
@@ -135,7 +135,7 @@ def _those_within(
     return plans, missed
 
 
-def out_of_reach(error: RecipeError | None, least: BudgetPlan, recipe: Recipe) -> RecipeError:
+def _out_of_reach(error: RecipeError | None, least: BudgetPlan, recipe: Recipe) -> RecipeError:
     """Return what to say where neither the phases nor one share of all channels meet a budget.
 
     Args:

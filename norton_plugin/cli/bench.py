@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from norton_plugin.cli import limits, options
+from norton_plugin.cli.advised import advise
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_folder, output_file, read_path
 from norton_plugin.errors import ArtifactError, RecipeError
 
 if TYPE_CHECKING:
-    from norton_plugin.artifact import Manifest
     from norton_plugin.bench import BenchReport
     from norton_plugin.export import Runtime
 
@@ -150,19 +150,10 @@ def bench(
             on_step=status.update,
         )
     found = _told(out, report, clock, opened.spec, deployed=table is not None)
-    _advise(out, report, opened.manifest)
+    advise(out, opened.manifest, max(each.speed_up_in_pytorch for each in report.settings), report.macs_ratio)
     _write(found, report, output, plot)
     out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
     out.result(found)
-
-
-def _advise(out: Output, report: BenchReport, manifest: Manifest) -> None:
-    """Say what to do where few of the MACs that were saved became time."""
-    from norton_plugin.cli.recipes import planned_for_time
-    from norton_plugin.insight.deployment import advice
-
-    if not planned_for_time(manifest):
-        out.show(*advice(max(setting.speed_up_in_pytorch for setting in report.settings), report.macs_ratio))
 
 
 def _write(found: Mapping[str, Any], report: BenchReport, output: Path | None, plot: Path | None) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from norton_plugin.cli import options
+from norton_plugin.cli.advised import advise
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_file, read_path
-from norton_plugin.cli.recipes import carry_recipe, planned_for_time
+from norton_plugin.cli.recipes import carry_recipe
 from norton_plugin.errors import MissingExtraError, RecipeError, SourceError
 
 if TYPE_CHECKING:
@@ -115,15 +116,7 @@ def deploy(
         opened.model.to("cpu")
         recipe = _save(output, opened, prepared.deployment)
     _tell(out, output, prepared, found, recipe)
-    _advise(out, found, opened)
-
-
-def _advise(out: Output, found: Comparison, opened: Opened) -> None:
-    """Say what to do where few of the MACs that were saved became time."""
-    from norton_plugin.insight.deployment import advice
-
-    if found.speedup is not None and not planned_for_time(opened.manifest):
-        out.show(*advice(found.speedup, found.macs_ratio))
+    advise(out, opened.manifest, found.speedup, found.macs_ratio)
 
 
 def _tell(out: Output, output: Path, prepared: PreparedModel, found: Comparison, recipe: Path | None) -> None:

@@ -21,13 +21,6 @@ _DEEPEST = 20  # tables and lists in one another; a recipe has three
 Changes = Mapping[str, Mapping[str, Any]]
 
 
-def planned_for_time(manifest: Manifest | None) -> bool:
-    """Tell whether an artefact was compressed to a budget of milliseconds."""
-    report = None if manifest is None else manifest.report
-    plan = (report or {}).get("budget") or {}
-    return (plan.get("budget") or {}).get("latency") is not None
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe from YAML or JSON.
 

@@ -112,7 +112,7 @@ def compress(
             done = phases.run_(compressed, recipe, ignored=counterparts(model, compressed, ignored))
         require_changes(done.decomposition, done.pruning)
         planned = known.finished(planned, compressed)
-        after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
+        after = phases.cost_of(compressed)
 
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)

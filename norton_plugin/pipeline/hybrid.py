@@ -17,11 +17,10 @@ from norton_plugin.calibration.input_moments import InputMoments
 from norton_plugin.calibration.memory import MomentMemory
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.channels import ChannelGraph
-from norton_plugin.cost import count_cost
 from norton_plugin.errors import SurgeryError
 from norton_plugin.latency import skeleton
 from norton_plugin.modules.duplication import counterparts, duplicate
-from norton_plugin.modules.running import counted_by, run_model
+from norton_plugin.modules.running import run_model
 from norton_plugin.pipeline.budgets import Known, RecordedRanking, telling_images
 from norton_plugin.pipeline.calibrating import finish_, ranked_by_outputs
 from norton_plugin.pipeline.checks import needs_images_to_rank
@@ -154,7 +153,7 @@ class _Narrowing:
             ranking=phases.ranking,
             verify=True,
         )
-        cost = count_cost(narrow, partial(run_model, narrow, phases.example_inputs, counted_by(phases.forward_fn)))
+        cost = phases.cost_of(narrow)
         size = cost.macs, cost.parameters
         if size not in self._known:
             self._known[size] = NarrowModel(cost, None if self._latency is None else self._latency.timed(narrow))
@@ -162,8 +161,7 @@ class _Narrowing:
 
 
 def _within(phases: Phases, compressed: nn.Module, plan: BudgetPlan) -> bool:
-    run = partial(run_model, compressed, phases.example_inputs, counted_by(phases.forward_fn))
-    cost = count_cost(compressed, run)
+    cost = phases.cost_of(compressed)
     reached = {"macs": cost.macs / phases.cost.macs, "params": cost.parameters / phases.cost.parameters}
     limits = {name: limit for name, limit in plan.budget.limits.items() if name in reached}
     limits = limits or {"macs": plan.macs * (1 + _LEFT)}  # milliseconds alone: what was timed has these MACs

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from norton_plugin.calibration import CalibrationReport
-from norton_plugin.cost import ModelCost
+from norton_plugin.cost import ModelCost, count_cost
 from norton_plugin.distillation import DistillationReport
-from norton_plugin.modules.running import ForwardFunction
+from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.pipeline.calibrating import finish_, fit_, ranked_by_outputs
 from norton_plugin.pipeline.checks import needs_images_to_rank
 from norton_plugin.recipe import Recipe
@@ -63,6 +64,10 @@ class Phases:
     forward_fn: ForwardFunction | None
     step: Callable[[str], None]
     detail: Callable[[str], None] | None = None
+
+    def cost_of(self, model: nn.Module) -> ModelCost:
+        """Return the cost of a model that came of the dense one, counted as that one's."""
+        return count_cost(model, partial(run_model, model, self.example_inputs, counted_by(self.forward_fn)))
 
     def run_(self, compressed: nn.Module, recipe: Recipe, *, ignored: Sequence[nn.Module]) -> Outcome:
         """Run them on a copy of the dense model, in place.

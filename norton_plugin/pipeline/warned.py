@@ -100,11 +100,7 @@ def warning_of_pruning_below_budget(plan: BudgetPlan, *, macs: float, params: fl
         params: Its parameters, likewise.
     """
     reached = {"macs": macs, "params": params}
-    if (
-        plan.groups
-        or plan.budget.prune
-        or not any(share < (1 - TOLERANCE) * getattr(plan, name) for name, share in reached.items())
-    ):
+    if plan.budget.prune or not any(share < (1 - TOLERANCE) * getattr(plan, name) for name, share in reached.items()):
         return None
     asked = " and ".join(f"{name}={share:g}" for name, share in plan.budget.limits.items())
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from norton_plugin.budget import BudgetPlan
+from norton_plugin.budget import BudgetPlan, Milliseconds
 from norton_plugin.calibration import CalibrationReport
 from norton_plugin.distillation import DistillationReport
 from norton_plugin.pipeline.report import CompressionReport, LayerReport
@@ -68,7 +68,9 @@ def budget_in_words(plan: BudgetPlan) -> str:
     reached = {"MACs": (plan.budget.macs, plan.macs), "parameters": (plan.budget.params, plan.params)}
     asked = [f"{name} {wish:.4g}: {got:.4f}" for name, (wish, got) in reached.items() if wish is not None]
     if plan.budget.latency is not None and plan.milliseconds is not None:
-        asked.append(f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan)}")
+        asked.append(
+            f"milliseconds {plan.budget.latency:.4g}: {_time_in_words(plan.milliseconds, foretold=plan.keep == 1)}"
+        )
     levels = Counter(layer.level for layer in plan.layers if layer.level is not None)
     found = ", ".join(f"{count} at level {level}" for level, count in sorted(levels.items()))
     dense = len(plan.layers) - levels.total()
@@ -89,16 +91,13 @@ def budget_in_words(plan: BudgetPlan) -> str:
     return words
 
 
-def _time_in_words(plan: BudgetPlan) -> str:
-    """Return the share of the dense model's time, and what it was foretold by."""
-    found = plan.milliseconds
-    if found is None:
-        return "unknown"
+def _time_in_words(found: Milliseconds, *, foretold: bool) -> str:
+    """Return the share of the dense model's time, and what it was foretold by: nothing foretells even pruning."""
     if found.measured is None:
         return (
             f"{found.share:.4f} (predicted {found.predicted:.3g} of {found.dense:.3g} ms by the table that was given)"
         )
-    predicted = "" if plan.keep < 1 else f", predicted {found.predicted:.3g} ms"  # nothing foretells even pruning
+    predicted = f", predicted {found.predicted:.3g} ms" if foretold else ""
     return (
         f"{found.share:.4f} (measured {found.measured:.3g} of {found.dense:.3g} ms as delivered{predicted}; plans "
         f"timed: {found.plans})"

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from norton_plugin import Recipe, compress
 from norton_plugin.artifact import read_manifest
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.cli.recipes import planned_for_time, read_recipe
+from norton_plugin.cli import advised
+from norton_plugin.cli.recipes import read_recipe
 from norton_plugin.deploy import comparison, load, load_prepared, measured, preparation, prepare, read_table
 from norton_plugin.insight import deployment
 from norton_plugin.zoo import load_source
@@ -102,10 +103,10 @@ def test_saved_macs_that_became_no_time_are_told_unless_time_was_the_budget(nort
     assert answer.code == 0 and f"ADVICE {ratio:.2f}" in answer.out
     assert "ADVICE" in norton("bench", small, "--rounds", "3", "--no-layers").out
     timed = replace(read_manifest(small), report={"budget": {"budget": {"macs": None, "latency": 0.5}}})
-    assert planned_for_time(timed) and not planned_for_time(read_manifest(small)) and not planned_for_time(None)
-    monkeypatch.setattr("norton_plugin.cli.deploy.planned_for_time", lambda manifest: manifest is not None)
+    assert advised.planned_for_time(timed)
+    assert not advised.planned_for_time(read_manifest(small)) and not advised.planned_for_time(None)
+    monkeypatch.setattr(advised, "planned_for_time", lambda manifest: manifest is not None)
     assert "ADVICE" not in norton("deploy", small, "-o", tmp_path / "fast", "--rounds", 1).out
-    monkeypatch.setattr("norton_plugin.cli.recipes.planned_for_time", lambda manifest: manifest is not None)
     assert "ADVICE" not in norton("bench", small, "--rounds", "3", "--no-layers").out
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
+from norton_plugin.bench import bench
+from norton_plugin.deploy import prepare
+from norton_plugin.zoo import ModelSource
+
 RUNTIMES = ("onnxruntime", "openvino")  # beside PyTorch
 _NAMES = ("PyTorch", "torch.compile", "onnxruntime", "OpenVINO")
+
+
+def delivered_speed(source: ModelSource, model: nn.Module) -> dict[str, Any]:
+    """Return the time of one image on one thread, as delivered, in every runtime beside the dense model."""
+    example = source.example_inputs
+    forms = prepare(model, example, forms="measured").deployment.forms
+    settings: dict[str, Any] = {"forms": forms, "runtimes": RUNTIMES, "layers": False, "clock": time.process_time}
+    return settings_of(bench(source.model, model, example, **settings).to_dict())[0]
 
 
 def settings_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from delivered_speed import RUNTIMES, settings_of
+from delivered_speed import delivered_speed
 
 from norton_plugin import Budget, Recipe, compress
-from norton_plugin.bench import bench
-from norton_plugin.deploy import prepare
 from norton_plugin.latency import DeliveredModels
 from norton_plugin.recipe import Decomposition
 from norton_plugin.zoo import load_source
@@ -46,9 +44,6 @@ def measured(name: str, share: float) -> dict[str, Any]:
     if plan is None or plan.milliseconds is None or plan.milliseconds.measured is None:
         raise SystemExit(f"{name}: nothing was measured")
     again = DeliveredModels(source.model, source.example_inputs, None).beside_dense(model)
-    forms = prepare(model, source.example_inputs, forms="measured").deployment.forms
-    how: dict[str, Any] = {"forms": forms, "runtimes": RUNTIMES, "layers": False, "clock": time.process_time}
-    table = bench(source.model, model, source.example_inputs, **how).to_dict()
     return {
         "source": name,
         "budget": share,
@@ -59,7 +54,7 @@ def measured(name: str, share: float) -> dict[str, Any]:
         "measured_share": plan.milliseconds.share,
         "measured_again_share": again.share,
         "plans": plan.milliseconds.plans,
-        "speed": settings_of(table)[0],
+        "speed": delivered_speed(source, model),
         **seconds,
     }
 

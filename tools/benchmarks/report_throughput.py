@@ -27,10 +27,10 @@ def throughput(facts: Facts) -> str:
         "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes; those of two stages all on the same 1000 "
         "regions of 16 to 512 pixels and with the same 100 objects, because random weights propose different ones in "
-        "each model (their own choice, by NMS, still runs; rows marked with * are of before). A file of a detector of "
-        "mmdet ends at the tensors of its head, of two stages at those of the RPN, and is held against the MACs of "
-        "that part. The last column is Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: "
-        "nothing but narrower dense layers, so it is what compression of this kind can reach. "
+        "each model (their own choice, by NMS, still runs). A file of a detector of mmdet ends at the tensors of its "
+        "head, of two stages at those of the RPN, and is held against the MACs of that part. The last column is "
+        "Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
+        "layers, so it is what compression of this kind can reach. "
         "Processor time on one thread, wall time on several; "
         f"{versions}.\n\n" + table(header, rows) + f"\n\n{_verdict(facts)}"
     )
@@ -44,9 +44,8 @@ def _settings(facts: Facts) -> Iterator[tuple[Facts, Facts]]:
 
 def _row(row: Facts, setting: Facts, runtimes: Sequence[str]) -> list[object]:
     peer = _same(row.get("torch_pruning", {}).get("settings", []), setting)
-    before = "" if row.get("same_regions", True) else " *"
     return [
-        row["model"] + before,
+        row["model"],
         row["point"],
         f"{row['macs_dense'] / 1e9:.2f} to {row['macs'] / 1e9:.2f}",
         f"{row['parameters_dense'] / 1e6:.1f} to {row['parameters'] / 1e6:.1f}",

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from cifar_data import batches, machine
-from delivered_speed import RUNTIMES, settings_of
+from delivered_speed import delivered_speed
 from hybrid import Images, add_row
 from safetensors.torch import save_file
 from torch import nn
@@ -30,8 +30,6 @@ from torch.nn import functional
 from unlabelled import QUICK, accuracy, timed
 
 from norton_plugin import CompressionReport, compress
-from norton_plugin.bench import bench
-from norton_plugin.deploy import prepare
 from norton_plugin.mm import PackedImages, pack_folder
 from norton_plugin.mm.classification.packed import cache_folder
 from norton_plugin.recipe import Budget, Calibration, Decomposition, Distillation, Recipe
@@ -106,15 +104,6 @@ def compressed(
     return compress(source.model, source.example_inputs, recipe, calibration=sample)
 
 
-def delivered(source: ModelSource, model: nn.Module) -> dict[str, Any]:
-    """Return the time of one image on one thread, as delivered, in every runtime beside the dense model."""
-    example = source.example_inputs
-    forms = prepare(model, example, forms="measured").deployment.forms
-    settings: dict[str, Any] = {"forms": forms, "runtimes": RUNTIMES, "layers": False, "clock": time.process_time}
-    found = bench(source.model, model, example, **settings)
-    return settings_of(found.to_dict())[0]
-
-
 def measure(
     source: ModelSource, name: str, budget: float, seed: int, images: Images, arguments: argparse.Namespace
 ) -> None:
@@ -143,7 +132,7 @@ def measure(
             "top1_dense": dense,
             "top1": accuracy(model, source, images),
             **seconds,
-            "speed": delivered(source, model),
+            "speed": delivered_speed(source, model),
         }
         print(row, flush=True)
         of = "" if arguments.of == "macs" else f"{arguments.of} "
