@@ -21,7 +21,7 @@ from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.ridge import ENOUGH
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import ForwardFunction, run_model, traceable
+from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model, traceable
 from norton_plugin.surgery.removed import RemovedChannels
 
 
@@ -97,7 +97,8 @@ def calibrate_(
             channels.
         batches: Unlabelled images, called like ``example_inputs``.
         example_inputs: Shows the order of the layers.
-        forward_fn: ``(model, inputs) -> output`` in place of the plain call.
+        forward_fn: ``(model, inputs) -> output`` in place of the plain call; by its attribute ``calibrated`` images are
+            run, and by ``distilled`` the two models are compared, where it has them.
         images: Most images to use; all of them are held in memory.
         positions: Output positions read of every image, or ``"auto"`` (`positions.positions_of_layer`).
         seed: Of the positions; equal seeds give equal results.
@@ -121,13 +122,15 @@ def calibrate_(
     start = time.perf_counter()
     given = take_batches(batches, images)
     fitted_on, held_back = split_batches(given)
+    compared = partial(run_model, forward_fn=distilled_by(forward_fn))
+    forward_fn = calibrated_by(forward_fn)
     call = partial(run_model, forward_fn=forward_fn)
     before = _state(compressed)
     layers, left = layers_to_fit(dense, compressed, admits, removed)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
         with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
-            comparison = Comparison(dense, held_back or given, call)
+            comparison = Comparison(dense, held_back or given, compared)
             found = {"plain": comparison.of(compressed)}
             places = [
                 trace_layers(model, own, partial(run_model, model, example_inputs, forward_fn))

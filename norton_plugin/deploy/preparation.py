@@ -21,6 +21,7 @@ from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.lowering import lower_block
 from norton_plugin.deploy.measured import FormTimer, clock, lowered_with
 from norton_plugin.deploy.memory_format import FORMATS, lay_out_, runs_in_
+from norton_plugin.deploy.region_pooling import pool_by_torchvision_
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
@@ -99,6 +100,7 @@ def prepare(
     choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
     lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
     swap_(copied, lowered)
+    pool_by_torchvision_(copied)
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
     ready = _Ready(copied, tuple(choices.values()))

@@ -48,7 +48,7 @@ def fit_(
         compressed,
         calibration,
         example_inputs=example_inputs,
-        forward_fn=calibrated_by(forward_fn),
+        forward_fn=forward_fn,
         images=settings.images,
         positions=settings.positions,
         seed=settings.seed,

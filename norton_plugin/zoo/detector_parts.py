@@ -1,8 +1,8 @@
 """How detectors of mmdet are traced: every part that can be, cut where tracing would fail or explode.
 
-Two-stage detectors are cut at RoI pooling. Traced end to end, the flattened RoI features (256 x 7 x 7 channels on
-five pyramid levels) take over 20 GiB in the dependency graph. Instead one pass yields the pyramid and the RPN's
-outputs, and the RoI heads run on constant features: the pyramid's channels are outputs, hence keep their width.
+In two-stage detectors the RoI heads run on fixed regions: a trace cannot follow proposals, which are chosen by values.
+Where the RoI head runs whole and its pooling can be followed, channels of the pyramid go like any others. Elsewhere
+its parts run on stand-ins of regions, and the pyramid's channels are outputs of the trace, hence keep their width.
 """
 
 from __future__ import annotations
@@ -21,16 +21,26 @@ from torch import Tensor, nn
 from norton_plugin.errors import message_of
 from norton_plugin.zoo.detector_cost import (
     image_samples,
+    proposals_of,
     regions_in_words,
     run_for_cost,
     run_tensor_mode,
 )
-from norton_plugin.zoo.region_heads import WHOLE_HEAD, idle_layers, region_parts, run_on_pyramid
+from norton_plugin.zoo.region_heads import (
+    WHOLE_HEAD,
+    idle_layers,
+    pools_visibly,
+    region_parts,
+    run_on_pyramid,
+    run_on_regions,
+)
 from norton_plugin.zoo.visible_operators import visible_operators
 
 logger = logging.getLogger(__name__)
 
 Trace = Callable[[nn.Module, Any], Any]
+# Fixed regions of each image that two models are compared by.
+_COMPARED = 32
 
 
 def is_detector(model: nn.Module) -> bool:
@@ -55,10 +65,32 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         pyramid = _outcome(model, "the neck", features, example)
         if pyramid is None:
             return features, "backbone and neck"  # whoever runs it is told why it cannot be run
-        parts = _parts_that_run(model, pyramid)
+        whole = [] if single else _all_that_reads(model, pyramid)
+        parts = whole or _parts_that_run(model, pyramid)
         counted = _counted(model, example, pyramid)
         calibrated = None if single else _calibrated(model, example)
-    return _PartByPart(tuple(parts), *counted, calibrated), ", ".join(["backbone and neck", *parts])
+    covered = ", ".join(["backbone and neck", *parts])
+    if whole:
+        return _ThroughPooling(tuple(parts), *counted, calibrated), covered
+    return _PartByPart(tuple(parts), *counted, calibrated), covered
+
+
+def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
+    """Return the parts that read the pyramid, the RoI head as one; none where a layer of them does not run so."""
+    if not pools_visibly(model.roi_head):  # type: ignore[arg-type]
+        return []
+    parts = [part for part, _ in _parts(model) if not part.startswith(WHOLE_HEAD)] + [WHOLE_HEAD]
+    runs = dict(_parts(model)) | {WHOLE_HEAD: partial(run_on_regions, _COMPARED)}
+    with _called(model) as called:
+        try:
+            for part in parts:
+                runs[part](model, pyramid)
+        except Exception as error:
+            told = f"{type(error).__name__}: {message_of(error)}"
+            logger.info("%s does not run on regions of the pyramid (%s), which keeps its width", part, told)
+            return []
+    readers = (head for name, head in model.named_children() if name not in ("backbone", "neck"))
+    return [] if any(idle_layers(head, called) for head in readers) else parts
 
 
 def _parts_that_run(model: nn.Module, pyramid: Any) -> list[str]:
@@ -152,7 +184,7 @@ def with_proposals(model: nn.Module, images: Tensor) -> list[Any]:
 
 
 class _PartByPart:
-    """Runs the pyramid, then the given parts on it or on constant regions.
+    """Runs the pyramid, then the given parts on it or on stand-ins of regions.
 
     Args:
         parts: Names of what follows the pyramid.
@@ -180,6 +212,26 @@ class _PartByPart:
             pyramid = features(model, example)
             runs = dict(_parts(model))
             return [pyramid, *(runs[part](model, pyramid) for part in self.parts)]
+
+
+class _ThroughPooling(_PartByPart):
+    """Runs the pyramid, then all that reads it, the RoI head on fixed regions: channels of the pyramid can go.
+
+    Two models are compared by what they say of a few such regions.
+    """
+
+    def __init__(self, *facts: Any) -> None:
+        super().__init__(*facts)
+        self.distilled = partial(self._on_regions, lambda _: _COMPARED)
+
+    def __call__(self, model: nn.Module, example: Tensor) -> Any:
+        return self._on_regions(proposals_of, model, example)
+
+    def _on_regions(self, count: Callable[[nn.Module], int], model: nn.Module, images: Tensor) -> list[Any]:
+        with visible_operators():
+            pyramid = features(model, images)
+            runs = dict(_parts(model)) | {WHOLE_HEAD: partial(run_on_regions, count(model))}
+            return [runs[part](model, pyramid) for part in self.parts]
 
 
 def _counted(model: nn.Module, example: Tensor, pyramid: Any) -> tuple[Trace | None, str]:

@@ -1,6 +1,7 @@
-"""The heads of two-stage detectors, run on a fixed number of regions in the place of those that the RPN proposes.
+"""The heads of two-stage detectors, run on fixed regions in the place of those that the RPN proposes.
 
-The regions hold the channels of the pyramid, which keeps its width: it is an output of what is traced.
+A RoI head that runs whole reads regions that are pooled from the pyramid, as ever. Parts of one run on stand-ins of
+regions, which hold the channels of the pyramid: it is then an output of what is traced, and keeps its width.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import EmbeddingRPNHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ Trace = Callable[[nn.Module, Any], Any]
 # Name of the part that is all of the RoI head, and how many regions it is traced on.
 WHOLE_HEAD = "roi_head"
 _REGIONS = 16
+# Sides of boxes of the first level in pixels, where an extractor does not say, and how far above the lowest they are.
+_FINEST_SCALE, _WITHIN_LEVEL = 56, 1.2
 
 
 def region_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
@@ -94,18 +98,67 @@ def _run_point_head(model: nn.Module, pyramid: Any) -> Any:
 
 
 def _run_whole_head(model: nn.Module, pyramid: Any) -> Any:
-    """Run the RoI head by its own mode ``tensor``: its parts may need more than regions, such as one another."""
+    """Run the RoI head by its own mode ``tensor`` on stand-ins: its parts may need more, such as one another."""
+    boxes = constant_boxes(_REGIONS, _image_size(model, pyramid), like=pyramid[0])
+    with _stand_ins(model):
+        return _run_tensor_mode(model, pyramid, boxes)
+
+
+def run_on_regions(count: int, model: nn.Module, pyramid: Any) -> Any:
+    """Run the RoI head by its own mode ``tensor`` on regions that are pooled from all levels of the pyramid.
+
+    A cascade hands the same boxes to all of its stages: refined ones would follow choices among values.
+
+    Args:
+        count: Of regions in each image. Proposals that are parameters are as many as they are.
+        model: A two-stage detector for which ``pools_visibly``.
+        pyramid: Of B images.
+    """
+    boxes = _boxes_of_all_levels(model, count, pyramid)
+    with ExitStack() as stack:
+        for head in model.roi_head.modules():  # type: ignore[union-attr]
+            if hasattr(head, "regress_by_class"):
+                stack.callback(vars(head).pop, "regress_by_class")
+                vars(head)["regress_by_class"] = _unchanged
+        return _run_tensor_mode(model, pyramid, boxes)
+
+
+def _unchanged(boxes: Tensor, *_: Any, **__: Any) -> Tensor:
+    return boxes
+
+
+def pools_visibly(roi_head: nn.Module) -> bool:
+    """Tell whether a trace can follow the region pooling of a RoI head (``visible_operators``).
+
+    Args:
+        roi_head: Of a two-stage detector.
+    """
+    layers = [layer for module in roi_head.modules() for layer in getattr(module, "roi_layers", ())]
+    return all(isinstance(layer, RoIAlign) and layer.pool_mode == "avg" for layer in layers)
+
+
+def _run_tensor_mode(model: nn.Module, pyramid: Any, boxes: Tensor) -> Any:
     roi_head: Any = model.roi_head
-    size = _image_size(model, pyramid)
-    samples = image_samples(size, pyramid[0])
+    samples = image_samples(_image_size(model, pyramid), pyramid[0])
     rpn_head: Any = model.rpn_head if getattr(model, "with_rpn", False) else None
     if isinstance(rpn_head, EmbeddingRPNHead):  # its proposals are parameters, of a fixed number
         proposals = rpn_head.predict(pyramid, samples)
     else:
-        boxes = constant_boxes(_REGIONS, size, like=pyramid[0])
         proposals = [InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes))) for _ in samples]
-    with _stand_ins(model):
-        return roi_head.forward(pyramid, proposals, samples)
+    return roi_head.forward(pyramid, proposals, samples)
+
+
+def _boxes_of_all_levels(model: nn.Module, count: int, pyramid: Any) -> Tensor:
+    """Return boxes (count, 4) that begin in the image, every level of the pyramid in turn read by one."""
+    extractor: Any = _extractors(model.roi_head, "bbox")[0]
+    generator = torch.Generator().manual_seed(0)
+    height, width = _image_size(model, pyramid)
+    # A count of channels may be the same number, and would be taken for that of the regions.
+    count += count == extractor.out_channels
+    corners = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) / 2
+    levels = torch.arange(count) % len(extractor.roi_layers)
+    sides = _WITHIN_LEVEL * getattr(extractor, "finest_scale", _FINEST_SCALE) * 2.0**levels
+    return torch.cat([corners, corners + sides[:, None]], 1).to(pyramid[0])
 
 
 def _image_size(model: Any, pyramid: Any) -> tuple[int, int]:

@@ -18,15 +18,16 @@ from mmcv.ops.carafe import CARAFEFunction, CARAFENaiveFunction
 from mmcv.ops.deform_conv import DeformConv2dFunction
 from mmcv.ops.masked_conv import MaskedConv2dFunction
 from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
+from mmcv.ops.roi_align import RoIAlignFunction
 from torch import Tensor
-from torchvision.ops import deform_conv2d
+from torchvision.ops import deform_conv2d, roi_align
 
 Sizes = int | tuple[int, int]
 
 
 @contextmanager
 def visible_operators() -> Iterator[None]:
-    """While entered, deformable and masked convolutions and CARAFE of mmcv compute by operators of PyTorch.
+    """While entered, deformable and masked convolutions, CARAFE and RoIAlign of mmcv compute by operators of PyTorch.
 
     With gradients mmcv's own run: the others save nothing for a backward pass. Runs that are paused inside may end in
     any order (``calibration.lockstep``): mmcv's own are back when the last has left.
@@ -110,6 +111,23 @@ def _masked(
     return F.conv2d(x, weight, bias, stride, padding) * (mask > 0).unsqueeze(1).to(x.dtype)
 
 
+def _aligned(
+    context: Any,
+    features: Tensor,
+    regions: Tensor,
+    output_size: Sizes,
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 0,
+    pool_mode: str = "avg",
+    aligned: bool = True,
+) -> Tensor:
+    """Take the place of ``RoIAlignFunction.forward``; torchvision has no mode ``max``, which stays mmcv's own."""
+    settings = output_size, spatial_scale, sampling_ratio
+    if pool_mode != "avg":
+        return _OWN[RoIAlignFunction](context, features, regions, *settings, pool_mode, aligned)
+    return roi_align(features, regions, *settings, aligned)
+
+
 def _reassembled(_: Any, features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale: int) -> Tensor:
     """Take the place of ``CARAFEFunction.forward`` (Wang et al., ICCV 2019).
 
@@ -146,6 +164,7 @@ _FORWARDS: dict[Any, Callable[..., Tensor]] = {
     DeformConv2dFunction: _deformable,
     ModulatedDeformConv2dFunction: _modulated,
     MaskedConv2dFunction: _masked,
+    RoIAlignFunction: _aligned,
 }
 _OWN: dict[Any, Callable[..., Tensor]] = {function: function.forward for function in _FORWARDS}
 _LOCK = threading.Lock()

@@ -88,14 +88,14 @@ def test_copies_of_a_convolutions_attributes_are_true(compressed):
     assert changed
 
 
-def test_what_crosses_the_roi_pooling_keeps_its_width(compressed):
-    """T14: the extractor allocates its output by a width that it was told."""
+def test_the_roi_pooling_is_as_wide_as_the_pyramid(compressed):
+    """T14: the extractor allocates its output by a width that it was told, which follows the channels that went."""
     model = compressed[0]
     if not hasattr(model, "roi_head"):
         pytest.skip("has no RoI pooling")
     extractor = model.roi_head.bbox_roi_extractor
     pyramid = model.extract_feat(compressed[2])
-    assert {level.shape[1] for level in pyramid} == {extractor.out_channels}
+    assert {level.shape[1] for level in pyramid} == {extractor.out_channels} == {8}
     regions = torch.tensor([[0.0, 4, 4, 40, 40], [0.0, 0, 0, 20, 60]])
     pooled = extractor(pyramid[: extractor.num_inputs], regions)
     assert pooled.shape == (2, extractor.out_channels, 7, 7)
