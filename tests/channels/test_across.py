@@ -218,9 +218,11 @@ class Levels(nn.Module):
         return self.read(pooled)
 
 
-def test_rows_written_into_a_tensor_bring_their_channels(image, halve):
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_written_into_a_tensor_bring_their_channels(image, halve, count):
+    """A single row is written by PyTorch without the dimension that numbers it."""
     torch.manual_seed(0)
-    net = Net(Levels())
+    net, image = Net(Levels()), image[:1].expand(count, -1, -1, -1)
     pruned, blocked, error = halve(net, image)
     assert pruned == {"stem": (16, 8), "middle.fine": (12, 6), "middle.read": (16, 8)} and error < 1e-5
     assert net.middle.coarse.out_channels == net.middle.read.in_channels == 6 and set(blocked) == {"head"}

@@ -98,7 +98,8 @@ def copy(trace: Trace, call: Call) -> ChannelLabels:
 def put(trace: Trace, call: Call) -> ChannelLabels | None:
     """Follow rows written into a tensor (the boxes of one level of a pyramid among all): its channels are theirs.
 
-    Rows are numbered along the first dimensions, by one list of numbers for each.
+    Rows are numbered along the first dimensions, by one list of numbers for each. A single row comes without the
+    dimension that numbers it.
     """
     target, indices, source = call.args[:3]
     old, new = trace.labels_of(target), trace.labels_of(source)
@@ -106,16 +107,17 @@ def put(trace: Trace, call: Call) -> ChannelLabels | None:
         return old
     count = len(indices)
     listed = all(index is not None and index.dim() == 1 for index in indices)
-    if not listed or source.dim() != target.dim() - count + 1 or target._is_view():
+    numbered = source.dim() - (target.dim() - count)
+    if not listed or numbered not in (0, 1) or target._is_view():
         return None
     if any(d < count for label_map in old.maps for d in varying(label_map)):
         return None
-    if any(0 in varying(label_map) for label_map in new.maps):
+    if any(d < numbered for label_map in new.maps for d in varying(label_map)):
         return None
     shape = tuple(target.shape[count:])
     operands = [
         (ChannelLabels(tuple(label_map[(0,) * first] for label_map in labels.maps), labels.constant), shape)
-        for labels, first in ((old, count), (new, 1))
+        for labels, first in ((old, count), (new, numbered))
     ]
     return ChannelLabels(tuple(label_map.expand(target.shape) for label_map in combine(trace, operands, shape)))
 
