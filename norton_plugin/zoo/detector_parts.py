@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from norton_plugin.errors import message_of
 from norton_plugin.zoo.detector_cost import (
     image_samples,
-    proposals_of,
     regions_in_words,
     run_for_cost,
     run_tensor_mode,
@@ -31,6 +30,7 @@ from norton_plugin.zoo.region_heads import (
     idle_layers,
     pools_visibly,
     region_parts,
+    regions_of,
     run_on_pyramid,
     run_on_regions,
 )
@@ -225,7 +225,7 @@ class _ThroughPooling(_PartByPart):
         self.distilled = partial(self._on_regions, lambda _: _COMPARED)
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
-        return self._on_regions(proposals_of, model, example)
+        return self._on_regions(regions_of, model, example)
 
     def _on_regions(self, count: Callable[[nn.Module], int], model: nn.Module, images: Tensor) -> list[Any]:
         with visible_operators():

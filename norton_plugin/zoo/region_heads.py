@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 from mmdet.models.dense_heads import EmbeddingRPNHead
+from mmdet.models.roi_heads import CascadeRoIHead
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -121,6 +122,19 @@ def run_on_regions(count: int, model: nn.Module, pyramid: Any) -> Any:
                 stack.callback(vars(head).pop, "regress_by_class")
                 vars(head)["regress_by_class"] = _unchanged
         return _run_tensor_mode(model, pyramid, boxes)
+
+
+def regions_of(model: nn.Module) -> int:
+    """Return how many regions of each image a RoI head is to be traced on: as many as it reads in use.
+
+    In a cascade the mask heads read all that the box heads read, in the mode ``tensor`` alone: they tell the number.
+
+    Args:
+        model: A two-stage detector.
+    """
+    roi_head: Any = model.roi_head
+    masks = isinstance(roi_head, CascadeRoIHead) and roi_head.with_mask
+    return detections_of(model) if masks else proposals_of(model)
 
 
 def _unchanged(boxes: Tensor, *_: Any, **__: Any) -> Tensor:
