@@ -127,10 +127,10 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, An
 
 
 def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str]:
-    """See :func:`norton_plugin.zoo.detector_parts.exported_part`."""
-    from norton_plugin.zoo import detector_parts
+    """See :func:`norton_plugin.zoo.detector_runs.exported_part`."""
+    from norton_plugin.zoo import detector_runs
 
-    return detector_parts.exported_part(model)
+    return detector_runs.exported_part(model)
 
 
 def inference(model: nn.Module, images: Tensor) -> Any:
