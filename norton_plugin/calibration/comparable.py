@@ -1,7 +1,8 @@
 """What two versions of a model are compared by: outputs that follow no choice among values, or what stands before it.
 
 A detector sorts its boxes, keeps some, and may keep none at all. Two models that compute nearly the same return other
-boxes in another order; the maps that boxes are chosen from can be compared.
+boxes in another order; the maps that boxes are chosen from can be compared. A choice among values that no layer
+computed, as of fixed regions by their size, is the same in both.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from norton_plugin.calibration.streams import CHOICES
 from norton_plugin.modules.running import output_tensors
 
 Call = Callable[[nn.Module, Any], Any]
+# Functions that only ask a tensor for its type, device or shape: what they return has nothing else of it.
+_CONVERTED = {"to", "type_as", "view_as", "expand_as"}
+_LENDING = _CONVERTED | {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like",
+                         "full_like", "empty_like"}  # fmt: skip
 # Attribute of a tensor that holds its origin while a run is followed.
 _MARK = "_norton_origin"
 
@@ -127,8 +132,13 @@ class _Origins(OperationCounter):
                     self.last.pop(layer, None)
                 self.last[what] = None
             origin = _Origin(self, frozenset([what]), origin.chosen)
-        elif _chooses(getattr(what, "__name__", ""), args):
-            origin = _Origin(self, origin.layers, True)
+        else:
+            name = getattr(what, "__name__", "")
+            if name in _LENDING:
+                origin = self._origin(args[:1] if name in _CONVERTED else ())
+            chosen_by = args[1:] if name == "__getitem__" else args
+            if _chooses(name, args) and self._origin((chosen_by, kwargs)).layers:
+                origin = _Origin(self, origin.layers, True)
         self._mark(results, origin)
 
     def chose(self, tensor: Tensor) -> bool:

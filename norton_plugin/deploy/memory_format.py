@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.blocks.convolutions import CHANNELS_LAST
+from norton_plugin.deploy.region_pooling import needs_contiguous_maps
 from norton_plugin.modules.running import traceable
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -35,13 +36,17 @@ def laid_out(x: Tensor, memory: torch.memory_format) -> Tensor:
 def runs_in_(model: nn.Module, memory_format: str, run: Callable[[nn.Module], Any]) -> bool:
     """Lay out a model in place and tell whether it runs so; where it does not, it is contiguous afterwards.
 
-    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map.
+    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map, and operators of mmcv return wrong
+    values: a model with such layers is not tried.
 
     Args:
         model: Runs in the contiguous format.
         memory_format: A key of ``FORMATS``.
         run: Calls the model.
     """
+    if memory_format != "contiguous" and needs_contiguous_maps(model):
+        lay_out_(model, torch.contiguous_format)
+        return False
     try:
         lay_out_(model, FORMATS[memory_format])
         if memory_format != "contiguous":

@@ -29,7 +29,7 @@ from norton_plugin.zoo.detector_runs import (
     parts_of,
     with_proposals,
 )
-from norton_plugin.zoo.region_heads import WHOLE_HEAD, idle_layers, pools_visibly, run_on_regions
+from norton_plugin.zoo.region_heads import WHOLE_HEAD, idle_layers, pools_visibly, roi_layers_of, run_on_regions
 from norton_plugin.zoo.visible_operators import visible_operators
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,13 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
 
 
 def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
-    """Return the parts that read the pyramid, the RoI head as one; none where a layer of them does not run so."""
-    if not pools_visibly(model.roi_head):  # type: ignore[arg-type]
+    """Return the parts that read the pyramid, the RoI head as one; none where they do not all run so, which is logged.
+
+    A level from which no region is pooled, or a layer that does not run, would read channels that a trace does not see.
+    """
+    roi_head: Any = model.roi_head
+    if not pools_visibly(roi_head):
+        logger.info("the pyramid keeps its width: its regions are not pooled by RoIAlign of averages")
         return []
     parts = [part for part, _ in parts_of(model) if not part.startswith(WHOLE_HEAD)] + [WHOLE_HEAD]
     runs = dict(parts_of(model)) | {WHOLE_HEAD: partial(run_on_regions, COMPARED_REGIONS)}
@@ -79,10 +84,14 @@ def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
                 runs[part](model, pyramid)
         except Exception as error:
             told = f"{type(error).__name__}: {message_of(error)}"
-            logger.info("%s does not run on regions of the pyramid (%s), which keeps its width", part, told)
+            logger.info("the pyramid keeps its width: %s does not run by itself (%s)", part, told)
             return []
-    readers = (head for name, head in model.named_children() if name not in ("backbone", "neck"))
-    return [] if any(idle_layers(head, called) for head in readers) else parts
+    readers = {name: head for name, head in model.named_children() if name not in ("backbone", "neck")}
+    idle = [f"{name}.{layer}" for name, head in readers.items() for layer in idle_layers(head, called)]
+    idle += [name for name, module in model.named_modules() if module in set(roi_layers_of(roi_head)) - called]
+    if idle:
+        logger.info("the pyramid keeps its width: %s does not run on fixed regions", idle[0])
+    return [] if idle else parts
 
 
 def _parts_that_run(model: nn.Module, pyramid: Any) -> list[str]:

@@ -14,8 +14,8 @@ from norton_plugin.zoo.region_heads import WHOLE_HEAD, region_parts, regions_of,
 from norton_plugin.zoo.visible_operators import visible_operators
 
 Trace = Callable[[nn.Module, Any], Any]
-# Fixed regions of each image that two models are compared by.
-COMPARED_REGIONS = 32
+# Fixed regions of each image that two models are compared by; odd, as those of ``regions_of``.
+COMPARED_REGIONS = 33
 
 
 def exported_part(model: nn.Module) -> tuple[Trace, str]:
@@ -109,16 +109,16 @@ class ThroughPooling(PartByPart):
 
     def __init__(self, *facts: Any) -> None:
         super().__init__(*facts)
-        self.distilled = partial(self._on_regions, lambda _: COMPARED_REGIONS)
+        self.distilled = partial(self._on_regions, COMPARED_REGIONS)
 
     def __call__(self, model: nn.Module, example: Tensor) -> Any:
         """Return what each part returns."""
-        return self._on_regions(regions_of, model, example)
+        return self._on_regions(regions_of(model), model, example)
 
-    def _on_regions(self, count: Callable[[nn.Module], int], model: nn.Module, images: Tensor) -> list[Any]:
+    def _on_regions(self, count: int, model: nn.Module, images: Tensor) -> list[Any]:
         with visible_operators():
             pyramid = features(model, images)
-            runs = dict(parts_of(model)) | {WHOLE_HEAD: partial(run_on_regions, count(model))}
+            runs = dict(parts_of(model)) | {WHOLE_HEAD: partial(run_on_regions, count)}
             return [runs[part](model, pyramid) for part in self.parts]
 
 

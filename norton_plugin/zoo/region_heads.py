@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from norton_plugin.zoo.detector_cost import constant_boxes, detections_of, image_samples, proposals_of
 
 Trace = Callable[[nn.Module, Any], Any]
-# Name of the part that is all of the RoI head, and how many regions it is traced on.
+# Name of the part that is all of the RoI head, and how many stand-ins of regions it is traced on.
 WHOLE_HEAD = "roi_head"
 _REGIONS = 16
-# Sides of boxes of the first level in pixels, where an extractor does not say, and how far above the lowest they are.
+# Side of a box in pixels from which on the second level is read, if the extractor does not say: boxes of a level have
+# the side where it begins, times this factor, so that they lie inside it.
 _FINEST_SCALE, _WITHIN_LEVEL = 56, 1.2
 
 
@@ -105,40 +106,52 @@ def _run_whole_head(model: nn.Module, pyramid: Any) -> Any:
         return _run_tensor_mode(model, pyramid, boxes)
 
 
-def run_on_regions(count: int, model: nn.Module, pyramid: Any) -> Any:
+def run_on_regions(count: int, model: nn.Module, pyramid: Any) -> list[Any]:
     """Run the RoI head by its own mode ``tensor`` on regions that are pooled from all levels of the pyramid.
 
     A cascade hands the same boxes to all of its stages: refined ones would follow choices among values.
 
     Args:
-        count: Of regions in each image. Proposals that are parameters are as many as they are.
+        count: Of regions in each image.
         model: A two-stage detector for which ``pools_visibly``.
         pyramid: Of B images.
+
+    Returns:
+        What the RoI head returns, and what the stages of a cascade say of how the boxes are to be refined.
     """
     boxes = _boxes_of_all_levels(model, count, pyramid)
+    refining: list[Any] = []
     with ExitStack() as stack:
         for head in model.roi_head.modules():  # type: ignore[union-attr]
             if hasattr(head, "regress_by_class"):
                 stack.callback(vars(head).pop, "regress_by_class")
-                vars(head)["regress_by_class"] = _unchanged
-        return _run_tensor_mode(model, pyramid, boxes)
+                vars(head)["regress_by_class"] = partial(_unchanged, refining)
+        return [_run_tensor_mode(model, pyramid, boxes), refining]
 
 
 def regions_of(model: nn.Module) -> int:
-    """Return how many regions of each image a RoI head is to be traced on: as many as it reads in use.
+    """Return how many regions of each image a RoI head is to be traced on: about as many as it reads in use.
 
     In a cascade the mask heads read all that the box heads read, in the mode ``tensor`` alone: they tell the number.
+    It is odd, since a trace takes a number of regions that equals a width, mostly an even number, for that width.
 
     Args:
         model: A two-stage detector.
     """
     roi_head: Any = model.roi_head
     masks = isinstance(roi_head, CascadeRoIHead) and roi_head.with_mask
-    return detections_of(model) if masks else proposals_of(model)
+    return (detections_of(model) if masks else proposals_of(model)) | 1
 
 
-def _unchanged(boxes: Tensor, *_: Any, **__: Any) -> Tensor:
+def _unchanged(refining: list[Any], boxes: Tensor, _: Tensor, prediction: Any, *__: Any, **___: Any) -> Tensor:
+    """Take the place of ``regress_by_class``: keep what a stage says of the boxes, and hand them on as they are."""
+    refining.append(prediction)
     return boxes
+
+
+def roi_layers_of(roi_head: nn.Module) -> list[nn.Module]:
+    """Return the layers that pool regions, one for each level of each extractor."""
+    return [layer for module in roi_head.modules() for layer in getattr(module, "roi_layers", ())]
 
 
 def pools_visibly(roi_head: nn.Module) -> bool:
@@ -147,8 +160,7 @@ def pools_visibly(roi_head: nn.Module) -> bool:
     Args:
         roi_head: Of a two-stage detector.
     """
-    layers = [layer for module in roi_head.modules() for layer in getattr(module, "roi_layers", ())]
-    return all(isinstance(layer, RoIAlign) and layer.pool_mode == "avg" for layer in layers)
+    return all(isinstance(layer, RoIAlign) and layer.pool_mode == "avg" for layer in roi_layers_of(roi_head))
 
 
 def _run_tensor_mode(model: nn.Module, pyramid: Any, boxes: Tensor) -> Any:
@@ -167,12 +179,10 @@ def _boxes_of_all_levels(model: nn.Module, count: int, pyramid: Any) -> Tensor:
     extractor: Any = _extractors(model.roi_head, "bbox")[0]
     generator = torch.Generator().manual_seed(0)
     height, width = _image_size(model, pyramid)
-    # A count of channels may be the same number, and would be taken for that of the regions.
-    count += count == extractor.out_channels
     corners = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) / 2
     levels = torch.arange(count) % len(extractor.roi_layers)
     sides = _WITHIN_LEVEL * getattr(extractor, "finest_scale", _FINEST_SCALE) * 2.0**levels
-    return torch.cat([corners, corners + sides[:, None]], 1).to(pyramid[0])
+    return torch.cat([corners, corners + sides[:, None]], 1).to(device=pyramid[0].device, dtype=pyramid[0].dtype)
 
 
 def _image_size(model: Any, pyramid: Any) -> tuple[int, int]:

@@ -121,10 +121,13 @@ def _aligned(
     pool_mode: str = "avg",
     aligned: bool = True,
 ) -> Tensor:
-    """Take the place of ``RoIAlignFunction.forward``; torchvision has no mode ``max``, which stays mmcv's own."""
+    """Take the place of ``RoIAlignFunction.forward``; torchvision has no mode ``max``, which stays mmcv's own.
+
+    That one reads maps as if they were contiguous.
+    """
     settings = output_size, spatial_scale, sampling_ratio
     if pool_mode != "avg":
-        return _OWN[RoIAlignFunction](context, features, regions, *settings, pool_mode, aligned)
+        return _OWN[RoIAlignFunction](context, features.contiguous(), regions, *settings, pool_mode, aligned)
     return roi_align(features, regions, *settings, aligned)
 
 

@@ -12,11 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
 from detectors import faster_rcnn
 from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 
 from norton_plugin.deploy import prepare
 from norton_plugin.deploy.region_pooling import pool_by_torchvision_
+from norton_plugin.deploy.table import DeploymentTable
 
 pytestmark = pytest.mark.mm
 
@@ -37,10 +39,27 @@ def test_maxima_stay():
     assert pool_by_torchvision_(layer) == ("1",) and not layer[0].use_torchvision
 
 
-def test_prepared_detectors_pool_by_torchvision():
+def found(model, image):
+    sample = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
+    with torch.no_grad():
+        [result] = model.predict(image, [sample])
+    return result.pred_instances
+
+
+@pytest.mark.parametrize(("mode", "memory_format"), [("avg", "channels_last"), ("max", "contiguous")])
+def test_prepared_detectors_find_what_they_found(mode, memory_format):
+    """mmcv's own RoIAlign reads a channels-last map as if it were contiguous, and finds other boxes."""
     register_all_modules()
-    model = MODELS.build(ConfigDict(faster_rcnn())).eval()
-    prepared = prepare(model, torch.randn(1, 3, 64, 64), forward_fn=lambda own, x: own.extract_feat(x)).model
-    layers = [[m for m in each.modules() if isinstance(m, RoIAlign)] for each in (prepared, model)]
-    assert len(layers[0]) == 4 and all(layer.use_torchvision for layer in layers[0])
+    config = faster_rcnn()
+    config["roi_head"]["bbox_roi_extractor"]["roi_layer"]["pool_mode"] = mode
+    torch.manual_seed(0)
+    model, image = MODELS.build(ConfigDict(config)).eval(), torch.randn(1, 3, 64, 64)
+    table = DeploymentTable((), "channels_last", False, True, {})
+    prepared = prepare(model, image, forms=table, forward_fn=lambda own, x: own.extract_feat(x))
+    assert prepared.deployment.memory_format == memory_format
+    layers = [[m for m in each.modules() if isinstance(m, RoIAlign)] for each in (prepared.model, model)]
+    assert len(layers[0]) == 4 and all(layer.use_torchvision == (mode == "avg") for layer in layers[0])
     assert not any(layer.use_torchvision for layer in layers[1])
+    expected, actual = found(model, image), found(prepared.model, image)
+    assert len(actual) == len(expected) > 0
+    assert torch.allclose(actual.bboxes, expected.bboxes, atol=1e-3) and torch.equal(actual.labels, expected.labels)

@@ -1,5 +1,6 @@
 """Tracing detectors of mmdet, cut where it has to be."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 
 from norton_plugin import CPDBlock, Recipe, compress
+from norton_plugin.calibration.divergence import Comparison
 from norton_plugin.channels import ChannelGraph
 from norton_plugin.zoo import detector_parts as zoo
 from norton_plugin.zoo import load_source
@@ -177,24 +179,27 @@ def htc():
 
 
 def test_mask_heads_that_read_one_another():
+    """Stages whose regions training alone pools are not seen by a trace, and must fit the pyramid: it stays."""
     model = build(htc()).eval()
     trace, covered = zoo.trace_of(model, EXAMPLE)
-    assert covered == "backbone and neck, rpn_head, roi_head"
+    heads = "roi_head.semantic_head, roi_head.bbox_head.0, roi_head.bbox_head.1, roi_head.mask_head"
+    assert covered == f"backbone and neck, rpn_head, {heads}"
     compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
     assert not [s for s in report.pruning.skipped if s.code == "not-traced"]
     assert report.pruning.largest_error < 1e-4
     first, second = compressed.roi_head.mask_head
     # The second head reads the features of the first, on which it adds regions as wide as the pyramid.
     assert first.convs[-1].conv.out_channels == second.conv_res.conv.in_channels == 8
-    # What is added to regions, by that head and from the semantic one, loses the channels that the pyramid loses.
+    assert second.conv_res.conv.out_channels == 16
     semantic = compressed.roi_head.semantic_head
-    widths = [layer.conv.out_channels for layer in (second.conv_res, semantic.conv_embedding)]
-    assert widths == [level.shape[1] for level in zoo.features(compressed, EXAMPLE)[:2]] == [8, 8]
     assert semantic.lateral_convs[0].conv.out_channels == semantic.convs[0].conv.in_channels == 8
+    assert semantic.conv_embedding.conv.out_channels == 16
+
     assert detected(compressed).masks.shape == (10, 64, 64)
 
 
-def test_nothing_of_a_hybrid_task_cascade_is_left():
+def test_what_is_added_to_regions_keeps_the_width_of_the_pyramid():
+    """They hold channels of the pyramid, whose outputs keep their width: no tensor of fixed width is met."""
     model = build(htc()).eval()
     trace, _ = zoo.trace_of(model, EXAMPLE)
     _, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
@@ -289,14 +294,68 @@ def test_heads_behind_proposals_are_fitted_to_what_the_dense_model_shows_them():
     assert found["neck.fpn_convs.1.conv"].target == "output"
 
 
+@pytest.mark.parametrize("kind", ["faster", "mask", "cascade", "no proposals"])
+def test_two_models_are_compared_by_what_their_heads_say(kind):
+    """Choices among fixed regions are the same in both: noise in one layer of the RoI head is seen."""
+    config = cascade() if kind == "cascade" else faster_rcnn(mask=kind == "mask")
+    if kind == "no proposals":
+        config["type"] = "FastRCNN"
+        config.pop("rpn_head")
+        config["train_cfg"].pop("rpn"), config["test_cfg"].pop("rpn")
+    dense = build(config).eval()
+    trace, _ = zoo.trace_of(dense, EXAMPLE)
+    compared = Comparison(dense, [EXAMPLE], trace.distilled)
+    assert compared.of(copy.deepcopy(dense)) == 0
+    names = {"mask": ["mask_head.conv_logits"], "cascade": ["bbox_head.0.fc_reg", "bbox_head.1.fc_cls"]}
+    for name in names.get(kind, ["bbox_head.fc_cls", "bbox_head.fc_reg"]):
+        noisy = copy.deepcopy(dense)
+        torch.nn.init.normal_(noisy.get_submodule(f"roi_head.{name}").weight)
+        assert compared.of(noisy) > 0.01, name
+
+
+@pytest.mark.parametrize("regions", [16, 8])
+def test_a_number_of_regions_that_equals_a_width_is_not_taken_for_it(regions):
+    config = faster_rcnn()
+    config["test_cfg"]["rpn"]["max_per_img"] = regions
+    model, images = build(config).eval(), torch.randn(16 // regions, 3, 64, 64)
+    trace, _ = zoo.trace_of(model, images)
+    compressed, report = compress(model, images, RECIPE, forward_fn=trace)
+    assert not [s for s in report.pruning.skipped if s.name.startswith("neck")]
+    assert zoo.features(compressed, EXAMPLE)[0].shape[1] == 8
+    sizes = [[len(t) for t in trace.distilled(each, images)[1][0]] for each in (model, compressed)]
+    assert sizes[0] == sizes[1] == [33 * len(images)] * 2
+
+
+def test_levels_that_no_region_is_pooled_from_keep_the_pyramid(caplog):
+    """Mask heads that read levels which the box heads do not: a trace would take them for read by nothing."""
+    config = faster_rcnn(mask=True)
+    config["roi_head"]["bbox_roi_extractor"]["featmap_strides"] = [4]
+    caplog.set_level("INFO", "norton_plugin.zoo.detector_parts")
+    _, covered = zoo.trace_of(build(config), EXAMPLE)
+    assert covered == "backbone and neck, rpn_head, roi_head.bbox_head, roi_head.mask_head"
+    assert "the pyramid keeps its width: roi_head.mask_roi_extractor.roi_layers.1 does not run" in caplog.text
+
+
+def test_boxes_that_each_class_has_are_outputs_of_every_stage():
+    config = cascade()
+    for head in config["roi_head"]["bbox_head"]:
+        head["reg_class_agnostic"] = False
+    model = build(config)
+    trace, _ = zoo.trace_of(model, EXAMPLE)
+    _, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert report.status == "full"
+    assert "not-consumed" not in {s.code for s in report.pruning.skipped}
+
+
 def test_what_heads_say_of_the_same_regions_is_learned(tmp_path):
     """The two models propose other regions: heads are compared on fixed ones, with the RPN."""
     path = tmp_path / "detector.py"
     path.write_text(f"model = {faster_rcnn()!r}\n")
     source = load_source(f"mmdet:{path}", input_size=64)
     images = [(x,) for x in torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(1)).split(2)]
-    (scores, boxes), (classes, shifts) = source.forward_fn.distilled(source.model, images[0])
-    assert len(scores) == len(boxes) == 5 and len(classes) == len(shifts) == 2 * 32  # two images
+    (scores, boxes), [(classes, shifts), refining] = source.forward_fn.distilled(source.model, images[0])
+    assert len(scores) == len(boxes) == 5 and refining == []
+    assert len(classes) == len(shifts) == 2 * 33  # two images
     assert len(source.forward_fn.calibrated(source.model, images[0])) == 3
     recipe = Recipe.from_dict(
         {"decomposition": {"rank": 1}, "distillation": {"passes": 2}, "scope": {"exclude": ["*_fcs*"]}}
