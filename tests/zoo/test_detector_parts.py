@@ -249,6 +249,46 @@ def test_a_head_that_reads_another_head_is_traced_with_it():
     assert compressed.roi_head.mask_iou_head.convs[0].out_channels == 8
 
 
+def point_rend():
+    """A head that refines masks at the points where they are least certain."""
+    model = faster_rcnn(mask=True)
+    model["type"], model["roi_head"]["type"] = "PointRend", "PointRendRoIHead"
+    extractor = model["roi_head"]["mask_roi_extractor"]
+    pooled = {"type": "SimpleRoIAlign", "output_size": 14}
+    model["roi_head"]["mask_roi_extractor"] = {**extractor, "type": "GenericRoIExtractor", "roi_layer": pooled}
+    coarse = {"num_fcs": 1, "in_channels": 16, "conv_out_channels": 16, "fc_out_channels": 32, "num_classes": 2}
+    model["roi_head"]["mask_head"] = {"type": "CoarseMaskHead", **coarse}
+    fine = {"num_fcs": 2, "in_channels": 64, "fc_channels": 16, "num_classes": 2, "coarse_pred_each_layer": True}
+    model["roi_head"]["point_head"] = {"type": "MaskPointHead", **fine}
+    points = {"subdivision_steps": 2, "subdivision_num_points": 40, "scale_factor": 2}
+    model["test_cfg"]["rcnn"] |= points
+    return model
+
+
+def test_masks_are_refined_at_the_same_points_in_every_run(monkeypatch):
+    """Two models that compute nearly the same are not certain at other points; what they say there can be compared."""
+    model = build(point_rend()).eval()
+    trace, covered = zoo.trace_of(model, EXAMPLE)
+    assert covered.endswith("roi_head.mask_head, roi_head.point_head")
+    points, head = [], type(model.roi_head)
+    own = head._get_fine_grained_point_feats
+    monkeypatch.setattr(
+        head, "_get_fine_grained_point_feats", lambda *a, **o: points.append(o["rel_roi_points"]) or own(*a, **o)
+    )
+    other = copy.deepcopy(model)
+    for conv in other.roi_head.mask_head.modules():
+        if isinstance(conv, torch.nn.Linear):
+            torch.nn.init.normal_(conv.weight)
+    with torch.no_grad():
+        masks = [trace(each, EXAMPLE)[-1][0] for each in (model, other)]
+    assert not torch.allclose(*masks) and len(points) == 4  # two steps in each
+    assert torch.equal(points[0], points[2]) and torch.equal(points[1], points[3]) and points[1].std() > 0.1
+    compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
+    assert compressed.roi_head.point_head.fcs[0].conv.out_channels == 8 and report.pruning.largest_error < 1e-4
+    assert detected(compressed).masks.shape == (10, 64, 64)
+    assert "get_roi_rel_points_test" not in vars(model.roi_head.point_head)
+
+
 def test_a_part_that_does_not_run_is_left_out():
     model = build(faster_rcnn())
 
