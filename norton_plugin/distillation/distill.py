@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, CPDLinear, all_in_form, balance_
 from norton_plugin.calibration import Comparison, batch_size, split_batches
+from norton_plugin.calibration.lockstep import failures_explained
 from norton_plugin.distillation.objective import Objective
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import traceable
@@ -154,7 +155,7 @@ def _train_(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=_RISE)
     order = [index for _ in range(passes) for index in torch.randperm(len(batches), generator=generator).tolist()]
     for done, index in enumerate(order):
-        with torch.enable_grad():
+        with failures_explained(), torch.enable_grad():
             loss = objective(batches[index])
         if not loss.requires_grad:
             raise SurgeryError(

@@ -261,3 +261,17 @@ def test_images_are_needed_and_settings_checked(dense):
     ):
         with pytest.raises(RecipeError, match=words):
             Recipe.from_dict({"distillation": settings})
+
+
+def test_a_model_that_does_not_learn_says_where_it_fails(dense: nn.Module) -> None:
+    """Operators may run without gradients alone, and say so by a bare assert."""
+
+    def fails(model: nn.Module, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise AssertionError
+        return model(x)
+
+    own = compressed(dense)
+    with pytest.raises(SurgeryError, match="AssertionError: no message; raised by `raise AssertionError` in fails"):
+        distill_(dense, own, images(16), call=fails, passes=1)
+    assert same(own, compressed(dense))
