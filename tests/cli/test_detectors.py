@@ -18,6 +18,7 @@ from norton_plugin.zoo import load_source
 
 pytestmark = pytest.mark.mm
 SIZE = 64
+REGIONS = torch.tensor([[0.0, 4, 4, 40, 40], [0.0, 0, 0, 20, 60]])
 
 FRESH = """
 import sys, torch
@@ -29,7 +30,9 @@ model = load(sys.argv[1], rebuild(read_manifest(sys.argv[1]).source))
 x = torch.linspace(-2, 2, 3 * 64 * 64).reshape(1, 3, 64, 64)
 with torch.no_grad():
     pyramid = model.extract_feat(x)
-    torch.save([pyramid, model.rpn_head(pyramid), model.roi_head.bbox_head(torch.ones(2, 16, 7, 7))], sys.argv[2])
+    regions = torch.tensor([[0.0, 4, 4, 40, 40], [0.0, 0, 0, 20, 60]])
+    pooled = model.roi_head.bbox_roi_extractor(pyramid[:4], regions)
+    torch.save([pyramid, model.rpn_head(pyramid), model.roi_head.bbox_head(pooled)], sys.argv[2])
 """
 
 
@@ -67,10 +70,11 @@ def test_artefact_of_a_two_stage_detector_is_bit_equal_in_a_fresh_process(norton
     x = torch.linspace(-2, 2, 3 * SIZE * SIZE).reshape(1, 3, SIZE, SIZE)
     with torch.no_grad():
         pyramid = model.extract_feat(x)
-        expected = [pyramid, model.rpn_head(pyramid), model.roi_head.bbox_head(torch.ones(2, 16, 7, 7))]
+        pooled = model.roi_head.bbox_roi_extractor(pyramid[:4], REGIONS)
+        expected = [pyramid, model.rpn_head(pyramid), model.roi_head.bbox_head(pooled)]
     found = torch.load(tmp_path / "out.pt")
     pairs = list(zip(*(torch.utils._pytree.tree_leaves(outputs) for outputs in (found, expected)), strict=True))
-    assert len(pairs) == 5 + 10 + 2
+    assert len(pairs) == 5 + 10 + 2 and pyramid[0].shape[1] == pooled.shape[1] == 8
     assert all(torch.equal(a, b) for a, b in pairs)
 
     # The artefact is run part by part as well.
