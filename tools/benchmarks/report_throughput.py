@@ -27,7 +27,7 @@ def throughput(facts: Facts) -> str:
         "the faster memory format. Speed-up is over the dense model in the same runtime, efficiency is speed-up over "
         "the ratio of MACs. Detectors run whole in PyTorch, with their boxes; those of two stages all on the same 1000 "
         "regions of 16 to 512 pixels and with the same 100 objects, because random weights propose different ones in "
-        "each model (their own choice, by NMS, still runs). A file of a detector of mmdet ends at the tensors of its "
+        "each model, and often none (their own choice, by NMS, still runs). A file of a detector of mmdet ends at the tensors of its "
         "head, of two stages at those of the RPN, and is held against the MACs of that part. The last column is "
         "Torch-Pruning's plain magnitude pruning at no more MACs, by the same runtimes: nothing but narrower dense "
         "layers, so it is what compression of this kind can reach. "
