@@ -22,10 +22,10 @@ from norton_plugin.calibration.streams import CHOICES
 from norton_plugin.modules.running import output_tensors
 
 Call = Callable[[nn.Module, Any], Any]
-# Functions that only ask a tensor for its type, device or shape: what they return has nothing else of it.
-_CONVERTED = {"to", "type_as", "view_as", "expand_as"}
-_LENDING = _CONVERTED | {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like",
-                         "full_like", "empty_like"}  # fmt: skip
+# Functions that ask tensors for a type, a device or a shape alone, and of how many arguments they hand on more.
+_READ_BY = dict.fromkeys(("to", "type_as", "view_as", "expand_as"), 1) | dict.fromkeys(
+    ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "full_like",
+     "empty_like"), 0)  # fmt: skip
 # Attribute of a tensor that holds its origin while a run is followed.
 _MARK = "_norton_origin"
 
@@ -134,10 +134,9 @@ class _Origins(OperationCounter):
             origin = _Origin(self, frozenset([what]), origin.chosen)
         else:
             name = getattr(what, "__name__", "")
-            if name in _LENDING:
-                origin = self._origin(args[:1] if name in _CONVERTED else ())
-            chosen_by = args[1:] if name == "__getitem__" else args
-            if _chooses(name, args) and self._origin((chosen_by, kwargs)).layers:
+            if name in _READ_BY:
+                origin = self._origin(args[: _READ_BY[name]])
+            if self._origin(_deciding(name, args, kwargs)).layers:
                 origin = _Origin(self, origin.layers, True)
         self._mark(results, origin)
 
@@ -157,9 +156,8 @@ class _Origins(OperationCounter):
                 vars(tensor)[_MARK] = origin
 
 
-def _chooses(name: str, args: Any) -> bool:
-    """Tell whether the results of a function depend on the order of values, or on which of them are large."""
-    masked = name == "__getitem__" and any(
-        isinstance(leaf, Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1:])
-    )
-    return masked or name in CHOICES
+def _deciding(name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Return the arguments whose order, or which of them are large, decides what a function returns; often none."""
+    if name == "__getitem__":
+        return [leaf for leaf in tree_leaves(args[1:]) if isinstance(leaf, Tensor) and leaf.dtype == torch.bool]
+    return (args, kwargs) if name in CHOICES else ()

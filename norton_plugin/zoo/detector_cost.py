@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
@@ -137,11 +138,8 @@ def _fixed_proposals(model: Any, size: tuple[int, ...]) -> Iterator[None]:
         boxes = constant_boxes(_count(model, levels), size, like=levels[0])
         return [InstanceData(bboxes=boxes, scores=boxes.new_ones(len(boxes))) for _ in found]
 
-    vars(head)["predict"] = predict
-    try:
+    with patch.object(head, "predict", predict):
         yield
-    finally:
-        del vars(head)["predict"]
 
 
 def constant_boxes(count: int, size: tuple[int, ...], *, like: Tensor) -> Tensor:

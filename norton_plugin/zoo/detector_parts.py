@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +23,18 @@ from norton_plugin.zoo.detector_runs import (
     COMPARED_REGIONS,
     PartByPart,
     ThroughPooling,
-    Trace,
     features,
     parts_of,
     with_proposals,
 )
-from norton_plugin.zoo.region_heads import WHOLE_HEAD, idle_layers, pools_visibly, roi_layers_of, run_on_regions
+from norton_plugin.zoo.region_heads import (
+    WHOLE_HEAD,
+    Trace,
+    idle_layers,
+    parts_on_regions,
+    pools_visibly,
+    roi_layers_of,
+)
 from norton_plugin.zoo.visible_operators import visible_operators
 
 logger = logging.getLogger(__name__)
@@ -76,22 +81,22 @@ def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
     if not pools_visibly(roi_head):
         logger.info("the pyramid keeps its width: its regions are not pooled by RoIAlign of averages")
         return []
-    parts = [part for part, _ in parts_of(model) if not part.startswith(WHOLE_HEAD)] + [WHOLE_HEAD]
-    runs = dict(parts_of(model)) | {WHOLE_HEAD: partial(run_on_regions, COMPARED_REGIONS)}
+    parts = parts_on_regions(model, COMPARED_REGIONS)
     with _called(model) as called:
         try:
             for part in parts:
-                runs[part](model, pyramid)
+                parts[part](model, pyramid)
         except Exception as error:
             told = f"{type(error).__name__}: {message_of(error)}"
             logger.info("the pyramid keeps its width: %s does not run by itself (%s)", part, told)
             return []
     readers = {name: head for name, head in model.named_children() if name not in ("backbone", "neck")}
     idle = [f"{name}.{layer}" for name, head in readers.items() for layer in idle_layers(head, called)]
-    idle += [name for name, module in model.named_modules() if module in set(roi_layers_of(roi_head)) - called]
+    unread = set(roi_layers_of(roi_head)) - called
+    idle += [name for name, module in model.named_modules() if module in unread]
     if idle:
         logger.info("the pyramid keeps its width: %s does not run on fixed regions", idle[0])
-    return [] if idle else parts
+    return [] if idle else list(parts)
 
 
 def _parts_that_run(model: nn.Module, pyramid: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,10 +10,9 @@ from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
 from torch import Tensor, nn
 
 from norton_plugin.zoo.detector_cost import image_samples, run_tensor_mode
-from norton_plugin.zoo.region_heads import WHOLE_HEAD, region_parts, regions_of, run_on_pyramid, run_on_regions
+from norton_plugin.zoo.region_heads import Trace, parts_on_regions, region_parts, regions_of, run_on_pyramid
 from norton_plugin.zoo.visible_operators import visible_operators
 
-Trace = Callable[[nn.Module, Any], Any]
 # Fixed regions of each image that two models are compared by; odd, as those of ``regions_of``.
 COMPARED_REGIONS = 33
 
@@ -118,7 +117,7 @@ class ThroughPooling(PartByPart):
     def _on_regions(self, count: int, model: nn.Module, images: Tensor) -> list[Any]:
         with visible_operators():
             pyramid = features(model, images)
-            runs = dict(parts_of(model)) | {WHOLE_HEAD: partial(run_on_regions, count)}
+            runs = parts_on_regions(model, count)
             return [runs[part](model, pyramid) for part in self.parts]
 
 

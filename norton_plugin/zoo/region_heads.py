@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,17 @@ def region_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
     if getattr(roi_head, "point_head", None) is not None:
         yield "roi_head.point_head", _run_point_head
     yield WHOLE_HEAD, _run_whole_head
+
+
+def parts_on_regions(model: nn.Module, count: int) -> dict[str, Trace]:
+    """Return what ``region_parts`` yields, with the RoI head as a whole on regions that are pooled from the pyramid.
+
+    Args:
+        model: A two-stage detector for which ``pools_visibly``.
+        count: Regions in each image.
+    """
+    parts = {name: run for name, run in region_parts(model) if not name.startswith(WHOLE_HEAD)}
+    return {**parts, WHOLE_HEAD: partial(run_on_regions, count)}
 
 
 def run_on_pyramid(name: str, model: nn.Module, pyramid: Any) -> Any:
@@ -99,10 +111,8 @@ def _run_point_head(model: nn.Module, pyramid: Any) -> Any:
     with _stand_ins(model):
         masks = roi_head._mask_forward(pyramid, regions)["mask_preds"]
     classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
-    own = roi_head.point_head.get_roi_rel_points_test
-    with ExitStack() as stack:
-        stack.callback(vars(roi_head.point_head).pop, "get_roi_rel_points_test")
-        vars(roi_head.point_head)["get_roi_rel_points_test"] = partial(_same_points, own)
+    points = partial(_same_points, roi_head.point_head.get_roi_rel_points_test)
+    with patch.object(roi_head.point_head, "get_roi_rel_points_test", points):
         return [masks, roi_head._mask_point_forward_test(pyramid, regions, classes, masks)]
 
 
@@ -138,8 +148,7 @@ def run_on_regions(count: int, model: nn.Module, pyramid: Any) -> list[Any]:
     with ExitStack() as stack:
         for head in model.roi_head.modules():  # type: ignore[union-attr]
             if hasattr(head, "regress_by_class"):
-                stack.callback(vars(head).pop, "regress_by_class")
-                vars(head)["regress_by_class"] = partial(_unchanged, refining)
+                stack.enter_context(patch.object(head, "regress_by_class", partial(_unchanged, refining)))
         return [_run_tensor_mode(model, pyramid, boxes), refining]
 
 
@@ -212,8 +221,7 @@ def _stand_ins(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for extractor in model.roi_head.modules():  # type: ignore[union-attr]
             if hasattr(extractor, "roi_layers"):
-                stack.callback(vars(extractor).pop, "forward")
-                vars(extractor)["forward"] = partial(_extracted, model, extractor)
+                stack.enter_context(patch.object(extractor, "forward", partial(_extracted, model, extractor)))
         yield
 
 

@@ -9,10 +9,9 @@ import torch
 pytest.importorskip("mmcv.ops", reason="needs mmcv with its operators")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
-from detectors import faster_rcnn
+from detectors import detected, faster_rcnn
 from mmcv.ops import RoIAlign
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
 
@@ -39,13 +38,6 @@ def test_maxima_stay():
     assert pool_by_torchvision_(layer) == ("1",) and not layer[0].use_torchvision
 
 
-def found(model, image):
-    sample = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
-    with torch.no_grad():
-        [result] = model.predict(image, [sample])
-    return result.pred_instances
-
-
 @pytest.mark.parametrize(("mode", "memory_format"), [("avg", "channels_last"), ("max", "contiguous")])
 def test_prepared_detectors_find_what_they_found(mode, memory_format):
     """mmcv's own RoIAlign reads a channels-last map as if it were contiguous, and finds other boxes."""
@@ -60,6 +52,6 @@ def test_prepared_detectors_find_what_they_found(mode, memory_format):
     layers = [[m for m in each.modules() if isinstance(m, RoIAlign)] for each in (prepared.model, model)]
     assert len(layers[0]) == 4 and all(layer.use_torchvision == (mode == "avg") for layer in layers[0])
     assert not any(layer.use_torchvision for layer in layers[1])
-    expected, actual = found(model, image), found(prepared.model, image)
+    expected, actual = detected(model, image), detected(prepared.model, image)
     assert len(actual) == len(expected) > 0
     assert torch.allclose(actual.bboxes, expected.bboxes, atol=1e-3) and torch.equal(actual.labels, expected.labels)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import torch
 from PIL import Image
 
 SIZE = 64
@@ -162,6 +163,16 @@ def _assigner(positive, negative, least):
 
 def _nms(threshold=0.5):
     return {"type": "nms", "iou_threshold": threshold}
+
+
+def detected(model, image):
+    """What mmdet itself finds in an image (1, 3, SIZE, SIZE)."""
+    from mmdet.structures import DetDataSample
+
+    sample = DetDataSample(metainfo={"img_shape": (SIZE, SIZE), "ori_shape": (SIZE, SIZE), "scale_factor": (1.0, 1.0)})
+    with torch.no_grad():
+        [result] = model.eval().predict(image, [sample])
+    return result.pred_instances
 
 
 def write_coco(folder, images=6):

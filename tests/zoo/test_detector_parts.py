@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("mmdet", reason="needs mmdet: pip install 'norton-plugin[mmdet]'")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mm"))
-from detectors import faster_rcnn, retinanet
+from detectors import detected, faster_rcnn, retinanet
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import ConfigDict
@@ -80,18 +80,8 @@ def test_two_stages_are_traced_through_their_pooling(mask_rcnn):
     assert model.neck.lateral_convs[0].conv.out_channels == 16  # the model passed in is untouched
 
 
-def detected(model, image=EXAMPLE):
-    """What mmdet itself finds in an image."""
-    from mmdet.structures import DetDataSample
-
-    sample = DetDataSample(metainfo={"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)})
-    with torch.no_grad():
-        [result] = model.eval().predict(image, [sample])
-    return result.pred_instances
-
-
 def test_a_compressed_two_stage_detector_detects(mask_rcnn):
-    found = detected(mask_rcnn[1])
+    found = detected(mask_rcnn[1], EXAMPLE)
     assert len(found) == 10 and found.masks.shape[1:] == (64, 64)
 
 
@@ -110,11 +100,11 @@ def test_a_narrow_pyramid_finds_what_the_silenced_one_finds(kind):
         silenced(model, conv)
     trace, covered = zoo.trace_of(model, EXAMPLE)
     assert covered == "backbone and neck, rpn_head, roi_head"
-    expected = detected(model)
+    expected = detected(model, EXAMPLE)
     graph = ChannelGraph(model, EXAMPLE, forward_fn=trace)
     graph.prune("neck.fpn_convs.0.conv", range(8, 16))
     assert [level.shape[1] for level in zoo.features(model, EXAMPLE)] == [8] * 5
-    found = detected(model)
+    found = detected(model, EXAMPLE)
     assert len(found) == len(expected) > 0
     assert torch.allclose(found.bboxes, expected.bboxes, atol=1e-3) and torch.equal(found.labels, expected.labels)
     assert torch.allclose(found.scores, expected.scores, atol=1e-5)
@@ -145,7 +135,7 @@ def test_pooling_that_cannot_be_followed_keeps_the_pyramid():
     assert compressed.roi_head.bbox_roi_extractor.out_channels == 16
     fcs = compressed.roi_head.bbox_head.shared_fcs
     assert (fcs[0].in_features, fcs[0].out_features) == (16 * 49, 16)
-    assert len(detected(compressed)) > 0
+    assert len(detected(compressed, EXAMPLE)) > 0
 
 
 def htc():
@@ -195,7 +185,7 @@ def test_mask_heads_that_read_one_another():
     assert semantic.lateral_convs[0].conv.out_channels == semantic.convs[0].conv.in_channels == 8
     assert semantic.conv_embedding.conv.out_channels == 16
 
-    assert detected(compressed).masks.shape == (10, 64, 64)
+    assert detected(compressed, EXAMPLE).masks.shape == (10, 64, 64)
 
 
 def test_what_is_added_to_regions_keeps_the_width_of_the_pyramid():
@@ -285,7 +275,7 @@ def test_masks_are_refined_at_the_same_points_in_every_run(monkeypatch):
     assert torch.equal(points[0], points[2]) and torch.equal(points[1], points[3]) and points[1].std() > 0.1
     compressed, report = compress(model, EXAMPLE, RECIPE, forward_fn=trace)
     assert compressed.roi_head.point_head.fcs[0].conv.out_channels == 8 and report.pruning.largest_error < 1e-4
-    assert detected(compressed).masks.shape == (10, 64, 64)
+    assert detected(compressed, EXAMPLE).masks.shape == (10, 64, 64)
     assert "get_roi_rel_points_test" not in vars(model.roi_head.point_head)
 
 
