@@ -113,7 +113,7 @@ def export(
     """Write a model as ONNX or as a torch.export program, checked against PyTorch before the file is there.
 
     ONNX files are run in onnxruntime and in OpenVINO (--check). Detectors of mmdet end at the tensors of
-    their head, those of two stages at the RPN.
+    their head, those of two stages at the RPN; detectors of torchvision are written whole, for one image.
 
     Example: norton export resnet18-small -o small.onnx
 
@@ -161,6 +161,8 @@ def export(
 
 
 def _show(out: Output, report: ExportReport, part: str, *, own_bytes: int) -> None:
+    from norton_plugin.export.checks import ALIKE, ROUNDING
+
     kind = "a program of torch.export" if report.opset is None else f"ONNX, opset {report.opset}"
     free = f"; open: {', '.join(report.open_axes)}" if report.open_axes else ""
     out.show(f"{report.path}: {part}, {_size(report.file_bytes)} ({kind}{free})")
@@ -172,7 +174,15 @@ def _show(out: Output, report: ExportReport, part: str, *, own_bytes: int) -> No
         )
     for check in report.checks:
         shapes = " and ".join("x".join(map(str, shape)) for shape in check.shapes)
-        out.show(f"{check.runtime} agrees with PyTorch to {check.difference:.1e} of the largest output on {shapes}")
+        of_all = f" in {check.alike[0]} of {check.alike[1]} objects found" if check.alike else ""
+        told = f"agrees with PyTorch to {check.difference:.1e} of the largest output{of_all} on {shapes}"
+        out.show(f"{check.runtime} {told}")
+    again = min((check.again for check in report.checks if check.again is not None), default=1.0)
+    if again < ALIKE:
+        out.warn(
+            f"the model itself finds {again:.0%} of its objects again in an image changed by {ROUNDING:.0e} of its "
+            "values, so that the check asks for few; are the weights trained?"
+        )
     if report.int8 is not None:
         _show_int8(out, report.int8)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.deploy.choices import Forms
 from norton_plugin.errors import ExportError
-from norton_plugin.export.checks import Case, Check, check_initializers, check_outputs
+from norton_plugin.export.checks import ROUNDING, TOLERANCE, Case, Check, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
 from norton_plugin.export.equalise import equalise_
 from norton_plugin.export.int8 import Int8, int8_path, quantize
@@ -25,8 +25,9 @@ from norton_plugin.export.placing import placed_whole
 from norton_plugin.export.program import AXES, open_axes, resized, trace_program
 from norton_plugin.export.ready import inference_copy
 from norton_plugin.export.report import ExportReport
+from norton_plugin.export.rows import compare_rows
 from norton_plugin.export.runtimes import RUNTIMES, Runner, Runtime, open_file, open_program
-from norton_plugin.modules.running import ForwardFunction, traceable
+from norton_plugin.modules.running import ForwardFunction, fixed_batch, is_unordered, traceable
 
 SUFFIXES = (".onnx", ".pt2")
 _RANGES = 64  # images whose ranges balance the components; the quantiser sees all of them
@@ -69,37 +70,31 @@ def export(
         MissingExtraError: A package is absent.
     """
     begin, path = time.perf_counter(), Path(path)
+    batch = fixed_batch(forward_fn) if batch is None else batch
     _check_arguments(path, batch=batch, opset=opset, int8=int8, runtimes=runtimes)
     given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     inputs = tuple(tensor.detach().cpu() for tensor in given)
-    axes = open_axes(batch=batch, dynamic_size=dynamic_size)
     if int8 is not None:
         _check_images(int8, inputs)
+        if is_unordered(forward_fn):
+            raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out int8")
     if dynamic_size and any(tensor.dim() != 4 for tensor in inputs):
         raise ExportError("height and width can stay open for images (B, C, H, W) only; leave out dynamic_size")
+    settings = _Settings(opset, batch, dynamic_size, tuple(runtimes))
     with traceable(model):
-        reference = ExportedNetwork(model, forward_fn)
-        cases = _cases(reference, inputs, batch=batch, dynamic_size=dynamic_size)
-        network = ExportedNetwork(inference_copy(model, inputs, forms=forms, forward_fn=forward_fn), forward_fn).eval()
-        names = (input_names(inputs), network.output_names(inputs))
+        plain = inference_copy(model, inputs, forms=forms, forward_fn=forward_fn)
         if int8 is not None:
-            equalise_(network, list(int8.calibration[:_RANGES]))
-        # A batch of 1 would be taken for a constant; height and width of one size for one axis.
-        program = trace_program(
-            network,
-            resized(inputs, batch=batch or 2, larger=(0, 1) if dynamic_size else (0, 0), seed=0),
-            axes=axes,
-        )
+            equalise_(ExportedNetwork(plain, forward_fn), list(int8.calibration[:_RANGES]))
         with placed_whole(path.absolute().parent) as folder:
             written = folder / path.name
+            more = _checked_by_more(model, plain, inputs, written, forward_fn, settings)
+            found = _write(model, plain, inputs, written, forward_fn, settings)
             report = ExportReport(
                 path=path,
                 format=path.suffix[1:],
                 opset=opset if path.suffix == ".onnx" else None,
-                inputs=tuple(names[0]),
-                outputs=tuple(names[1]),
-                open_axes=tuple(AXES[axis] for axis in axes),
-                **_write(program, network, written, cases, opset=opset, names=names, axes=axes, runtimes=runtimes),
+                open_axes=tuple(AXES[axis] for axis in settings.axes),
+                **found | {"checks": more or found["checks"]},
                 seconds=0.0,
             )
             quantized = _quantized(written, int8) if int8 is not None else None
@@ -142,17 +137,58 @@ def _check_images(int8: Int8, inputs: tuple[Tensor, ...]) -> None:
             raise ExportError(f"an image to {purpose} has shape {found}; expected that of the example, {wanted}")
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What is asked of a file, as of :func:`export`."""
+
+    opset: int
+    batch: int | None
+    dynamic_size: bool
+    runtimes: tuple[Runtime, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return open_axes(batch=self.batch, dynamic_size=self.dynamic_size)
+
+
+def _checked_by_more(
+    model: nn.Module,
+    plain: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    forward_fn: ForwardFunction | None,
+    settings: _Settings,
+) -> tuple[Check, ...]:
+    """Check a file that finds something in noise, where the one that is asked for may find nothing; it is removed.
+
+    Returns:
+        Its checks; none where the file itself finds enough, or is not one of things found.
+    """
+    if not is_unordered(forward_fn):
+        return ()
+    noise = resized(inputs, batch=settings.batch or 1, seed=1)
+    telling: ForwardFunction = forward_fn.telling(model, noise)  # type: ignore[union-attr]
+    if telling is forward_fn:
+        return ()
+    checks: tuple[Check, ...] = _write(model, plain, inputs, path, telling, settings)["checks"]
+    path.unlink()
+    return checks
+
+
 def _cases(
-    reference: ExportedNetwork, inputs: tuple[Tensor, ...], *, batch: int | None, dynamic_size: bool
+    model: nn.Module, inputs: tuple[Tensor, ...], forward_fn: ForwardFunction | None, settings: _Settings
 ) -> list[Case]:
     """Run the model on inputs of two batches, and of a larger size where that stays open."""
-    batches = (1, 3) if batch is None else (batch, batch)
-    larger = [(0, 0), (1, 2) if dynamic_size else (0, 0)]
+    reference = ExportedNetwork(model, forward_fn)
+    batches = (1, 3) if settings.batch is None else (settings.batch, settings.batch)
+    larger = [(0, 0), (1, 2) if settings.dynamic_size else (0, 0)]
     found = []
     for seed, (count, more) in enumerate(zip(batches, larger, strict=True), start=1):
         example = resized(inputs, batch=count, larger=more, seed=seed)
         try:
-            found.append(Case(example, reference(*example)))
+            expected = reference(*example)
+            again = _found_again(reference, example, expected, seed) if is_unordered(forward_fn) else None
+            found.append(Case(example, expected, again))
         except Exception as error:
             shape = tuple(example[0].shape)
             raise ExportError(
@@ -162,29 +198,56 @@ def _cases(
     return found
 
 
+def _found_again(
+    reference: ExportedNetwork, example: tuple[Tensor, ...], expected: tuple[Tensor, ...], seed: int
+) -> float:
+    """Return the share of what a model finds that it finds again in inputs changed by rounding."""
+    noise = resized(example, batch=len(example[0]), seed=-seed)
+    changed = [one * (1 + ROUNDING * other) for one, other in zip(example, noise, strict=True)]
+    _, same, count = compare_rows(expected, reference(*changed), tolerance=TOLERANCE)
+    return same / count if count else 1.0
+
+
 def _write(
-    program: Any,
-    network: ExportedNetwork,
+    model: nn.Module,
+    plain: nn.Module,
+    inputs: tuple[Tensor, ...],
     path: Path,
-    cases: list[Case],
-    *,
-    opset: int,
-    names: tuple[list[str], list[str]],
-    axes: tuple[int, ...],
-    runtimes: Sequence[Runtime],
+    forward_fn: ForwardFunction | None,
+    settings: _Settings,
 ) -> dict[str, Any]:
-    """Write the file, run all checks, and return what the report says of them."""
+    """Write a file, run all checks, and return what the report says of it.
+
+    Args:
+        model: What the file is checked against.
+        plain: What is written: a copy, of ordinary layers.
+        inputs: Examples.
+        path: The file.
+        forward_fn: Runs them; None for a plain call.
+        settings: Of the file.
+    """
+    cases = _cases(model, inputs, forward_fn, settings)
+    network = ExportedNetwork(plain, forward_fn).eval()
+    names = input_names(inputs), network.output_names(inputs)
+    # A batch of 1 would be taken for a constant; height and width of one size for one axis.
+    larger = (0, 1) if settings.dynamic_size else (0, 0)
+    traced = resized(inputs, batch=settings.batch or 2, larger=larger, seed=0)
+    program = trace_program(network, traced, axes=settings.axes)
     constants: int | None = None
     if path.suffix == ".onnx":
-        write_onnx(program, path, opset=opset, names=names, axes=axes)
+        write_onnx(program, path, opset=settings.opset, names=names, axes=settings.axes)
         constants, weights = check_initializers(path, network)
-        openers: dict[str, Callable[[Path], Runner]] = {name: partial(open_file, runtime=name) for name in runtimes}
+        openers: dict[str, Callable[[Path], Runner]] = {
+            name: partial(open_file, runtime=name) for name in settings.runtimes
+        }
     else:
         torch.export.save(program, path)
         weights = sum(t.numel() * t.element_size() for t in [*network.parameters(), *network.buffers()])
         openers = {"torch.export": open_program}
     checks: tuple[Check, ...] = tuple(check_outputs(name, opened, path, cases) for name, opened in openers.items())
     return {
+        "inputs": tuple(names[0]),
+        "outputs": tuple(names[1]),
         "checks": checks,
         "constant_bytes": constants,
         "weight_bytes": weights,

@@ -73,6 +73,21 @@ def distilled_by(forward_fn: ForwardFunction | None) -> ForwardFunction | None:
     return getattr(forward_fn, "distilled", calibrated_by(forward_fn))
 
 
+def fixed_batch(forward_fn: ForwardFunction | None) -> int | None:
+    """Return how many images a function takes, its attribute ``batch``; None where it takes any number."""
+    found: int | None = getattr(forward_fn, "batch", None)
+    return found
+
+
+def is_unordered(forward_fn: ForwardFunction | None) -> bool:
+    """Tell whether a function returns things found, one row of every output for each, in the order of their scores.
+
+    Where scores are nearly equal, rounding decides on the order and on what is left out. Such a function has an
+    attribute ``unordered``, and a method ``telling``: ``(model, inputs) -> forward_fn`` that finds something in them.
+    """
+    return bool(getattr(forward_fn, "unordered", False))
+
+
 def varied(example_inputs: Any) -> Any:
     """Return the example with random values in place of tensors of a single value, such as zeros.
 

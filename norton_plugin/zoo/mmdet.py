@@ -130,7 +130,8 @@ def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], st
     """See :func:`norton_plugin.zoo.detector_runs.exported_part`."""
     from norton_plugin.zoo import detector_runs
 
-    return detector_runs.exported_part(model)
+    part, words = detector_runs.exported_part(model)
+    return (lambda net, inputs: part(net, inputs[0])), words
 
 
 def inference(model: nn.Module, images: Tensor) -> Any:

@@ -76,6 +76,15 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
     return build(name, kwargs=kwargs).model
 
 
+def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
+    """See :func:`norton_plugin.zoo.torchvision.exported_part`: a function may return one of torchvision's detectors."""
+    if "torchvision.models.detection" not in sys.modules:
+        return None
+    from norton_plugin.zoo import torchvision
+
+    return torchvision.exported_part(model)
+
+
 def _find(name: str) -> Callable[..., Any]:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:

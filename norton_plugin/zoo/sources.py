@@ -149,10 +149,8 @@ def exported_part(spec: Mapping[str, Any], model: nn.Module) -> tuple[ForwardFun
         ``(model, example_inputs) -> output``, ``None`` where a plain call does it; and what it covers in words.
     """
     part_of = getattr(_ecosystem(spec["kind"]), "exported_part", None)
-    if part_of is None:
-        return None, "the whole model"
-    part, words = part_of(model)
-    return (lambda net, inputs: part(net, inputs[0])), words
+    found: tuple[ForwardFunction, str] | None = part_of(model) if part_of is not None else None
+    return found or (None, "the whole model")
 
 
 def inference_of(spec: Mapping[str, Any]) -> ForwardFunction | None:

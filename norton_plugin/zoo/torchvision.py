@@ -1,6 +1,6 @@
 """Models of torchvision: classification, detection, segmentation, video, optical flow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -91,6 +91,15 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
         check_no_weights(source, kwargs, [key for key in kwargs if str(key).startswith(("weights", "pretrained"))])
         check_values(source, kwargs)
     return build(name, kwargs=kwargs).model
+
+
+def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
+    """Return what a file of a detector holds; None for all other models, which a plain call runs."""
+    from norton_plugin.zoo import torchvision_detectors
+
+    if not torchvision_detectors.is_detector(model):
+        return None
+    return torchvision_detectors.WholeDetector(), torchvision_detectors.parts_in_words(model)
 
 
 def _default_weights(name: str) -> Any:

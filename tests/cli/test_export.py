@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from norton_plugin import load
 from norton_plugin.cli.export import _show
 from norton_plugin.cli.output import Output
+from norton_plugin.export.checks import Check
 from norton_plugin.export.report import ExportReport
 
 for _name in ("onnx", "onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(_name, reason="needs pip install 'norton-plugin[export]'")
 import onnxruntime  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")
@@ -91,15 +95,34 @@ def test_another_runtime_than_there_is(norton, artefact, digit_folder, tmp_path)
     assert "runtime is 'tensorrt', expected one of onnxruntime, openvino" in answer.err
 
 
-@pytest.mark.slow
-def test_a_detector_of_torchvision_is_refused_with_the_module_to_blame(norton, tmp_path):
-    """Its suppression of boxes depends on values, for the dense model as well."""
+def test_a_detector_of_torchvision_is_written_whole(norton, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
-    source = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn"
-    answer = norton("export", source, "--input-size", 128, "-o", tmp_path / "a.onnx", "--batch", 1)
-    assert answer.code == 2
-    assert "the exporter refuses module 'rpn': GuardOnDataDependentSymNode: Could not guard" in answer.err
-    assert list(tmp_path.iterdir()) == []
+    from torchvision_detectors import detector, image
+
+    monkeypatch.chdir(Path(__file__).parents[1])
+    arguments = ("python:torchvision_detectors:detector", "--input-size", 64, "-o", tmp_path / "a.pt2")
+    answer = norton("export", *arguments)
+    assert (answer.code, answer.err) == (0, "")
+    told = " ".join(answer.out.split())
+    assert "the whole detector, for one image in [0, 1]: boxes, labels and scores, and the mask of the inside" in told
+    assert "in 40 of 40 objects found on 1x3x64x64 and 1x3x64x64" in told
+    answer = norton("export", *arguments, "--batch", 2)
+    assert answer.code == 2 and "takes one image at a time, not 2; leave out the batch" in answer.err
+    with torch.no_grad():
+        expected = detector()(list(image()))[0]
+    found = torch.export.load(tmp_path / "a.pt2").module()(image())
+    torch.testing.assert_close(found[0], expected["boxes"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_check_that_says_little_is_told():
+    """Of weights that are not trained, the model itself finds other objects after rounding."""
+    said = io.StringIO()
+    out = Output(as_json=False, verbose=False, threads=None, stdout=io.StringIO(), stderr=said)
+    check = Check("onnxruntime", ((1, 3, 8, 8), (1, 3, 8, 8)), 1e-4, (20, 100), 0.2)
+    report = ExportReport(Path("a.onnx"), "onnx", 18, ("x",), ("y",), (), 1000, 1000, 1000, (check,), 1.0)
+    _show(out, report, "the whole detector", own_bytes=1000)
+    told = " ".join(said.getvalue().split())
+    assert "finds 20% of its objects again in an image changed by 1e-04" in told and "are the weights trained?" in told
 
 
 @pytest.mark.parametrize("weights", [1_000_000, 3_000_000])
