@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _KEY = 16  # numbers of one thing, of an output by which things are told apart: of a box, not of a mask
@@ -36,8 +35,21 @@ def compare_rows(expected: Sequence[Tensor], found: Sequence[Tensor], *, toleran
         for tensors in (expected, found)
     ]
     keys = [torch.cat([t for t in own if t.shape[1] <= _KEY] or own, 1) for own in rows]
-    distances = torch.cdist(keys[0], keys[1], p=float("inf")).nan_to_num(_FAR, _FAR)
-    one, other = (torch.as_tensor(places) for places in linear_sum_assignment(distances))
-    pairs = (torch.cat(rows[0], 1)[one] - torch.cat(rows[1], 1)[other]).abs().amax(1)
-    alike = pairs[pairs <= tolerance]
+    one, other = _nearest_pairs(torch.cdist(keys[0], keys[1], p=float("inf")).nan_to_num(_FAR, _FAR))
+    differences = (torch.cat(rows[0], 1)[one] - torch.cat(rows[1], 1)[other]).abs().amax(1)
+    alike = differences[differences <= tolerance]
     return float(alike.max()) if len(alike) else 0.0, len(alike), most
+
+
+def _nearest_pairs(distances: Tensor) -> tuple[list[int], list[int]]:
+    """Pair rows with columns, the nearest first, each of them once.
+
+    Args:
+        distances: (n, m), finite; overwritten.
+    """
+    pairs = []
+    for _ in range(min(distances.shape)):
+        row, column = divmod(int(distances.argmin()), distances.shape[1])
+        pairs.append((row, column))
+        distances[row], distances[:, column] = torch.inf, torch.inf
+    return [row for row, _ in pairs], [column for _, column in pairs]
