@@ -130,6 +130,8 @@ def bench(
         if opened.manifest is None:
             raise ArtifactError(f"{directory} is no artefact; compress it first: norton compress {directory} -o DIR")
         table = stored_table(opened.manifest, directory)
+        boxes = inference_of(opened.spec, opened.model)
+        export_forward, in_files = exported_part(opened.spec, opened.model)
         report = measure(
             rebuild(opened.spec, trust_code=trust_code),
             opened.model,
@@ -144,12 +146,13 @@ def bench(
             forms=table.forms if table else "static",
             compile=compile or (table is not None and table.compiled),
             forward_fn=opened.forward_fn,
-            timed_fn=inference_of(opened.spec),
-            export_forward=exported_part(opened.spec, opened.model)[0],
+            timed_fn=boxes,
+            export_forward=export_forward,
             clock=seconds_of,
             on_step=status.update,
         )
-    found = _told(out, report, clock, opened.spec, deployed=table is not None)
+    detector = "" if boxes is None else in_files
+    found = _told(out, report, clock, opened.spec, deployed=table is not None, detector=detector)
     advise(out, opened.manifest, max(each.speed_up_in_pytorch for each in report.settings), report.macs_ratio)
     _write(found, report, output, plot)
     out.show(*(f"written: {path}" for path in (output, plot) if path is not None))
@@ -191,29 +194,26 @@ def _runtimes(text: str) -> list[Runtime]:
     return [name for name in RUNTIMES if name in names]
 
 
-def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any], *, deployed: bool) -> dict[str, Any]:
-    """Print the figures, and return them as JSON has them."""
+def _told(
+    out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any], *, deployed: bool, detector: str
+) -> dict[str, Any]:
+    """Print the figures, and return them as JSON has them; of a detector, files hold what is named."""
     from norton_plugin.bench import changed_layers_table, times_table
-    from norton_plugin.zoo import inference_of
 
-    boxes = inference_of(spec) is not None
     out.show(
         f"{report.device}; MACs {report.macs_dense / 1e6:,.1f} M to {report.macs / 1e6:,.1f} M "
         f"({report.macs_ratio:.2f} times fewer)"
     )
     how = "those that norton deploy chose" if deployed else "chosen by size ('norton deploy' measures them)"
     out.show(f"forms of blocks in PyTorch: {how}")
-    if boxes:
+    if detector:
         ratio = report.file_macs_ratio
         fewer = "" if ratio is None else f", with {ratio:.2f} times fewer MACs"
-        out.show(
-            "in PyTorch the detector runs up to its boxes; files of other runtimes end at the tensors of its head, of "
-            f"two stages at those of the RPN{fewer}"
-        )
+        out.show(f"in PyTorch the detector runs up to its boxes; files of other runtimes hold {detector}{fewer}")
     for setting in report.settings:
         out.show(times_table(setting))
         best = max((t for t in setting.timings if t.efficiency is not None), key=lambda t: t.speed_up)
-        in_all = "" if boxes else f", {best.speed_up_in_all:.2f} times as the dense model in PyTorch"
+        in_all = "" if detector else f", {best.speed_up_in_all:.2f} times as the dense model in PyTorch"
         out.show(
             f"largest speed-up: {best.model} in {best.runtime}, {best.speed_up:.2f} times as fast as the dense model "
             f"there (efficiency {best.efficiency:.2f}){in_all}"
@@ -225,4 +225,4 @@ def _told(out: Output, report: BenchReport, clock: str, spec: Mapping[str, Any],
     for name, reason in report.left:
         out.warn(f"{name} was not timed: {reason}")
     forms = "deployed" if deployed else "static"
-    return {"source": spec, "clock": clock, "boxes": boxes, "forms": forms, **report.to_dict()}
+    return {"source": spec, "clock": clock, "boxes": bool(detector), "forms": forms, **report.to_dict()}

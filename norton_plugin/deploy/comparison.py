@@ -117,7 +117,7 @@ def _inference(
     spec: Mapping[str, Any], dense: nn.Module, example_inputs: Sequence[Tensor], run_dense: Any, run_compressed: Any
 ) -> tuple[str, Any, Any]:
     """Return what is timed in words, and what runs it on either model: as much of inference as runs on the example."""
-    whole = inference_of(spec)
+    whole = inference_of(spec, dense)
     if whole is None:
         return "the model", run_dense, run_compressed
     try:

@@ -31,10 +31,11 @@ class Built:
 class Ecosystem(Protocol):
     """The three functions a file of the zoo defines.
 
-    One whose models a plain call does not run defines a fourth, ``trace_of``: it maps a model and an example to the
-    function that runs what can be traced, and what that covers in words. A fifth, ``exported_part``, maps a model
-    to the function that runs what a file for another runtime holds, and what that covers, or to None where that is a
-    plain call. A sixth, ``inference``, runs a model on images where inference does more than what ``trace_of`` runs.
+    One whose models a plain call does not run defines three more, each of which may return None for a model that it
+    runs. ``trace_of`` maps a model and an example to the function that runs what can be traced, and what that covers in
+    words. ``exported_part`` maps a model to the function that runs what a file for another runtime holds, and what that
+    covers. ``inference_of`` maps a model to what runs it on images where inference does more than what ``trace_of``
+    runs.
     """
 
     def names(self) -> list[str]:

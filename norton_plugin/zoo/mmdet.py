@@ -33,7 +33,7 @@ except ImportError as _error:
 
 _INPUT_SIZE = (3, 320, 320)
 
-__all__ = ["build", "exported_part", "inference", "names", "rebuild", "trace_of"]
+__all__ = ["build", "exported_part", "inference_of", "names", "rebuild", "trace_of"]
 
 
 def build(
@@ -134,11 +134,11 @@ def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], st
     return (lambda net, inputs: part(net, inputs[0])), words
 
 
-def inference(model: nn.Module, images: Tensor) -> Any:
+def inference_of(model: nn.Module) -> Callable[[nn.Module, Tensor], Any]:
     """See :func:`norton_plugin.zoo.mmdet_prediction.boxes_of`."""
     from norton_plugin.zoo.mmdet_prediction import boxes_of
 
-    return boxes_of(model, images)
+    return boxes_of
 
 
 def _register(name: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo.ecosystem import Built, failed_build, first_line, no_weights
@@ -78,11 +78,27 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
 
 def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
     """See :func:`norton_plugin.zoo.torchvision.exported_part`: a function may return one of torchvision's detectors."""
+    detectors = _of_detectors()
+    return None if detectors is None else detectors.exported_part(model)
+
+
+def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
+    """See :func:`norton_plugin.zoo.torchvision.trace_of`."""
+    detectors = _of_detectors()
+    return None if detectors is None else detectors.trace_of(model, example)
+
+
+def inference_of(model: nn.Module) -> Callable[[nn.Module, Tensor], Any] | None:
+    """See :func:`norton_plugin.zoo.torchvision.inference_of`."""
+    detectors = _of_detectors()
+    return None if detectors is None else detectors.inference_of(model)
+
+
+def _of_detectors() -> Any:
+    """Return the file of torchvision's models where its detectors are loaded: else a model is none of them."""
     if "torchvision.models.detection" not in sys.modules:
         return None
-    from norton_plugin.zoo import torchvision
-
-    return torchvision.exported_part(model)
+    return importlib.import_module("norton_plugin.zoo.torchvision")
 
 
 def _find(name: str) -> Callable[..., Any]:

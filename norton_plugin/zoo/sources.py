@@ -118,8 +118,8 @@ def forward_of(spec: Mapping[str, Any], model: nn.Module, example_inputs: Sequen
     trace_of = getattr(_ecosystem(spec["kind"]), "trace_of", None)
     if trace_of is None:
         return None
-    trace, _ = trace_of(model, example_inputs[0])
-    return _OnFirst(trace)
+    found: tuple[ForwardFunction, str] | None = trace_of(model, example_inputs[0])
+    return None if found is None else _OnFirst(found[0])
 
 
 class _OnFirst:
@@ -153,16 +153,18 @@ def exported_part(spec: Mapping[str, Any], model: nn.Module) -> tuple[ForwardFun
     return found or (None, "the whole model")
 
 
-def inference_of(spec: Mapping[str, Any]) -> ForwardFunction | None:
-    """Return what inference runs where that is more than what is compressed: of mmdet's detectors, up to the boxes.
+def inference_of(spec: Mapping[str, Any], model: nn.Module) -> ForwardFunction | None:
+    """Return what inference runs where that is more than what is compressed: of detectors, up to the boxes.
 
     Args:
         spec: :attr:`ModelSource.spec`.
+        model: Built from it.
 
     Returns:
         ``(model, example_inputs) -> output``, ``None`` where :func:`forward_of` runs all.
     """
-    run = getattr(_ecosystem(spec["kind"]), "inference", None)
+    found = getattr(_ecosystem(spec["kind"]), "inference_of", None)
+    run: ForwardFunction | None = found(model) if found is not None else None
     return None if run is None else _OnFirst(run)
 
 

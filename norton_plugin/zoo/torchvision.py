@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from norton_plugin.errors import MissingExtraError, NortonError
 from norton_plugin.zoo.ecosystem import Built, failed_build, no_weights, unknown_model
@@ -95,11 +95,25 @@ def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -
 
 def exported_part(model: nn.Module) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
     """Return what a file of a detector holds; None for all other models, which a plain call runs."""
-    from norton_plugin.zoo import torchvision_detectors
+    from norton_plugin.zoo import torchvision_detectors, torchvision_export
 
     if not torchvision_detectors.is_detector(model):
         return None
-    return torchvision_detectors.WholeDetector(), torchvision_detectors.parts_in_words(model)
+    return torchvision_export.WholeDetector(), torchvision_export.parts_in_words(model)
+
+
+def trace_of(model: nn.Module, example: Tensor) -> tuple[Callable[[nn.Module, Any], Any], str] | None:
+    """See :func:`norton_plugin.zoo.torchvision_detectors.trace_of`."""
+    from norton_plugin.zoo import torchvision_detectors
+
+    return torchvision_detectors.trace_of(model, example)
+
+
+def inference_of(model: nn.Module) -> Callable[[nn.Module, Tensor], Any] | None:
+    """Return what runs a detector up to its boxes; None for all other models."""
+    from norton_plugin.zoo import torchvision_detectors
+
+    return torchvision_detectors.found_in if torchvision_detectors.is_detector(model) else None
 
 
 def _default_weights(name: str) -> Any:

@@ -1,180 +1,152 @@
-"""Detectors of torchvision in a file for another runtime: all of them, up to boxes, labels and scores.
+"""Two-stage detectors of torchvision, run on fixed regions in the place of those that they propose.
 
-Some of their steps ask Python how many boxes there are, which exporters refuse. Here the same values are computed by
-steps that an exporter can follow for any number of boxes.
+What they propose and find follows choices among values: in the noise of an example a trained one finds nothing, so that
+its heads for masks and keypoints would get nothing to compute, and all that they read would keep its width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import logging
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection import roi_heads, transform
-from torchvision.ops import boxes as box_operators
-from torchvision.ops import nms, poolers, roi_align
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from norton_plugin.errors import ExportError
+from norton_plugin.errors import message_of
 
-WORDS = "the whole detector, for one image in [0, 1]: boxes, labels and scores"
-# Boxes that a check of a file wants to see, and how often the least score is halved for that.
-_BOXES, _HALVINGS = 10, 40
+logger = logging.getLogger(__name__)
+
+# Regions of each image by which two models are compared. An odd number is the width of no layer, for which a trace
+# would take it.
+_COMPARED = 33
+# Regions of a level have the side where it begins, times this factor, so that they lie inside it.
+_WITHIN_LEVEL = 1.2
+_CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4  # of MultiScaleRoIAlign
 
 
 def is_detector(model: nn.Module) -> bool:
     """Tell whether a model is one of torchvision's detectors."""
-    return isinstance(getattr(model, "transform", None), transform.GeneralizedRCNNTransform)
+    return isinstance(getattr(model, "transform", None), GeneralizedRCNNTransform)
 
 
-def parts_in_words(model: nn.Module) -> str:
-    """Say what a file of a detector holds."""
-    heads: Any = getattr(model, "roi_heads", None)
-    more = [
-        *([", and the mask of the inside of each box"] if getattr(heads, "mask_head", None) is not None else []),
-        *(
-            [", and heat maps of the keypoints of each box"]
-            if getattr(heads, "keypoint_head", None) is not None
-            else []
-        ),
-    ]
-    return "".join([WORDS, *more])
+def found_in(model: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
+    """Run a detector on images (B, 3, H, W) in [0, 1], up to its boxes."""
+    found: list[dict[str, Tensor]] = model(list(images))
+    return found
 
 
-class WholeDetector:
-    """Runs a detector on one image by steps that exporters can follow.
-
-    Masks and keypoints stay as their heads make them, for the inside of each box: to draw them into the image takes
-    maps whose sizes are those of the boxes.
+def trace_of(model: nn.Module, example: Tensor) -> tuple[OnRegions, str] | None:
+    """Return what runs all layers of a two-stage detector, and what it covers in words.
 
     Args:
-        least_score: Of a box, in [0, 1]; None for the model's own.
+        model: Any model.
+        example: Images (B, 3, H, W) in [0, 1], to find out whether it does.
 
-    Attributes:
-        batch: Images that a file of it takes.
-        unordered: Boxes of nearly equal scores may change places from one runtime to another.
+    Returns:
+        None for other models, and where a layer would not run, such as that of a head of the user's own: a plain call
+        runs those.
+    """
+    if not isinstance(model, GeneralizedRCNN) or not _is_usual(model):
+        return None
+    trace = OnRegions.of(model)
+    try:
+        idle = _idle_layers(model, trace, example)
+    except Exception as error:
+        logger.info("heads do not run on fixed regions (%s: %s)", type(error).__name__, message_of(error))
+        return None
+    if idle:
+        logger.info("%s does not run on fixed regions: the detector is run as it is", idle[0])
+        return None
+    return trace, "the whole detector, its heads on fixed regions"
+
+
+class OnRegions:
+    """Runs a two-stage detector with its heads on fixed regions, pooled from all levels.
+
+    Args:
+        regions: Of each image, for the box head; less where there are fewer anchors.
+        objects: Of each image, for heads of masks and keypoints.
     """
 
-    batch = 1
-    unordered = True
+    def __init__(self, regions: int, objects: int) -> None:
+        self.regions, self.objects = regions, objects
+        self.counted: OnRegions = self
+        self.calibrated: Callable[[nn.Module, Tensor], Any] = found_in
+        self.distilled: OnRegions = self
 
-    def __init__(self, least_score: float | None = None) -> None:
-        self.least_score = least_score
-
-    def __call__(self, model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Find the objects of one image.
-
-        Args:
-            model: One of torchvision's detectors, in evaluation mode.
-            inputs: One tensor (1, 3, H, W) in [0, 1].
-
-        Returns:
-            ``boxes`` (n, 4) in pixels of the image, ``labels`` (n) and ``scores`` (n); with a mask head ``masks``
-            (n, 1, 28, 28), with a keypoint head ``heat_maps`` (n, keypoints, 56, 56).
-
-        Raises:
-            ExportError: There is another number of images.
-        """
-        [images] = inputs
-        if len(images) != self.batch:
-            raise ExportError(
-                f"a file of a torchvision detector takes one image at a time, not {len(images)}; leave out the batch"
-            )
-        with _steps_for_any_number(), self._least_score_of(model):
-            found: dict[str, Tensor] = model(list(images))[0]
-        if "keypoints" in found:
-            found["heat_maps"] = found.pop("keypoints")
-            del found["keypoints_scores"]
+    @classmethod
+    def of(cls, model: Any) -> OnRegions:
+        """Return one for about as many regions as a detector reads in use."""
+        regions, objects = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
+        found = cls(regions | 1, objects | 1)
+        found.counted = cls(regions, objects)
+        found.distilled = cls(_COMPARED, _COMPARED)
         return found
 
-    def telling(self, model: nn.Module, inputs: Sequence[Tensor]) -> WholeDetector:
-        """Return one that finds boxes in an image of noise, for a check: that no box is found alike says nothing.
-
-        Args:
-            model: As of a call.
-            inputs: Likewise.
-
-        Returns:
-            One whose least score is halved until there are some boxes; this one where it finds enough.
-        """
-        if len(self(model, inputs)["boxes"]) >= _BOXES:
-            return self
-        score = _scoring(model).score_thresh
-        for _ in range(_HALVINGS):
-            score /= 2
-            lower = WholeDetector(score)
-            if len(lower(model, inputs)["boxes"]) >= _BOXES:
-                return lower
-        return self
-
-    @contextmanager
-    def _least_score_of(self, model: nn.Module) -> Iterator[None]:
-        if self.least_score is None:
-            yield
-            return
-        with patch.object(_scoring(model), "score_thresh", self.least_score):
-            yield
+    def __call__(self, model: nn.Module, images: Tensor) -> list[Any]:
+        """Return what the RPN says of images (B, 3, H, W), and what every head says of the regions."""
+        own: Any = model
+        pictures, _ = own.transform(list(images))
+        features = own.backbone(pictures.tensors)
+        features = {"0": features} if isinstance(features, Tensor) else features
+        said = [own.rpn.head(list(features.values()))]
+        anchors = sum(scores[0].numel() for scores in said[0][0])
+        for kind, count in (("box", min(self.regions, anchors)), ("mask", self.objects), ("keypoint", self.objects)):
+            pool, head, predictor = (
+                getattr(own.roi_heads, f"{kind}_{part}", None) for part in ("roi_pool", "head", "predictor")
+            )
+            if pool is None or head is None or predictor is None:
+                continue
+            levels = [level for name, level in features.items() if name in getattr(pool, "featmap_names", features)]
+            regions = [regions_of_all_levels(count, levels, size) for size in pictures.image_sizes]
+            said.append(predictor(head(pool(features, regions, pictures.image_sizes))))
+        return said
 
 
-def _scoring(model: nn.Module) -> Any:
-    """Return the module that knows the least score of a box."""
-    return getattr(model, "roi_heads", model)
+def regions_of_all_levels(count: int, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Return boxes that begin in an image, every level in turn read by one, the same every time.
+
+    Args:
+        count: Of boxes.
+        levels: Maps (B, C, h, w) that regions are pooled from.
+        size: (H, W) of the image in pixels.
+
+    Returns:
+        (count, 4): x1, y1, x2, y2 in pixels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(count, 2, generator=generator) * torch.tensor([size[1], size[0]]) / 2
+    numbers = torch.tensor([round(math.log2(size[0] / level.shape[-2])) for level in levels])
+    own = numbers[torch.arange(count) % len(numbers)]
+    sides = _WITHIN_LEVEL * _CANONICAL_SIDE * 2.0 ** (own - _CANONICAL_LEVEL)
+    return torch.cat([corners, corners + sides[:, None]], 1).to(levels[0])
 
 
-@contextmanager
-def _steps_for_any_number() -> Iterator[None]:
-    """While entered, torchvision's detectors compute the same by steps that do not ask how many boxes there are."""
-    steps: list[tuple[Any, str, Any]] = [
-        (box_operators, "batched_nms", _batched_nms),
-        (poolers, "_multiscale_roi_align", _pooled),
-        (detection_utils.BoxCoder, "decode", _decoded),
-        (detection_utils, "_topk_min", _at_most),
-        (transform, "paste_masks_in_image", lambda masks, boxes, size: masks),
-        (roi_heads, "keypointrcnn_inference", lambda maps, boxes: ([maps], [maps])),
-        (transform, "resize_keypoints", lambda maps, size, new_size: maps),
-    ]
-    with ExitStack() as stack:
-        for owner, name, step in steps:
-            stack.enter_context(patch.object(owner, name, step))
-        yield
+def _is_usual(model: GeneralizedRCNN) -> bool:
+    """Tell whether a detector runs as torchvision's do: one of the user's own may read more than what is run here."""
+    parts = ((model, GeneralizedRCNN), (model.rpn, RegionProposalNetwork), (model.roi_heads, RoIHeads))
+    return all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
 
 
-def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Take the place of ``batched_nms``: boxes of every class are moved to where no other class has any."""
-    beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    return nms(boxes + (classes.to(boxes) * beyond)[:, None], scores, threshold)
-
-
-def _pooled(
-    levels: Sequence[Tensor],
-    boxes: list[Tensor],
-    size: Sequence[int],
-    sampling_ratio: int,
-    scales: Sequence[float],
-    level_of: Any,
-) -> Tensor:
-    """Take the place of ``_multiscale_roi_align``: regions (n, C, h, w), each from the level of its size."""
-    regions = poolers._convert_to_roi_format(boxes)
-    if len(levels) == 1:
-        return roi_align(levels[0], regions, size, scales[0], sampling_ratio)
-    own = level_of(boxes)
-    pooled = levels[0].new_zeros(regions.shape[0], levels[0].shape[1], *size)
-    for index, (level, scale) in enumerate(zip(levels, scales, strict=True)):
-        places = torch.where(own == index)[0]
-        pooled = pooled.index_put((places,), roi_align(level, regions[places], size, scale, sampling_ratio))
-    return pooled
-
-
-def _decoded(coder: detection_utils.BoxCoder, codes: Tensor, boxes: list[Tensor]) -> Tensor:
-    """Take the place of ``BoxCoder.decode``: boxes (n, classes, 4)."""
-    reference = torch.cat(boxes)
-    count = reference.shape[0]
-    return coder.decode_single(codes.reshape(count, -1), reference).reshape(count, -1, 4)
-
-
-def _at_most(tensor: Tensor, limit: int, axis: int) -> Any:
-    """Take the place of ``_topk_min``: a limit, or the size of an axis where that is less."""
-    return torch.sym_min(limit, tensor.shape[axis])
+def _idle_layers(model: nn.Module, trace: OnRegions, example: Tensor) -> list[str]:
+    """Return the names of the layers with a weight that do not run; the mode of the model stays."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)}
+    called: set[nn.Module] = set()
+    handles = [module.register_forward_pre_hook(lambda own, _: called.add(own)) for module in layers.values()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            trace.distilled(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    return [name for name, module in layers.items() if module not in called]

@@ -133,10 +133,11 @@ def loaded(entry: Entry) -> Loaded:
     """Build a model; a detector of two stages so that random weights give as many regions as trained ones."""
     source = load_source(entry.source, input_size=entry.size)
     model, timed = source.model.eval(), source.forward_fn
+    if entry.detector:
+        timed = inference_of(source.spec, model)
     if entry.source.startswith("torchvision") and entry.detector:
         model.rpn.nms_thresh = 1.0  # type: ignore[union-attr]
     if entry.source.startswith("mmdet"):
-        timed = inference_of(source.spec)
         rpn = (model.test_cfg or {}).get("rpn")  # type: ignore[union-attr, operator]
         if rpn is not None:
             model.rpn_head.test_cfg.nms.iou_threshold = 1.0  # type: ignore[union-attr]
