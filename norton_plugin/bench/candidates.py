@@ -22,7 +22,7 @@ from norton_plugin.export import RUNTIMES, Int8, Runtime, export
 from norton_plugin.export.int8 import int8_path
 from norton_plugin.export.runtimes import open_file
 from norton_plugin.modules.duplication import duplicate
-from norton_plugin.modules.running import ForwardFunction, run_model
+from norton_plugin.modules.running import ForwardFunction, is_unordered, run_model
 from norton_plugin.modules.threads import torch_threads
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
@@ -138,6 +138,9 @@ class Candidates:
             forward_fn: As of ``prepare``.
             int8: Quantise the compressed model too.
         """
+        if int8 is not None and is_unordered(forward_fn):
+            self.left.append((INT8, "a whole detector is not quantised"))
+            int8 = None
         for name, model in models:
             path = folder / f"{name}.onnx"
             try:

@@ -130,8 +130,7 @@ def bench(
         if opened.manifest is None:
             raise ArtifactError(f"{directory} is no artefact; compress it first: norton compress {directory} -o DIR")
         table = stored_table(opened.manifest, directory)
-        boxes = inference_of(opened.spec, opened.model)
-        export_forward, in_files = exported_part(opened.spec, opened.model)
+        boxes, (part, held) = inference_of(opened.spec, opened.model), exported_part(opened.spec, opened.model)
         report = measure(
             rebuild(opened.spec, trust_code=trust_code),
             opened.model,
@@ -147,12 +146,11 @@ def bench(
             compile=compile or (table is not None and table.compiled),
             forward_fn=opened.forward_fn,
             timed_fn=boxes,
-            export_forward=export_forward,
+            export_forward=part,
             clock=seconds_of,
             on_step=status.update,
         )
-    detector = "" if boxes is None else in_files
-    found = _told(out, report, clock, opened.spec, deployed=table is not None, detector=detector)
+    found = _told(out, report, clock, opened.spec, deployed=table is not None, detector=held if boxes else "")
     advise(out, opened.manifest, max(each.speed_up_in_pytorch for each in report.settings), report.macs_ratio)
     _write(found, report, output, plot)
     out.show(*(f"written: {path}" for path in (output, plot) if path is not None))

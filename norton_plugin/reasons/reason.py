@@ -110,8 +110,7 @@ class Reason(Enum):
         advice="give a smaller example_inputs (image size, batch 1)",
         example="a tensor of more than 16 million values that differ in their channels")
     NOTHING_TO_COMPUTE = Entry("nothing-to-compute", "the example gives it nothing to compute",
-        advice="give an example on which it computes something, such as an image in which objects are found; or, for "
-        "detectors of two stages of torchvision, the forward_fn that norton_plugin.zoo.forward_of makes",
+        advice="give an example on which it computes something, or the forward_fn of zoo.forward_of (torchvision)",
         example="the mask head of a Mask R-CNN of torchvision, called as it is on an image without objects")
     NO_RULE = Entry("no-rule", "no rule follows channels through {operation}",
         advice="say what it does to channels (channels.register_rule), report it, or use operations that are followed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,6 +255,24 @@ def test_files_of_a_part_are_held_against_their_own_macs() -> None:
         if timing.efficiency is not None:
             ratio = report.file_macs_ratio if timing.runtime == "onnxruntime" else report.macs_ratio
             assert timing.efficiency == pytest.approx(timing.speed_up / ratio)
+
+
+def test_a_whole_detector_is_timed_as_a_file_and_not_quantised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from norton_plugin.bench import candidates
+    from norton_plugin.export import Int8
+
+    asked = []
+    monkeypatch.setattr(candidates, "export", lambda *_, int8, **__: asked.append(int8))
+
+    def boxes(model: nn.Module, inputs: object) -> None: ...
+
+    boxes.unordered = True  # type: ignore[attr-defined]
+    x, found = torch.randn(1, 3, 16, 16), candidates.Candidates()
+    models = ((DENSE, small_network()), (DELIVERED, small_network()))
+    found.add_files(models, x, ("onnxruntime",), tmp_path, forward_fn=boxes, int8=Int8([x]))
+    assert asked == [None, None]
+    assert [(each.model, each.runtime) for each in found.found] == [(DENSE, "onnxruntime"), (DELIVERED, "onnxruntime")]
+    assert found.left == [("delivered, int8", "a whole detector is not quantised")]
 
 
 def test_what_cannot_be_exported_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
