@@ -82,13 +82,14 @@ def export(
         raise ExportError("height and width can stay open for images (B, C, H, W) only; leave out dynamic_size")
     settings = _Settings(opset, batch, dynamic_size, tuple(runtimes))
     with traceable(model):
+        cases = _cases(model, inputs, forward_fn, settings)
         plain = inference_copy(model, inputs, forms=forms, forward_fn=forward_fn)
         if int8 is not None:
             equalise_(ExportedNetwork(plain, forward_fn), list(int8.calibration[:_RANGES]))
         with placed_whole(path.absolute().parent) as folder:
             written = folder / path.name
             more = _checked_by_more(model, plain, inputs, written, forward_fn, settings)
-            found = _write(model, plain, inputs, written, forward_fn, settings)
+            found = _write(plain, inputs, written, cases, forward_fn, settings)
             report = ExportReport(
                 path=path,
                 format=path.suffix[1:],
@@ -170,7 +171,8 @@ def _checked_by_more(
     telling: ForwardFunction = forward_fn.telling(model, noise)  # type: ignore[union-attr]
     if telling is forward_fn:
         return ()
-    checks: tuple[Check, ...] = _write(model, plain, inputs, path, telling, settings)["checks"]
+    cases = _cases(model, inputs, telling, settings)
+    checks: tuple[Check, ...] = _write(plain, inputs, path, cases, telling, settings)["checks"]
     path.unlink()
     return checks
 
@@ -189,6 +191,8 @@ def _cases(
             expected = reference(*example)
             again = _found_again(reference, example, expected, seed) if is_unordered(forward_fn) else None
             found.append(Case(example, expected, again))
+        except ExportError:
+            raise
         except Exception as error:
             shape = tuple(example[0].shape)
             raise ExportError(
@@ -209,24 +213,23 @@ def _found_again(
 
 
 def _write(
-    model: nn.Module,
     plain: nn.Module,
     inputs: tuple[Tensor, ...],
     path: Path,
+    cases: list[Case],
     forward_fn: ForwardFunction | None,
     settings: _Settings,
 ) -> dict[str, Any]:
     """Write a file, run all checks, and return what the report says of it.
 
     Args:
-        model: What the file is checked against.
-        plain: What is written: a copy, of ordinary layers.
+        plain: What is written: a copy of the model, of ordinary layers.
         inputs: Examples.
         path: The file.
+        cases: What it is checked by.
         forward_fn: Runs them; None for a plain call.
         settings: Of the file.
     """
-    cases = _cases(model, inputs, forward_fn, settings)
     network = ExportedNetwork(plain, forward_fn).eval()
     names = input_names(inputs), network.output_names(inputs)
     # A batch of 1 would be taken for a constant; height and width of one size for one axis.
