@@ -22,7 +22,7 @@ from norton_plugin.export import RUNTIMES, Int8, Runtime, export
 from norton_plugin.export.int8 import int8_path
 from norton_plugin.export.runtimes import open_file
 from norton_plugin.modules.duplication import duplicate
-from norton_plugin.modules.running import ForwardFunction, is_unordered, run_model
+from norton_plugin.modules.running import ForwardFunction, fixed_batch, is_unordered, run_model
 from norton_plugin.modules.threads import torch_threads
 
 PYTORCH, CHANNELS_LAST = "PyTorch", "PyTorch, channels_last"
@@ -149,7 +149,8 @@ class Candidates:
                 self.left.append((f"{name} as ONNX", str(error)))
                 continue
             for runtime in runtimes:
-                self.found.append(Candidate(name, NAMES[runtime], partial(_from_file, path, runtime)))
+                opened = partial(_from_file, path, runtime, batch=fixed_batch(forward_fn))
+                self.found.append(Candidate(name, NAMES[runtime], opened))
             if int8 is not None and name == DELIVERED:
                 quantised = int8_path(path, int8.runtime)
                 opened = partial(_from_file, quantised, int8.runtime)
@@ -197,8 +198,10 @@ def _compiled(model: nn.Module, *arguments: Any, memory: torch.memory_format) ->
     return call
 
 
-def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int) -> Call:
+def _from_file(path: Path, runtime: Runtime, inputs: Any, threads: int, *, batch: int | None = None) -> Call:
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if batch not in (None, len(given[0])):
+        raise NortonError(f"the file takes a batch of {batch}, not of {len(given[0])}")
     run = open_file(path, runtime, image=given[0] if len(given) == 1 else None, threads=threads)
     return lambda: run(given)
 

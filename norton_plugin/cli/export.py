@@ -10,7 +10,7 @@ import typer
 from norton_plugin.cli import limits, options
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_folder, exported_file, read_path
-from norton_plugin.errors import RecipeError
+from norton_plugin.errors import ExportError, RecipeError
 
 if TYPE_CHECKING:
     from norton_plugin.export import ExportReport, Int8Report
@@ -123,6 +123,7 @@ def export(
     from norton_plugin.cli.models import open_model
     from norton_plugin.export import export as write
     from norton_plugin.export.runtimes import RUNTIMES
+    from norton_plugin.modules.running import is_unordered
     from norton_plugin.zoo import exported_part
 
     if int8 != (data is not None):
@@ -140,6 +141,8 @@ def export(
         if opened.weights == "random":
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         forward_fn, part = exported_part(opened.spec, opened.model)
+        if data is not None and is_unordered(forward_fn):
+            raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out --int8")
         if data is not None:
             status.update(f"reading images of {data}")
         sizes = (calibration_images, images)
@@ -164,6 +167,8 @@ def _show(out: Output, report: ExportReport, part: str, *, own_bytes: int) -> No
     from norton_plugin.export.checks import ALIKE, ROUNDING
 
     kind = "a program of torch.export" if report.opset is None else f"ONNX, opset {report.opset}"
+    if report.opset is None and report.checks[0].alike is not None:
+        kind += ", for which torchvision has to be imported"
     free = f"; open: {', '.join(report.open_axes)}" if report.open_axes else ""
     out.show(f"{report.path}: {part}, {_size(report.file_bytes)} ({kind}{free})")
     if report.weight_bytes > _MORE * own_bytes:

@@ -19,6 +19,7 @@ TOLERANCE = 1e-3
 # Things found, such as boxes, that have to be the same, as a share of those that the model itself finds again in an
 # input changed by so much: where weights are not trained, rounding decides on many of them.
 ALIKE, ROUNDING = 0.95, 1e-4
+_LEAST_ALIKE = 0.05  # of all, even where the model itself finds next to nothing again
 # Constants of shapes, masks and anchors come on top of the weights.
 _SLACK, _MORE = 2**20, 1.25
 # How lines of OpenVINO's errors begin that tell places in its code.
@@ -93,12 +94,7 @@ def check_outputs(runtime: str, opened: Callable[[Path], Runner], path: Path, ca
             ) from error
         if case.again is not None:
             difference, same, count = compare_rows(case.expected, found, tolerance=TOLERANCE)
-            if same < ALIKE * case.again * count:
-                raise ExportError(
-                    f"the check failed: {runtime} finds {same} of {count} objects as PyTorch does on an input of "
-                    f"{shape}; expected at least {ALIKE * case.again:.0%}; of weights that are not trained, all scores "
-                    "may be equal"
-                )
+            check_alike(runtime, same, count, again=case.again, shape=shape)
             alike = alike[0] + same, alike[1] + count
         else:
             difference = _difference(case.expected, found)
@@ -110,6 +106,27 @@ def check_outputs(runtime: str, opened: Callable[[Path], Runner], path: Path, ca
         worst = max(worst, difference)
     found_again = [case.again for case in cases if case.again is not None]
     return Check(runtime, shapes, worst, *((alike, min(found_again)) if found_again else ()))
+
+
+def check_alike(who: str, same: int, count: int, *, again: float, shape: tuple[int, ...]) -> None:
+    """Refuse too few things that are found alike.
+
+    Args:
+        who: Found them.
+        same: Alike.
+        count: All of them.
+        again: Share of them that the model itself finds again after rounding.
+        shape: Of the input.
+
+    Raises:
+        ExportError: They are too few.
+    """
+    share = max(ALIKE * again, _LEAST_ALIKE)
+    if same < share * count:
+        raise ExportError(
+            f"the check failed: {who} finds {same} of {count} objects as the model does in PyTorch on an input of "
+            f"{shape}; expected at least {share:.0%}; of weights that are not trained, all scores may be equal"
+        )
 
 
 def check_initializers(path: Path, model: nn.Module) -> tuple[int, int]:

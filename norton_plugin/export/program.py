@@ -36,7 +36,7 @@ def trace_program(network: ExportedNetwork, inputs: tuple[Tensor, ...], *, axes:
         try:
             return torch.export.export(network, inputs, dynamic_shapes=(free,), strict=False)
         except Exception as error:  # whatever the model's own code raises under the tracer, too
-            raise refused_trace(error, running) from error
+            raise refused_trace(error, running, network.model) from error
 
 
 def resized(

@@ -18,6 +18,7 @@ from norton_plugin.errors import ExportError
 _HINTS = r"^(For (more|extended|C\+\+)|consider using|The error above|If you suspect).*$"
 _NOISE = re.compile(rf"\x1b\[\d+m|{_HINTS}", re.MULTILINE)
 _NODE = re.compile(r"Error when translating node %(\w+)")
+_DETECTORS = "torchvision.models.detection."
 _LONGEST = 500  # characters of the exporter's reason
 
 
@@ -59,12 +60,13 @@ def quiet() -> Iterator[None]:
             logging.disable(before)
 
 
-def refused_trace(error: Exception, running: list[str]) -> ExportError:
+def refused_trace(error: Exception, running: list[str], model: nn.Module) -> ExportError:
     """Describe a model that ``torch.export`` does not take.
 
     Args:
         error: Whatever it raised.
         running: From :func:`followed`.
+        model: That model.
     """
     reason = _reason(error)
     if "specialized" in reason or "Constraints violated" in reason:
@@ -72,6 +74,8 @@ def refused_trace(error: Exception, running: list[str]) -> ExportError:
             "the model fixes an axis that was to stay open: fix the batch (--batch 1, batch=1), or leave out "
             "--dynamic-size"
         )
+    elif any(type(module).__module__.startswith(_DETECTORS) for module in model.modules()):
+        advice = "a detector of torchvision is exported by the forward_fn of norton_plugin.zoo.exported_part, unwrapped"
     else:
         advice = "only a model whose steps do not depend on values of tensors can be exported whole"
     return ExportError(f"the exporter refuses {_blamed(running[-1] if running else '')}: {reason}; {advice}")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 _KEY = 16  # numbers of one thing, of an output by which things are told apart: of a box, not of a mask
-_FAR = 1e9
 
 
 def compare_rows(expected: Sequence[Tensor], found: Sequence[Tensor], *, tolerance: float) -> tuple[float, int, int]:
@@ -29,27 +28,40 @@ def compare_rows(expected: Sequence[Tensor], found: Sequence[Tensor], *, toleran
         return 0.0, 0, max(most, 1)
     if not most or not min(counts[0][0], counts[1][0]):
         return 0.0, 0, most
-    scales = [float(t.abs().max()) if t.is_floating_point() else 1.0 for t in expected]
-    rows = [
-        [t.reshape(len(t), -1).double() / (scale or 1.0) for t, scale in zip(tensors, scales, strict=True)]
-        for tensors in (expected, found)
-    ]
-    keys = [torch.cat([t for t in own if t.shape[1] <= _KEY] or own, 1) for own in rows]
-    one, other = _nearest_pairs(torch.cdist(keys[0], keys[1], p=float("inf")).nan_to_num(_FAR, _FAR))
-    differences = (torch.cat(rows[0], 1)[one] - torch.cat(rows[1], 1)[other]).abs().amax(1)
-    alike = differences[differences <= tolerance]
+    pairs = [(one.flatten(1), other.flatten(1)) for one, other in zip(_rows(expected), _rows(found), strict=True)]
+    scales = [float(t.abs().max()) or 1.0 if t.is_floating_point() else 1.0 for t in expected]
+    keys = [(one, other, scale) for (one, other), scale in zip(pairs, scales, strict=True) if one.shape[1] <= _KEY]
+    distances = torch.zeros(counts[0][0], counts[1][0], dtype=torch.float64)
+    for one, other, scale in keys:
+        own = torch.cdist(one.double() / scale, other.double() / scale, p=float("inf"))
+        distances = torch.where(own > distances, own, distances) + 0 * own  # NaN stays
+    places, others = _nearest_pairs(distances, tolerance)
+    largest = torch.zeros(len(places), dtype=torch.float64)
+    for (one, other), scale in zip(pairs, scales, strict=True):
+        own = (one[places] - other[others]).abs().amax(1).double() / scale
+        largest = torch.where(own > largest, own, largest) + 0 * own
+    alike = largest[largest <= tolerance]
     return float(alike.max()) if len(alike) else 0.0, len(alike), most
 
 
-def _nearest_pairs(distances: Tensor) -> tuple[list[int], list[int]]:
-    """Pair rows with columns, the nearest first, each of them once.
+def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return outputs (n, 1 or more)."""
+    return [tensor[:, None] if tensor.dim() == 1 else tensor for tensor in tensors]
+
+
+def _nearest_pairs(distances: Tensor, tolerance: float) -> tuple[list[int], list[int]]:
+    """Pair rows with columns that are near enough, the nearest first, each of them once.
 
     Args:
-        distances: (n, m), finite; overwritten.
+        distances: (n, m).
+        tolerance: The largest distance of a pair.
     """
-    pairs = []
-    for _ in range(min(distances.shape)):
-        row, column = divmod(int(distances.argmin()), distances.shape[1])
-        pairs.append((row, column))
-        distances[row], distances[:, column] = torch.inf, torch.inf
-    return [row for row, _ in pairs], [column for _, column in pairs]
+    near = (distances <= tolerance).nonzero()
+    order = distances[near[:, 0], near[:, 1]].argsort(stable=True)
+    rows: dict[int, int] = {}
+    taken: set[int] = set()
+    for row, column in near[order].tolist():
+        if row not in rows and column not in taken:
+            rows[row] = column
+            taken.add(column)
+    return list(rows), list(rows.values())

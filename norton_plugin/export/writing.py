@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from norton_plugin.deploy.choices import Forms
 from norton_plugin.errors import ExportError
-from norton_plugin.export.checks import ROUNDING, TOLERANCE, Case, Check, check_initializers, check_outputs
+from norton_plugin.export.checks import ROUNDING, TOLERANCE, Case, Check, check_alike, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
 from norton_plugin.export.equalise import equalise_
 from norton_plugin.export.int8 import Int8, int8_path, quantize
@@ -27,7 +27,7 @@ from norton_plugin.export.ready import inference_copy
 from norton_plugin.export.report import ExportReport
 from norton_plugin.export.rows import compare_rows
 from norton_plugin.export.runtimes import RUNTIMES, Runner, Runtime, open_file, open_program
-from norton_plugin.modules.running import ForwardFunction, fixed_batch, is_unordered, traceable
+from norton_plugin.modules.running import ForwardFunction, fixed_batch, is_unordered, takes_one_size, traceable
 
 SUFFIXES = (".onnx", ".pt2")
 _RANGES = 64  # images whose ranges balance the components; the quantiser sees all of them
@@ -78,6 +78,8 @@ def export(
         _check_images(int8, inputs)
         if is_unordered(forward_fn):
             raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out int8")
+    if dynamic_size and takes_one_size(forward_fn):
+        raise ExportError("a file of a whole detector takes images of one size; leave out dynamic_size")
     if dynamic_size and any(tensor.dim() != 4 for tensor in inputs):
         raise ExportError("height and width can stay open for images (B, C, H, W) only; leave out dynamic_size")
     settings = _Settings(opset, batch, dynamic_size, tuple(runtimes))
@@ -172,6 +174,11 @@ def _checked_by_more(
     if telling is forward_fn:
         return ()
     cases = _cases(model, inputs, telling, settings)
+    if not all(len(case.expected[0]) for case in cases):
+        raise ExportError(
+            "the check failed: the model finds nothing in noise, however low the score may be, and there is nothing to "
+            "compare; are its weights finite?"
+        )
     checks: tuple[Check, ...] = _write(plain, inputs, path, cases, telling, settings)["checks"]
     path.unlink()
     return checks
@@ -191,6 +198,8 @@ def _cases(
             expected = reference(*example)
             again = _found_again(reference, example, expected, seed) if is_unordered(forward_fn) else None
             found.append(Case(example, expected, again))
+            if again is not None:
+                _check_steps(model, example, expected, forward_fn, again)
         except ExportError:
             raise
         except Exception as error:
@@ -200,6 +209,21 @@ def _cases(
                 f"has to take; give {'no dynamic size' if any(more) else 'the batch it is made for (--batch 1)'}"
             ) from error
     return found
+
+
+def _check_steps(
+    model: nn.Module, example: tuple[Tensor, ...], expected: tuple[Tensor, ...], forward_fn: Any, again: float
+) -> None:
+    """Compare what steps for a file find with what the model's own steps find.
+
+    Raises:
+        ExportError: It is something else, or not finite.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in expected):
+        raise ExportError("the check failed: the model returns values that are not finite")
+    own, found = forward_fn.own_steps(model, example), forward_fn(model, example)
+    _, same, count = compare_rows(list(own.values()), [found[name] for name in own], tolerance=TOLERANCE)
+    check_alike("what replaces the model's own steps", same, count, again=again, shape=tuple(example[0].shape))
 
 
 def _found_again(

@@ -79,11 +79,17 @@ def fixed_batch(forward_fn: ForwardFunction | None) -> int | None:
     return found
 
 
+def takes_one_size(forward_fn: ForwardFunction | None) -> bool:
+    """Tell whether a function takes images of one size alone, its attribute ``one_size``."""
+    return bool(getattr(forward_fn, "one_size", False))
+
+
 def is_unordered(forward_fn: ForwardFunction | None) -> bool:
     """Tell whether a function returns things found, one row of every output for each, in the order of their scores.
 
     Where scores are nearly equal, rounding decides on the order and on what is left out. Such a function has an
-    attribute ``unordered``, and a method ``telling``: ``(model, inputs) -> forward_fn`` that finds something in them.
+    attribute ``unordered``; a method ``telling``, ``(model, inputs) -> forward_fn`` that finds something in them; and a
+    method ``own_steps``, ``(model, inputs) -> mapping`` of those outputs that the model as it is returns, too.
     """
     return bool(getattr(forward_fn, "unordered", False))
 

@@ -6,6 +6,7 @@ steps that an exporter can follow for any number of boxes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from norton_plugin.errors import ExportError
 WORDS = "the whole detector, for one image in [0, 1]: boxes, labels and scores"
 # Boxes that a check of a file wants to see, and how often the least score is halved for that.
 _BOXES, _HALVINGS = 10, 40
+_ALWAYS = ("boxes", "labels", "scores")
+_LOCK = threading.RLock()
 
 
 def parts_in_words(model: nn.Module) -> str:
@@ -50,10 +53,12 @@ class WholeDetector:
 
     Attributes:
         batch: Images that a file of it takes.
+        one_size: They have one size: what torchvision computes of it in Python is a constant in a file.
         unordered: Boxes of nearly equal scores may change places from one runtime to another.
     """
 
     batch = 1
+    one_size = True
     unordered = True
 
     def __init__(self, least_score: float | None = None) -> None:
@@ -71,7 +76,7 @@ class WholeDetector:
             (n, 1, 28, 28), with a keypoint head ``heat_maps`` (n, keypoints, 56, 56).
 
         Raises:
-            ExportError: There is another number of images.
+            ExportError: There is another number of images, or the detector returns something else than torchvision's.
         """
         [images] = inputs
         if len(images) != self.batch:
@@ -79,11 +84,22 @@ class WholeDetector:
                 f"a file of a torchvision detector takes one image at a time, not {len(images)}; leave out the batch"
             )
         with _steps_for_any_number(), self._least_score_of(model):
-            found: dict[str, Tensor] = model(list(images))[0]
+            found = _of_first(model(list(images)))
         if "keypoints" in found:
             found["heat_maps"] = found.pop("keypoints")
             del found["keypoints_scores"]
         return found
+
+    def own_steps(self, model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return boxes, labels and scores as torchvision's own steps find them, to compare with.
+
+        Args:
+            model: As of a call.
+            inputs: Likewise.
+        """
+        with self._least_score_of(model):
+            found = _of_first(model(list(inputs[0])))
+        return {name: found[name] for name in _ALWAYS}
 
     def telling(self, model: nn.Module, inputs: Sequence[Tensor]) -> WholeDetector:
         """Return one that finds boxes in an image of noise, for a check: that no box is found alike says nothing.
@@ -93,17 +109,16 @@ class WholeDetector:
             inputs: Likewise.
 
         Returns:
-            One whose least score is halved until there are some boxes; this one where it finds enough.
+            This one where it finds enough; else one whose least score is halved until there are some boxes.
         """
-        if len(self(model, inputs)["boxes"]) >= _BOXES:
-            return self
-        score = _scoring(model).score_thresh
+        enough = min(_BOXES, _scoring(model).detections_per_img)
+        found, score = self, float(_scoring(model).score_thresh)
         for _ in range(_HALVINGS):
+            if len(found(model, inputs)["boxes"]) >= enough:
+                break
             score /= 2
-            lower = WholeDetector(score)
-            if len(lower(model, inputs)["boxes"]) >= _BOXES:
-                return lower
-        return self
+            found = WholeDetector(score)
+        return found
 
     @contextmanager
     def _least_score_of(self, model: nn.Module) -> Iterator[None]:
@@ -114,6 +129,21 @@ class WholeDetector:
             yield
 
 
+def _of_first(found: Any) -> dict[str, Tensor]:
+    """Return what a detector found in the first image.
+
+    Raises:
+        ExportError: It is not what torchvision's return.
+    """
+    first = found[0] if isinstance(found, list) and found else None
+    if not isinstance(first, dict) or not set(_ALWAYS) <= set(first):
+        raise ExportError(
+            f"the detector returns a {type(found).__name__}; expected what torchvision's return, a list with one "
+            f"mapping of {', '.join(_ALWAYS)} for each image"
+        )
+    return dict(first)
+
+
 def _scoring(model: nn.Module) -> Any:
     """Return the module that knows the least score of a box."""
     return getattr(model, "roi_heads", model)
@@ -121,7 +151,10 @@ def _scoring(model: nn.Module) -> Any:
 
 @contextmanager
 def _steps_for_any_number() -> Iterator[None]:
-    """While entered, torchvision's detectors compute the same by steps that do not ask how many boxes there are."""
+    """While entered, torchvision's detectors compute the same by steps that do not ask how many boxes there are.
+
+    In one thread at a time: the steps are those of the whole process.
+    """
     steps: list[tuple[Any, str, Any]] = [
         (box_operators, "batched_nms", _batched_nms),
         (poolers, "_multiscale_roi_align", _pooled),
@@ -131,16 +164,27 @@ def _steps_for_any_number() -> Iterator[None]:
         (roi_heads, "keypointrcnn_inference", lambda maps, boxes: ([maps], [maps])),
         (transform, "resize_keypoints", lambda maps, size, new_size: maps),
     ]
-    with ExitStack() as stack:
+    with _LOCK, ExitStack() as stack:
         for owner, name, step in steps:
             stack.enter_context(patch.object(owner, name, step))
         yield
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
-    """Take the place of ``batched_nms``: boxes of every class are moved to where no other class has any."""
-    beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
-    return nms(boxes + (classes.to(boxes) * beyond)[:, None], scores, threshold)
+    """Take the place of ``batched_nms``: boxes of every class are moved to where no other class has any.
+
+    Classes lie on a square grid: on a line, those far from its begin would have coordinates of few digits. Two boxes of
+    the lowest scores, which overlap with none, come last and are taken away again: a trace expects that two are kept.
+    """
+    kinds = classes.to(boxes)
+    side = (torch.cat([kinds, kinds.new_zeros(1)]).amax(0) + 1).sqrt().ceil()
+    row = (kinds / side).floor()
+    shift = torch.stack([kinds - row * side, row], 1).repeat(1, 2)
+    beyond = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).amax(0) + 1
+    outside = boxes.new_tensor([[-4.0, -4.0, -3.0, -3.0], [-2.0, -2.0, -1.0, -1.0]])
+    lowest = scores.new_tensor([-1.0, -2.0])
+    kept = nms(torch.cat([boxes + shift * beyond, outside]), torch.cat([scores, lowest]), threshold)
+    return kept[:-2]
 
 
 def _pooled(
@@ -166,8 +210,8 @@ def _pooled(
 def _decoded(coder: detection_utils.BoxCoder, codes: Tensor, boxes: list[Tensor]) -> Tensor:
     """Take the place of ``BoxCoder.decode``: boxes (n, classes, 4)."""
     reference = torch.cat(boxes)
-    count = reference.shape[0]
-    return coder.decode_single(codes.reshape(count, -1), reference).reshape(count, -1, 4)
+    count, numbers = codes.shape
+    return coder.decode_single(codes, reference).reshape(count, numbers // 4, 4)
 
 
 def _at_most(tensor: Tensor, limit: int, axis: int) -> Any:

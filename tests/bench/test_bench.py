@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from norton_plugin import RecipeError, compress
+from norton_plugin import NortonError, RecipeError, compress
 from norton_plugin.bench import bench, plot_speed
 from norton_plugin.bench.candidates import CHANNELS_LAST, DELIVERED, DENSE, FOLDED, PYTORCH, Candidate, OpenedCandidate
 from norton_plugin.bench.layers import verdict
@@ -273,6 +273,14 @@ def test_a_whole_detector_is_timed_as_a_file_and_not_quantised(monkeypatch: pyte
     assert asked == [None, None]
     assert [(each.model, each.runtime) for each in found.found] == [(DENSE, "onnxruntime"), (DELIVERED, "onnxruntime")]
     assert found.left == [("delivered, int8", "a whole detector is not quantised")]
+
+
+def test_a_file_of_one_batch_says_so(tmp_path: Path) -> None:
+    from norton_plugin.bench import candidates
+
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(NortonError, match="the file takes a batch of 1, not of 2"):
+        candidates._from_file(tmp_path / "a.onnx", "onnxruntime", (x,), 1, batch=1)
 
 
 def test_what_cannot_be_exported_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

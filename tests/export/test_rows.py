@@ -30,8 +30,15 @@ def test_the_largest_difference_is_told():
 
 @pytest.mark.parametrize(
     ("place", "index", "change"),
-    [(0, (3, 2), 1.0), (1, (3,), 1), (2, (3,), 0.01), (3, (3, 0, 2, 2), 0.01), (0, (3, 2), float("nan"))],
-    ids=["box", "label", "score", "mask", "NaN"],
+    [
+        (0, (3, 2), 1.0),
+        (1, (3,), 1),
+        (2, (3,), 0.01),
+        (3, (3, 0, 2, 2), 0.01),
+        (0, (3, 2), float("nan")),
+        (3, (3, 0, 2, 2), float("nan")),
+    ],
+    ids=["box", "label", "score", "mask", "NaN in a box", "NaN in a mask"],
 )
 def test_each_output_counts(place, index, change):
     outputs, others = found(), found()

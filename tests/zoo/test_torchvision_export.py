@@ -1,6 +1,7 @@
 """Detectors of torchvision, run by steps that exporters can follow: what torchvision itself finds is the oracle."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torchvision.ops import poolers
 from torchvision_detectors import SIDE, detector, image
 
 from norton_plugin.errors import ExportError
-from norton_plugin.zoo import exported_part
+from norton_plugin.zoo import exported_part, torchvision_export
 from norton_plugin.zoo.torchvision_export import WholeDetector
 
 KINDS = ["faster", "mask", "keypoint", "retina", "fcos"]
@@ -53,6 +54,49 @@ def test_keypoints_are_the_peaks_of_the_heat_maps():
     keypoints, scores = roi_heads.heatmaps_to_keypoints(found["heat_maps"], found["boxes"])
     torch.testing.assert_close(keypoints, expected["keypoints"])
     torch.testing.assert_close(scores, expected["keypoints_scores"])
+
+
+@pytest.mark.parametrize("side", [40, 100])
+def test_heat_maps_are_drawn_in_the_image_as_the_network_sees_it(side):
+    """The recipe of docs/export.md, where torchvision resizes the image."""
+    model, images = detector("keypoint"), torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(3))
+    expected, found = model(list(images))[0], WholeDetector()(model, (images,))
+    torch.testing.assert_close(found["boxes"], expected["boxes"])
+    seen, _ = model.transform(list(images))
+    ratio = seen.image_sizes[0][0] / side
+    keypoints, scores = roi_heads.heatmaps_to_keypoints(found["heat_maps"], found["boxes"] * ratio)
+    keypoints[..., :2] /= ratio
+    torch.testing.assert_close(keypoints, expected["keypoints"], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(scores, expected["keypoints_scores"])
+
+
+@pytest.mark.parametrize("classes", [1, 4, 91, 1204])
+def test_boxes_of_many_classes_are_suppressed_as_class_by_class(classes):
+    generator = torch.Generator().manual_seed(classes)
+    corners = torch.randint(0, 64 * 1300, (2000, 2), generator=generator) / 64  # no digit of a sum is lost
+    boxes = torch.cat([corners, corners + torch.randint(64, 64 * 300, (2000, 2), generator=generator) / 64], 1)
+    scores = torch.rand(2000, generator=generator)
+    labels = torch.randint(classes, (2000,), generator=generator)
+    expected = box_operators._batched_nms_vanilla(boxes, scores, labels, 0.5)
+    assert torch.equal(torchvision_export._batched_nms(boxes, scores, labels, 0.5), expected)
+    assert 0 < len(expected) < 2000
+
+
+def test_other_threads_wait_and_torchvision_is_as_it_was():
+    own, model = steps(), detector("faster")
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: WholeDetector()(model, (image(),)), range(6)))
+    assert steps() == own and all(torch.equal(each["boxes"], found[0]["boxes"]) for each in found)
+
+
+def test_a_detector_that_returns_something_else_is_refused():
+    model = detector("faster")
+    own = model.forward
+    model.forward = lambda images: tuple(own(images))
+    with pytest.raises(
+        ExportError, match="returns a tuple; expected what torchvision's return, a list with one mapping"
+    ):
+        WholeDetector()(model, (image(),))
 
 
 @pytest.mark.parametrize("kind", KINDS)
