@@ -106,8 +106,11 @@ def test_a_detector_of_torchvision_is_written_whole(norton, tmp_path, monkeypatc
     told = " ".join(answer.out.split())
     assert "the whole detector, for one image in [0, 1]: boxes, labels and scores, and the mask of the inside" in told
     assert "in 40 of 40 objects found on 1x3x64x64 and 1x3x64x64" in told
+    assert "(a program of torch.export, for which torchvision has to be imported)" in told
     answer = norton("export", *arguments, "--batch", 2)
     assert answer.code == 2 and "takes one image at a time, not 2; leave out the batch" in answer.err
+    answer = norton("export", *arguments[:-1], tmp_path / "a.onnx", "--int8", "--data", tmp_path)
+    assert answer.code == 2 and "int8 of a whole detector is not made" in answer.err
     with torch.no_grad():
         expected = detector()(list(image()))[0]
     found = torch.export.load(tmp_path / "a.pt2").module()(image())

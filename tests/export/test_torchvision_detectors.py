@@ -120,7 +120,9 @@ def test_a_runtime_that_finds_other_boxes_is_refused(tmp_path, monkeypatch, leas
     monkeypatch.setattr(writing, "open_file", wrong)
     model = detector("faster")
     model.roi_heads.score_thresh = least_score
-    with pytest.raises(ExportError, match=r"onnxruntime finds \d of \d+ objects as the model does in PyTorch.*at least \d+%"):
+    with pytest.raises(
+        ExportError, match=r"onnxruntime finds \d of \d+ objects as the model does in PyTorch.*at least \d+%"
+    ):
         export(model, image(), tmp_path / "a.onnx", forward_fn=part_of(model))
     assert list(tmp_path.iterdir()) == []
 
