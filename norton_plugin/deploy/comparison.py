@@ -16,7 +16,7 @@ from norton_plugin.deploy.latency import compare_latency
 from norton_plugin.deploy.measured import clock
 from norton_plugin.deploy.preparation import PreparedModel, prepare
 from norton_plugin.errors import RecipeError
-from norton_plugin.modules.running import run_model
+from norton_plugin.modules.running import counted_by, run_model
 from norton_plugin.zoo import forward_of, inference_of, rebuild
 
 logger = logging.getLogger(__name__)
@@ -94,10 +94,11 @@ def compare_with_dense(
         raise RecipeError(f"rounds is {rounds}; expected at least 0")
     dense = rebuild(spec, trust_code=True).to(example_inputs[0].device)
     run_dense = forward_of(spec, dense, example_inputs)
-    before = count_cost(dense, partial(run_model, dense, example_inputs, run_dense))
-    after = count_cost(compressed, partial(run_model, compressed, example_inputs, forward_fn))
+    counted = counted_by(run_dense), counted_by(forward_fn)
+    before = count_cost(dense, partial(run_model, dense, example_inputs, counted[0]))
+    after = count_cost(compressed, partial(run_model, compressed, example_inputs, counted[1]))
     lowered = getattr(prepared.model, "_orig_mod", prepared.model)  # a compiled model runs past the counter
-    run = count_cost(lowered, partial(run_model, lowered, example_inputs, forward_fn)).macs
+    run = count_cost(lowered, partial(run_model, lowered, example_inputs, counted[1])).macs
     names = [choice.name for choice in prepared.table]
     layers = {name: (before.layer_macs.get(name, 0), after.layer_macs.get(name, 0)) for name in names}
     if rounds == 0:
