@@ -3,10 +3,12 @@
 What random weights propose is chance: one model proposes 1000 regions of 30 pixels and finds 100 objects, another
 550 that span the image, and none. Here all that a detector runs to propose and to find is run, and then replaced by the
 same 1000 regions, of 16 to 512 pixels like the objects of COCO, and the same 100 objects, the most that it may find.
+What torchvision's detectors found is added zero times, so that a file of one computes it, too.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +32,12 @@ def same_regions_(model: nn.Module) -> None:
         _replace_(model.roi_head, predict_bbox=_mmdet_objects)
 
 
+def _nothing(found: Tensor) -> Tensor:
+    """Return 0, of what was found, which is finite."""
+    return 0 * found.sum()
+
+
+@cache
 def boxes_in(height: int, width: int, count: int) -> Tensor:
     """Draw boxes (count, 4) as (x1, y1, x2, y2) in pixels: sides spread evenly on a logarithmic scale."""
     generator = torch.Generator().manual_seed(0)
@@ -50,8 +58,9 @@ def _torchvision_regions(kind: type) -> Any:
     def filter_proposals(
         self: Any, proposals: Any, objectness: Any, shapes: Any, counts: Any
     ) -> tuple[list[Tensor], list[Tensor]]:
-        kind.filter_proposals(self, proposals, objectness, shapes, counts)  # type: ignore[attr-defined]
-        return [boxes_in(*shape, REGIONS) for shape in shapes], [torch.ones(REGIONS) for _ in shapes]
+        found = kind.filter_proposals(self, proposals, objectness, shapes, counts)  # type: ignore[attr-defined]
+        regions = [boxes_in(*shape, REGIONS) + _nothing(own) for shape, own in zip(shapes, found[0], strict=True)]
+        return regions, [torch.ones(REGIONS) for _ in shapes]
 
     return filter_proposals
 
@@ -60,9 +69,13 @@ def _torchvision_objects(kind: type) -> Any:
     def postprocess_detections(
         self: Any, logits: Any, regression: Any, proposals: Any, shapes: Any
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        kind.postprocess_detections(self, logits, regression, proposals, shapes)  # type: ignore[attr-defined]
+        found = kind.postprocess_detections(  # type: ignore[attr-defined]
+            self, logits, regression, proposals, shapes
+        )
         labels = torch.ones(OBJECTS, dtype=torch.int64)
-        return [boxes[:OBJECTS] for boxes in proposals], [labels.float() for _ in shapes], [labels for _ in shapes]
+        objects = [boxes[:OBJECTS] + _nothing(own) for boxes, own in zip(proposals, found[0], strict=True)]
+        scores = [labels.float() + _nothing(own) for own in found[1]]
+        return objects, scores, [labels for _ in shapes]
 
     return postprocess_detections
 
