@@ -117,7 +117,7 @@ class Reason(Enum):
         example="cummax in mmdet:cornernet/cornernet_hourglass104_8xb6-210e-mstest_coco.py")
     RULE_DECLINED = Entry("rule-declined", "the rule for {operation} does not cover this use of it",
         advice="report the operation with its arguments; or write the step in another way",
-        example="index_put in torchvision:maskrcnn_resnet50_fpn")
+        example="index_put in a Mask R-CNN of torchvision, called as it is")
     RULE_FAILED = Entry("rule-failed", "the rule for {operation} failed ({error}: {message})",
         advice="a mistake in norton_plugin or in a rule that you registered: report it with the debug log's traceback",
         example="none is known; a registered rule that raises an exception")
