@@ -98,7 +98,7 @@ def _verdict(facts: Facts) -> str:
         "the dense layer."
     )
     for reason, models in missing.items():
-        text += f" Not timed as files: {', '.join(models)} ({reason})."
+        text += f" Not timed as files when they were measured: {', '.join(models)} ({reason})."
     return text
 
 
