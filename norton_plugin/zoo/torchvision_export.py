@@ -21,7 +21,11 @@ from torchvision.ops import nms, poolers, roi_align
 
 from norton_plugin.errors import ExportError
 
-WORDS = "the whole detector, for one image in [0, 1]: boxes, labels and scores"
+_WORDS = "the whole detector, for one image in [0, 1]: boxes, labels and scores"
+_MORE_WORDS = {
+    "mask_head": ", and the mask of the inside of each box",
+    "keypoint_head": ", and heat maps of the keypoints of each box",
+}
 # Boxes that a check of a file wants to see, and how often the least score is halved for that.
 _BOXES, _HALVINGS = 10, 40
 _ALWAYS = ("boxes", "labels", "scores")
@@ -30,16 +34,9 @@ _LOCK = threading.RLock()
 
 def parts_in_words(model: nn.Module) -> str:
     """Say what a file of a detector holds."""
-    heads: Any = getattr(model, "roi_heads", None)
-    more = [
-        *([", and the mask of the inside of each box"] if getattr(heads, "mask_head", None) is not None else []),
-        *(
-            [", and heat maps of the keypoints of each box"]
-            if getattr(heads, "keypoint_head", None) is not None
-            else []
-        ),
-    ]
-    return "".join([WORDS, *more])
+    heads = getattr(model, "roi_heads", None)
+    more = [words for head, words in _MORE_WORDS.items() if getattr(heads, head, None) is not None]
+    return "".join([_WORDS, *more])
 
 
 class WholeDetector:
