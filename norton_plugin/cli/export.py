@@ -10,12 +10,11 @@ import typer
 from norton_plugin.cli import limits, options
 from norton_plugin.cli.output import Output
 from norton_plugin.cli.paths import existing_folder, exported_file, read_path
-from norton_plugin.errors import ExportError, RecipeError
+from norton_plugin.errors import RecipeError
 
 if TYPE_CHECKING:
     from norton_plugin.export import ExportReport, Int8Report
     from norton_plugin.export.runtimes import Runtime
-    from norton_plugin.modules.running import ForwardFunction
 
 _INT8 = "Int8"
 _MORE = 1.2  # times the bytes of the model: the file holds rebuilt weights
@@ -122,8 +121,8 @@ def export(
     """
     from norton_plugin.cli.images import int8_settings
     from norton_plugin.cli.models import open_model
+    from norton_plugin.export import RUNTIMES, check_quantisable
     from norton_plugin.export import export as write
-    from norton_plugin.export.runtimes import RUNTIMES
     from norton_plugin.zoo import exported_part
 
     if int8 != (data is not None):
@@ -142,7 +141,7 @@ def export(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         forward_fn, part = exported_part(opened.spec, opened.model)
         if data is not None:
-            _check_int8(forward_fn)
+            check_quantisable(forward_fn)
             status.update(f"reading images of {data}")
         sizes = (calibration_images, images)
         settings = int8_settings(out, data, opened.preprocessing, runtime, sizes, seed=seed)
@@ -160,14 +159,6 @@ def export(
         )
     _show(out, report, part, own_bytes=sum(tensor.nbytes for tensor in opened.model.state_dict().values()))
     out.result({"source": opened.spec, "part": part, **report.to_dict()})
-
-
-def _check_int8(forward_fn: ForwardFunction | None) -> None:
-    """Refuse what is not quantised, before images are read."""
-    from norton_plugin.modules.running import is_unordered
-
-    if is_unordered(forward_fn):
-        raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out --int8")
 
 
 def _show(out: Output, report: ExportReport, part: str, *, own_bytes: int) -> None:

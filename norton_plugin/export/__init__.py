@@ -2,7 +2,7 @@
 
 from norton_plugin.export.checks import TOLERANCE, Check
 from norton_plugin.export.comparison import Int8Report
-from norton_plugin.export.int8 import Int8
+from norton_plugin.export.int8 import Int8, check_quantisable
 from norton_plugin.export.onnx_file import DEFAULT_OPSET
 from norton_plugin.export.report import ExportReport
 from norton_plugin.export.runtimes import RUNTIMES, Runtime
@@ -18,5 +18,6 @@ __all__ = [
     "Int8",
     "Int8Report",
     "Runtime",
+    "check_quantisable",
     "export",
 ]

@@ -13,6 +13,7 @@ from norton_plugin.errors import ExportError
 from norton_plugin.export.processor import int8_instructions
 from norton_plugin.export.refusal import quiet
 from norton_plugin.export.runtimes import RUNTIMES, Runtime
+from norton_plugin.modules.running import ForwardFunction, is_unordered
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class Int8:
     def compared(self) -> Sequence[Tensor]:
         """Inputs on which int8 is compared with fp32."""
         return self.calibration if self.images is None else self.images
+
+
+def check_quantisable(forward_fn: ForwardFunction | None) -> None:
+    """Refuse what cannot be compared with its fp32 file.
+
+    Args:
+        forward_fn: Runs what is exported; None for a plain call.
+
+    Raises:
+        ExportError: It returns things found, in any order.
+    """
+    if is_unordered(forward_fn):
+        raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out int8 (--int8)")
 
 
 def int8_path(path: Path, runtime: Runtime) -> Path:

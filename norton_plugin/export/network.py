@@ -26,7 +26,11 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the tensors of the output, in the order of :func:`output_names`."""
-        return tuple(tensor for _, tensor in _tensors(run_model(self.model, inputs, self._forward_fn)))
+        return tuple(tensor for _, tensor in self.named(inputs))
+
+    def named(self, inputs: tuple[Tensor, ...]) -> list[tuple[str, Tensor]]:
+        """Run the model, and return the tensors of the output with their names."""
+        return _tensors(run_model(self.model, inputs, self._forward_fn))
 
     def output_names(self, inputs: tuple[Tensor, ...]) -> list[str]:
         """Return one name for each output: ``output``, or its place in what the model returns (``boxes``, ``1_0``).
@@ -34,7 +38,7 @@ class ExportedNetwork(nn.Module):
         Raises:
             ExportError: The model returns no tensor.
         """
-        names = [name for name, _ in _tensors(run_model(self.model, inputs, self._forward_fn))]
+        names = [name for name, _ in self.named(inputs)]
         if not names:
             raise ExportError("the model returns no tensor, and a file of it would have no output")
         return names

@@ -34,12 +34,12 @@ def compare_rows(expected: Sequence[Tensor], found: Sequence[Tensor], *, toleran
     distances = torch.zeros(counts[0][0], counts[1][0], dtype=torch.float64)
     for one, other, scale in keys:
         own = torch.cdist(one.double() / scale, other.double() / scale, p=float("inf"))
-        distances = torch.where(own > distances, own, distances) + 0 * own  # NaN stays
+        distances = torch.maximum(distances, own)  # NaN stays
     places, others = _nearest_pairs(distances, tolerance)
     largest = torch.zeros(len(places), dtype=torch.float64)
     for (one, other), scale in zip(pairs, scales, strict=True):
         own = (one[places] - other[others]).abs().amax(1).double() / scale
-        largest = torch.where(own > largest, own, largest) + 0 * own
+        largest = torch.maximum(largest, own)
     alike = largest[largest <= tolerance]
     return float(alike.max()) if len(alike) else 0.0, len(alike), most
 

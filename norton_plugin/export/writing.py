@@ -17,7 +17,7 @@ from norton_plugin.errors import ExportError
 from norton_plugin.export.checks import ROUNDING, TOLERANCE, Case, Check, check_alike, check_initializers, check_outputs
 from norton_plugin.export.comparison import Int8Report, compare
 from norton_plugin.export.equalise import equalise_
-from norton_plugin.export.int8 import Int8, int8_path, quantize
+from norton_plugin.export.int8 import Int8, check_quantisable, int8_path, quantize
 from norton_plugin.export.network import ExportedNetwork, input_names
 from norton_plugin.export.onnx_file import DEFAULT_OPSET, check_opset, write_onnx
 from norton_plugin.export.packages import check_export_packages, check_nncf
@@ -76,8 +76,7 @@ def export(
     inputs = tuple(tensor.detach().cpu() for tensor in given)
     if int8 is not None:
         _check_images(int8, inputs)
-        if is_unordered(forward_fn):
-            raise ExportError("int8 of a whole detector is not made: its boxes cannot be compared; leave out int8")
+        check_quantisable(forward_fn)
     if dynamic_size and takes_one_size(forward_fn):
         raise ExportError("a file of a whole detector takes images of one size; leave out dynamic_size")
     if dynamic_size and any(tensor.dim() != 4 for tensor in inputs):
@@ -195,11 +194,12 @@ def _cases(
     for seed, (count, more) in enumerate(zip(batches, larger, strict=True), start=1):
         example = resized(inputs, batch=count, larger=more, seed=seed)
         try:
-            expected = reference(*example)
+            named = reference.named(example)
+            expected = tuple(tensor for _, tensor in named)
             again = _found_again(reference, example, expected, seed) if is_unordered(forward_fn) else None
             found.append(Case(example, expected, again))
             if again is not None:
-                _check_steps(model, example, expected, forward_fn, again)
+                _check_steps(model, example, dict(named), forward_fn, again)
         except ExportError:
             raise
         except Exception as error:
@@ -212,16 +212,16 @@ def _cases(
 
 
 def _check_steps(
-    model: nn.Module, example: tuple[Tensor, ...], expected: tuple[Tensor, ...], forward_fn: Any, again: float
+    model: nn.Module, example: tuple[Tensor, ...], found: dict[str, Tensor], forward_fn: Any, again: float
 ) -> None:
     """Compare what steps for a file find with what the model's own steps find.
 
     Raises:
         ExportError: It is something else, or not finite.
     """
-    if not all(bool(tensor.isfinite().all()) for tensor in expected):
+    if not all(bool(tensor.isfinite().all()) for tensor in found.values()):
         raise ExportError("the check failed: the model returns values that are not finite")
-    own, found = forward_fn.own_steps(model, example), forward_fn(model, example)
+    own = forward_fn.own_steps(model, example)
     _, same, count = compare_rows(list(own.values()), [found[name] for name in own], tolerance=TOLERANCE)
     check_alike("what replaces the model's own steps", same, count, again=again, shape=tuple(example[0].shape))
 

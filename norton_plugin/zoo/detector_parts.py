@@ -8,11 +8,8 @@ its parts run on stand-ins of regions, and the pyramid's channels are outputs of
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.detectors.base import BaseDetector
 from torch import Tensor, nn
@@ -20,22 +17,22 @@ from torch import Tensor, nn
 from norton_plugin.errors import message_of
 from norton_plugin.zoo.detector_cost import regions_in_words, run_for_cost, run_tensor_mode
 from norton_plugin.zoo.detector_runs import (
-    COMPARED_REGIONS,
     PartByPart,
     ThroughPooling,
     features,
     parts_of,
     with_proposals,
 )
+from norton_plugin.zoo.fixed_regions import COMPARED_REGIONS
 from norton_plugin.zoo.region_heads import (
     WHOLE_HEAD,
     Trace,
-    idle_layers,
     parts_on_regions,
     pools_visibly,
     roi_layers_of,
 )
 from norton_plugin.zoo.visible_operators import visible_operators
+from norton_plugin.zoo.what_runs import called, evaluating, idle_layers
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[Trace, str]:
         model: A detector.
         example: Normalised image (1, 3, H, W), to find out what runs.
     """
-    with _evaluating(model), visible_operators():
+    with evaluating(model), visible_operators():
         single = not isinstance(model, TwoStageDetector)
         if single and _outcome(model, "the whole", run_tensor_mode, example) is not None:
             return run_tensor_mode, "the whole detector"
@@ -82,7 +79,7 @@ def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
         logger.info("the pyramid keeps its width: its regions are not pooled by RoIAlign of averages")
         return []
     parts = parts_on_regions(model, COMPARED_REGIONS)
-    with _called(model) as called:
+    with called(model) as ran:
         try:
             for part in parts:
                 parts[part](model, pyramid)
@@ -91,8 +88,8 @@ def _all_that_reads(model: nn.Module, pyramid: Any) -> list[str]:
             logger.info("the pyramid keeps its width: %s does not run by itself (%s)", part, told)
             return []
     readers = {name: head for name, head in model.named_children() if name not in ("backbone", "neck")}
-    idle = [f"{name}.{layer}" for name, head in readers.items() for layer in idle_layers(head, called)]
-    unread = set(roi_layers_of(roi_head)) - called
+    idle = [f"{name}.{layer}" for name, head in readers.items() for layer in idle_layers(head, ran)]
+    unread = set(roi_layers_of(roi_head)) - ran
     idle += [name for name, module in model.named_modules() if module in unread]
     if idle:
         logger.info("the pyramid keeps its width: %s does not run on fixed regions", idle[0])
@@ -106,26 +103,14 @@ def _parts_that_run(model: nn.Module, pyramid: Any) -> list[str]:
         known = set().union(*parts.values()) if parts else set()
         if part == WHOLE_HEAD and not idle_layers(model.get_submodule(part), known):
             continue
-        with _called(model) as called:
+        with called(model) as ran:
             outcome = _outcome(model, part, run, pyramid)
         if outcome is None:
             continue
         if part == WHOLE_HEAD:
-            parts = {name: own for name, own in parts.items() if not name.startswith(f"{part}.") or own - called}
-        parts[part] = called
+            parts = {name: own for name, own in parts.items() if not name.startswith(f"{part}.") or own - ran}
+        parts[part] = ran
     return list(parts)
-
-
-@contextmanager
-def _called(model: nn.Module) -> Iterator[set[nn.Module]]:
-    """While entered, modules of the model that are called are added to the set that is given."""
-    called: set[nn.Module] = set()
-    handles = [module.register_forward_pre_hook(lambda own, _: called.add(own)) for module in model.modules()]
-    try:
-        yield called
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def without_heads(trace: Trace) -> tuple[Trace, str]:
@@ -161,19 +146,6 @@ def _calibrated(model: nn.Module, example: Tensor) -> Trace:
         logger.info("the detector does not run on its own proposals (%s): its heads see no images", told)
         return features
     return with_proposals
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode without gradients; flags come back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _outcome(model: nn.Module, part: str, run: Trace, inputs: Any) -> Any:

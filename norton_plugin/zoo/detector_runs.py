@@ -10,11 +10,9 @@ from mmdet.models.detectors import DetectionTransformer, TwoStageDetector
 from torch import Tensor, nn
 
 from norton_plugin.zoo.detector_cost import image_samples, run_tensor_mode
+from norton_plugin.zoo.fixed_regions import COMPARED_REGIONS
 from norton_plugin.zoo.region_heads import Trace, parts_on_regions, region_parts, regions_of, run_on_pyramid
 from norton_plugin.zoo.visible_operators import visible_operators
-
-# Fixed regions of each image that two models are compared by; odd, as those of ``regions_of``.
-COMPARED_REGIONS = 33
 
 
 def exported_part(model: nn.Module) -> tuple[Trace, str]:

@@ -6,7 +6,7 @@ regions, which hold the channels of the pyramid: it is then an output of what is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -21,14 +21,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from norton_plugin.zoo.detector_cost import constant_boxes, detections_of, image_samples, proposals_of
+from norton_plugin.zoo.fixed_regions import regions_of_levels
 
 Trace = Callable[[nn.Module, Any], Any]
 # Name of the part that is all of the RoI head, and how many stand-ins of regions it is traced on.
 WHOLE_HEAD = "roi_head"
 _REGIONS = 16
-# Side of a box in pixels from which on the second level is read, if the extractor does not say: boxes of a level have
-# the side where it begins, times this factor, so that they lie inside it.
-_FINEST_SCALE, _WITHIN_LEVEL = 56, 1.2
+# Side of a box in pixels from which on the second level is read, if the extractor does not say.
+_FINEST_SCALE = 56
 
 
 def region_parts(model: nn.Module) -> Iterator[tuple[str, Trace]]:
@@ -200,12 +200,9 @@ def _run_tensor_mode(model: nn.Module, pyramid: Any, boxes: Tensor) -> Any:
 def _boxes_of_all_levels(model: nn.Module, count: int, pyramid: Any) -> Tensor:
     """Return boxes (count, 4) that begin in the image, every level of the pyramid in turn read by one."""
     extractor: Any = _extractors(model.roi_head, "bbox")[0]
-    generator = torch.Generator().manual_seed(0)
-    height, width = _image_size(model, pyramid)
-    corners = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) / 2
-    levels = torch.arange(count) % len(extractor.roi_layers)
-    sides = _WITHIN_LEVEL * getattr(extractor, "finest_scale", _FINEST_SCALE) * 2.0**levels
-    return torch.cat([corners, corners + sides[:, None]], 1).to(device=pyramid[0].device, dtype=pyramid[0].dtype)
+    finest = getattr(extractor, "finest_scale", _FINEST_SCALE)
+    begins = [finest * 2.0**level for level in range(len(extractor.roi_layers))]
+    return regions_of_levels(count, _image_size(model, pyramid), begins, like=pyramid[0])
 
 
 def _image_size(model: Any, pyramid: Any) -> tuple[int, int]:
@@ -264,15 +261,3 @@ def _as_list(modules: Any) -> list[nn.Module]:
     if modules is None:
         return []
     return list(modules) if isinstance(modules, nn.ModuleList) else [modules]
-
-
-def idle_layers(head: nn.Module, ran: Set[nn.Module]) -> list[str]:
-    """Return the names of the layers with a weight that did not run."""
-    found = []
-    for name, module in head.named_modules():
-        weight = module._parameters.get("weight")
-        # The last layer of an attention is read by its parent, and not called.
-        read = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        if weight is not None and weight.dim() > 1 and not read and module not in ran:
-            found.append(name)
-    return found

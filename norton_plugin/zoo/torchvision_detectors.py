@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -19,14 +18,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from norton_plugin.errors import message_of
+from norton_plugin.zoo.fixed_regions import COMPARED_REGIONS, regions_of_levels
+from norton_plugin.zoo.what_runs import called, evaluating, idle_layers
 
 logger = logging.getLogger(__name__)
 
-# Regions of each image by which two models are compared. An odd number is the width of no layer, for which a trace
-# would take it.
-_COMPARED = 33
-# Regions of a level have the side where it begins, times this factor, so that they lie inside it.
-_WITHIN_LEVEL = 1.2
 _CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4  # of MultiScaleRoIAlign
 
 
@@ -56,11 +52,12 @@ def trace_of(model: nn.Module, example: Tensor) -> tuple[OnRegions, str] | None:
         return None
     trace = OnRegions.of(model)
     try:
-        idle = _idle_layers(model, trace, example)
+        with evaluating(model), called(model) as ran:
+            trace.distilled(model, example)
     except Exception as error:
         logger.info("heads do not run on fixed regions (%s: %s)", type(error).__name__, message_of(error))
         return None
-    if idle:
+    if idle := idle_layers(model, ran):
         logger.info("%s does not run on fixed regions: the detector is run as it is", idle[0])
         return None
     return trace, "the whole detector, its heads on fixed regions"
@@ -84,9 +81,9 @@ class OnRegions:
     def of(cls, model: Any) -> OnRegions:
         """Return one for about as many regions as a detector reads in use."""
         regions, objects = model.rpn._post_nms_top_n["testing"], model.roi_heads.detections_per_img
-        found = cls(regions | 1, objects | 1)
+        found = cls(regions | 1, objects | 1)  # odd, as those that models are compared by
         found.counted = cls(regions, objects)
-        found.distilled = cls(_COMPARED, _COMPARED)
+        found.distilled = cls(COMPARED_REGIONS, COMPARED_REGIONS)
         return found
 
     def __call__(self, model: nn.Module, images: Tensor) -> list[Any]:
@@ -104,49 +101,26 @@ class OnRegions:
             if pool is None or head is None or predictor is None:
                 continue
             levels = [level for name, level in features.items() if name in getattr(pool, "featmap_names", features)]
-            regions = [regions_of_all_levels(count, levels, size) for size in pictures.image_sizes]
+            regions = [
+                regions_of_levels(count, size, level_begins(levels, size[0]), like=levels[0])
+                for size in pictures.image_sizes
+            ]
             said.append(predictor(head(pool(features, regions, pictures.image_sizes))))
         return said
 
 
-def regions_of_all_levels(count: int, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return boxes that begin in an image, every level in turn read by one, the same every time.
+def level_begins(levels: Sequence[Tensor], height: int) -> list[float]:
+    """Return the sides of boxes in pixels from which on MultiScaleRoIAlign reads each of the levels (B, C, h, w).
 
     Args:
-        count: Of boxes.
-        levels: Maps (B, C, h, w) that regions are pooled from.
-        size: (H, W) of the image in pixels.
-
-    Returns:
-        (count, 4): x1, y1, x2, y2 in pixels.
+        levels: That regions are pooled from.
+        height: Of the image in pixels.
     """
-    generator = torch.Generator().manual_seed(0)
-    corners = torch.rand(count, 2, generator=generator) * torch.tensor([size[1], size[0]]) / 2
-    numbers = torch.tensor([round(math.log2(size[0] / level.shape[-2])) for level in levels])
-    own = numbers[torch.arange(count) % len(numbers)]
-    sides = _WITHIN_LEVEL * _CANONICAL_SIDE * 2.0 ** (own - _CANONICAL_LEVEL)
-    return torch.cat([corners, corners + sides[:, None]], 1).to(levels[0])
+    numbers = [round(math.log2(height / level.shape[-2])) for level in levels]
+    return [_CANONICAL_SIDE * 2.0 ** (number - _CANONICAL_LEVEL) for number in numbers]
 
 
 def _is_usual(model: GeneralizedRCNN) -> bool:
     """Tell whether a detector runs as torchvision's do: one of the user's own may read more than what is run here."""
     parts = ((model, GeneralizedRCNN), (model.rpn, RegionProposalNetwork), (model.roi_heads, RoIHeads))
     return all(isinstance(part, kind) and type(part).forward is kind.forward for part, kind in parts)
-
-
-def _idle_layers(model: nn.Module, trace: OnRegions, example: Tensor) -> list[str]:
-    """Return the names of the layers with a weight that do not run; the mode of the model stays."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)}
-    called: set[nn.Module] = set()
-    handles = [module.register_forward_pre_hook(lambda own, _: called.add(own)) for module in layers.values()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            trace.distilled(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-    return [name for name, module in layers.items() if module not in called]

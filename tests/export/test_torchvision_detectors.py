@@ -75,7 +75,7 @@ def test_a_program_of_torch_export_finds_any_number_of_boxes(tmp_path):
     assert {0, 1, 2, 3} <= counts
 
 
-def test_what_no_check_could_tell_of_is_refused(tmp_path, monkeypatch):
+def test_what_no_check_could_tell_of_is_refused(tmp_path):
     model = detector("faster")
     with pytest.raises(ExportError, match="takes images of one size; leave out dynamic_size"):
         export(model, image(), tmp_path / "a.onnx", forward_fn=part_of(model), dynamic_size=True)

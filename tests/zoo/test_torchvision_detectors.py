@@ -20,7 +20,8 @@ from norton_plugin.channels import ChannelGraph
 from norton_plugin.cost import count_cost
 from norton_plugin.modules.running import calibrated_by, counted_by, distilled_by
 from norton_plugin.zoo import forward_of, inference_of
-from norton_plugin.zoo.torchvision_detectors import OnRegions, regions_of_all_levels, trace_of
+from norton_plugin.zoo.fixed_regions import regions_of_levels
+from norton_plugin.zoo.torchvision_detectors import OnRegions, level_begins, trace_of
 
 HALF = Recipe.from_dict({"pruning": {"keep": 0.5}})
 
@@ -94,10 +95,10 @@ def test_images_are_run_up_to_the_boxes_and_two_models_are_compared_on_few_regio
 
 def test_regions_are_read_from_every_level():
     levels = [torch.zeros(1, 8, size, size) for size in (200, 100, 50, 25)]
-    boxes = regions_of_all_levels(40, levels, (800, 800))
+    boxes = regions_of_levels(40, (800, 800), level_begins(levels, 800), like=levels[0])
     assert LevelMapper(2, 5)([boxes]).bincount().tolist() == [10, 10, 10, 10]
     assert bool((boxes[:, :2] >= 0).all()) and bool((boxes[:, :2] <= 400).all())
-    assert torch.equal(boxes, regions_of_all_levels(40, levels, (800, 800)))
+    assert torch.equal(boxes, regions_of_levels(40, (800, 800), level_begins(levels, 800), like=levels[0]))
 
 
 class Heads(RoIHeads):
