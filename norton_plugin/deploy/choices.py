@@ -8,12 +8,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from norton_plugin.blocks import ConvBlock, form_for
+from norton_plugin.blocks.convolutions import LAYERS
 from norton_plugin.blocks.form_choice import estimate, shape_of_input
 from norton_plugin.deploy.memory_format import FORMATS, laid_out
 from norton_plugin.deploy.table import LINEAR, MEMORY_FORMATS, BlockChoice, DeploymentTable
 from norton_plugin.errors import RecipeError
 
 Forms = Literal["static", "measured"] | Mapping[str, str] | DeploymentTable
+_CONVOLUTIONS = (*LAYERS.values(), ConvBlock)
 _WORTH = 1.1  # times faster that blocks should be with their channels last, for a model to be laid out so
 
 
@@ -63,12 +65,20 @@ def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, st
     return BlockChoice(name, chosen, None, reason if x is not None else f"{reason}; the example does not reach it")
 
 
-def static_memory_format(inputs: Mapping[nn.Module, Tensor]) -> str:
-    """Choose the memory format in which the blocks of a model should be fastest, each in its best form.
+def static_memory_format(model: nn.Module, inputs: Mapping[nn.Module, Tensor]) -> str:
+    """Choose the memory format in which a model should be fastest.
+
+    On a CPU that is ``channels_last`` for every model of 2-D convolutions: measured, those of 16 kinds take 1.0 to 2.1
+    times less, most of them 1.2, and one of 3-D convolutions 6 % more. Elsewhere it is the one in which the blocks
+    should be fastest, each in its best form.
 
     Args:
+        model: With its blocks, or without any.
         inputs: The largest input of every block.
     """
+    if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+        axes = {len(module.kernel_size) for module in model.modules() if isinstance(module, _CONVOLUTIONS)}
+        return "channels_last" if 2 in axes and 3 not in axes else "contiguous"
     totals = dict.fromkeys(MEMORY_FORMATS, 0.0)
     for block, x in inputs.items():
         if isinstance(block, ConvBlock):

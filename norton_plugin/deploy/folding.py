@@ -7,22 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from norton_plugin.deploy.fold_weights import LAYERS, folded, is_norm, rest_of, unfoldable
 from norton_plugin.deploy.lowering import SelectChannels
 from norton_plugin.deploy.readers import Readers
+from norton_plugin.deploy.same_outputs import difference, layer_tolerance
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.running import ForwardFunction, output_tensors, relative_error, run_model, traceable
 from norton_plugin.modules.swap import names_by_identity, swap_
-
-# Largest relative difference of what a folded layer and the layer with its norm compute, and of the model's outputs.
-_SAME_LAYER = {torch.float32: 1e-4, torch.float64: 1e-9}
-_SAME_LAYER_HALF = 2e-2
-_SAME_OUTPUTS = 10  # times that
-_ROUNDING = 1e-6  # what inputs are changed by to see whether a model's outputs can be compared at all
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def fold_(model: nn.Module, example_inputs: Any, *, forward_fn: ForwardFunction 
             f"the model does not run on the example inputs ({type(error).__name__}: {error}); give an example of the "
             "shape, dtype and device it expects"
         ) from error
-    for pair in [pair for pair in pairs if errors[pair] > _tolerance(pair.layer)]:
+    for pair in [pair for pair in pairs if errors[pair] > layer_tolerance(pair.layer)]:
         left[pair.norm] = f"folded, its outputs would differ by {errors[pair]:.0e}"
         del new[pair]
     problems = _exchange_(new, lambda done: _changed(model, example_inputs, forward_fn, outputs, done), model)
@@ -208,36 +201,9 @@ def _changed(
     """Say how the outputs of the folded model differ; None where they do not, or where rounding alone changes them."""
     if not pairs:
         return None
-    allowed = _SAME_OUTPUTS * max(_tolerance(pair.layer) for pair in pairs)
-
-    def outputs_of(inputs: Any) -> list[Tensor]:
-        with traceable(model):
-            return output_tensors(run_model(model, inputs, forward_fn))
-
+    tolerance = max(layer_tolerance(pair.layer) for pair in pairs)
     try:
-        error = relative_error(outputs_of(example_inputs), outputs)
-        # Detectors sort boxes by scores that hardly differ: their outputs change with the last digit of the input.
-        if (
-            error <= allowed
-            or relative_error(outputs_of(_rounded(example_inputs)), outputs_of(example_inputs)) > allowed
-        ):
-            return None
+        error = difference(model, example_inputs, forward_fn, outputs, tolerance=tolerance)
     except Exception as error_of_model:  # it reads something of its norms
         return f"without its norms the model does not run ({type(error_of_model).__name__}: {error_of_model})"
-    return f"folded, the model's outputs would differ by {error:.0e}"
-
-
-def _rounded(example_inputs: Any) -> Any:
-    """Return inputs that differ by about a rounding error."""
-    generator = torch.Generator().manual_seed(0)
-
-    def change(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return leaf * (1 + _ROUNDING * torch.randn(leaf.shape, generator=generator)).to(leaf)
-
-    return tree_map(change, example_inputs)
-
-
-def _tolerance(layer: nn.Module) -> float:
-    return _SAME_LAYER.get(next(layer.parameters()).dtype, _SAME_LAYER_HALF)
+    return None if error is None else f"folded, the model's outputs would differ by {error:.0e}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from norton_plugin.blocks.convolutions import CHANNELS_LAST
 from norton_plugin.deploy.region_pooling import needs_contiguous_maps
-from norton_plugin.modules.running import traceable
+from norton_plugin.deploy.same_outputs import difference, layer_tolerance, outputs_of
+from norton_plugin.modules.running import ForwardFunction
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -33,26 +33,31 @@ def laid_out(x: Tensor, memory: torch.memory_format) -> Tensor:
     return x.to(memory_format=CHANNELS_LAST[axes] if memory == torch.channels_last else memory)
 
 
-def runs_in_(model: nn.Module, memory_format: str, run: Callable[[nn.Module], Any]) -> bool:
-    """Lay out a model in place and tell whether it runs so; where it does not, it is contiguous afterwards.
+def runs_in_(
+    model: nn.Module, memory_format: str, example_inputs: Any, *, forward_fn: ForwardFunction | None = None
+) -> bool:
+    """Lay out a model in place and tell whether it computes the same so; where not, it is contiguous afterwards.
 
-    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map, and operators of mmcv return wrong
-    values: a model with such layers is not tried.
+    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map, and operators that read memory as it
+    lies return wrong values. Those of mmcv are known, and a model with them is not tried.
 
     Args:
         model: Runs in the contiguous format.
         memory_format: A key of ``FORMATS``.
-        run: Calls the model.
+        example_inputs: See ``modules.running.run_model``.
+        forward_fn: Likewise.
     """
-    if memory_format != "contiguous" and needs_contiguous_maps(model):
-        lay_out_(model, torch.contiguous_format)
+    lay_out_(model, torch.contiguous_format)
+    if memory_format == "contiguous":
+        return True
+    if needs_contiguous_maps(model):
         return False
+    expected = outputs_of(model, example_inputs, forward_fn)
+    lay_out_(model, FORMATS[memory_format])
     try:
-        lay_out_(model, FORMATS[memory_format])
-        if memory_format != "contiguous":
-            with traceable(model):
-                run(model)
+        same = difference(model, example_inputs, forward_fn, expected, tolerance=layer_tolerance(model)) is None
     except RuntimeError:
+        same = False
+    if not same:
         lay_out_(model, torch.contiguous_format)
-        return False
-    return True
+    return same

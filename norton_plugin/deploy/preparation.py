@@ -96,7 +96,7 @@ def prepare(
     blocks = {module: names[0] for module, names in named.items() if isinstance(module, ConvBlock | CPDLinear)}
     given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
-    memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(inputs)
+    memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(copied, inputs)
     choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
     lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
     swap_(copied, lowered)
@@ -104,11 +104,11 @@ def prepare(
     report = fold_(copied, example_inputs, forward_fn=forward_fn) if fold else FoldReport((), ())
     sites = [_Site.of(block, lowered[block], inputs.get(block), report) for block in blocks]
     ready = _Ready(copied, tuple(choices.values()))
-    run = partial(_run, example_inputs, forward_fn)
+    example = _Example(example_inputs, forward_fn)
     if forms == "measured":
-        ready = _measured(ready, sites, run, rounds=rounds, compile=compile)
+        ready = _measured(ready, sites, example, rounds=rounds, compile=compile)
     else:
-        ready = replace(_static(ready, sites, run, given, memory_format), compiled=taken_over)
+        ready = replace(_static(ready, sites, example, given, memory_format), compiled=taken_over)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
     final: Any = compiled(ready.model) if ready.compiled else ready.model
     return PreparedModel(
@@ -157,9 +157,25 @@ class _Ready:
     milliseconds: tuple[tuple[str, float], ...] = ()
 
 
-def _static(ready: _Ready, sites: list[_Site], run: Any, given: Mapping[str, str], memory_format: str) -> _Ready:
+@dataclass(frozen=True)
+class _Example:
+    """What a model is run on, and how; see ``run_model``."""
+
+    inputs: Any
+    forward_fn: ForwardFunction | None
+
+    def run(self, model: nn.Module) -> Any:
+        return run_model(model, self.inputs, self.forward_fn)
+
+    def same_in_(self, memory_format: str, model: nn.Module) -> bool:
+        return runs_in_(model, memory_format, self.inputs, forward_fn=self.forward_fn)
+
+
+def _static(
+    ready: _Ready, sites: list[_Site], example: _Example, given: Mapping[str, str], memory_format: str
+) -> _Ready:
     """Lay out the model; where it does not run so, choose forms again for the contiguous format."""
-    if runs_in_(ready.model, memory_format, run):
+    if example.same_in_(memory_format, ready.model):
         return replace(ready, memory_format=memory_format)
     choices = tuple(
         choose(was.name, site.block, site.x, given, "contiguous")
@@ -184,22 +200,22 @@ def _exchange_(
                 model.set_submodule(name, module)
 
 
-def _measured(ready: _Ready, sites: list[_Site], run: Any, *, rounds: int, compile: bool) -> _Ready:
+def _measured(ready: _Ready, sites: list[_Site], example: _Example, *, rounds: int, compile: bool) -> _Ready:
     """Choose forms in both memory formats, then the faster of the two whole models, and torch.compile if asked for."""
     timer, names = FormTimer(rounds), names_by_identity(ready.model)
     variants: dict[str, _Ready] = {}
     for memory_format, memory in FORMATS.items():
         model = duplicate(ready.model)
-        if not runs_in_(model, memory_format, run):
+        if not example.same_in_(memory_format, model):
             continue
         choices = tuple(
             _fastest(site, static, timer, memory_format) for site, static in zip(sites, ready.choices, strict=True)
         )
         _exchange_(model, names, sites, ready.choices, choices)
         variants[memory_format] = _Ready(lay_out_(model, memory), choices, memory_format)
-    calls = {name: partial(run, variant.model) for name, variant in variants.items()}
+    calls = {name: partial(example.run, variant.model) for name, variant in variants.items()}
     if compile:
-        calls |= {f"{name}, compiled": partial(run, compiled(v.model)) for name, v in variants.items()}
+        calls |= {f"{name}, compiled": partial(example.run, compiled(v.model)) for name, v in variants.items()}
     timed = list(calls.values()) if len(calls) > 1 else [*calls.values()] * 2  # a comparison takes two
     with torch.inference_mode():
         timing = compare_latency(timed, rounds=rounds, warmup=2, clock=clock())
@@ -219,10 +235,6 @@ def _fastest(site: _Site, static: BlockChoice, timer: FormTimer, memory_format: 
         best = min((name for name in found if name != "dense"), key=lambda name: found[name])
         reason = f"all factored forms are slower, measured (best: {best}, {found['dense'] / found[best]:.2f}x)"
     return BlockChoice(static.name, form, found[form], reason, {str(name): ms for name, ms in found.items()})
-
-
-def _run(example_inputs: Any, forward_fn: ForwardFunction | None, model: nn.Module) -> Any:
-    return run_model(model, example_inputs, forward_fn)
 
 
 def _form(choice: BlockChoice) -> Form | None:

@@ -133,7 +133,7 @@ class FlatNet(nn.Module):
 def test_a_model_that_takes_views_of_maps_stays_contiguous(how, monkeypatch):
     torch.manual_seed(0)
     net, image = FlatNet().eval(), torch.randn(2, 3, 6, 6)
-    monkeypatch.setattr(preparation, "static_memory_format", lambda inputs: "channels_last")
+    monkeypatch.setattr(preparation, "static_memory_format", lambda model, inputs: "channels_last")
     forms = how
     if how == "table":
         chosen = {"own.0": "dense", "shared": "grouped"}
@@ -151,7 +151,7 @@ def test_a_model_that_takes_views_of_maps_stays_contiguous(how, monkeypatch):
 
 def test_forms_are_chosen_again_where_the_memory_format_is_another(monkeypatch):
     net, image = FlatNet().eval(), torch.randn(2, 3, 6, 6)
-    monkeypatch.setattr(preparation, "static_memory_format", lambda inputs: "channels_last")
+    monkeypatch.setattr(preparation, "static_memory_format", lambda model, inputs: "channels_last")
 
     def form_for(block, x):
         return ("depthwise" if x.is_contiguous(memory_format=torch.channels_last) else "dense"), "by layout"
@@ -182,6 +182,39 @@ def test_a_model_of_2d_and_3d_convolutions_is_laid_out_as_a_whole(timed):
     assert prepared.model.deep.weight.is_contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
         torch.testing.assert_close(prepared.model(image), net(image))
+
+
+@pytest.mark.parametrize(
+    ("layers", "size", "expected"),
+    [
+        ([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()], (9, 9), "channels_last"),
+        ([CPDBlock(3, 8, 3, 2)], (9, 9), "channels_last"),
+        ([nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8)], (5, 9, 9), "contiguous"),
+        ([nn.Conv1d(3, 8, 3)], (9,), "contiguous"),
+        ([nn.Linear(3, 8)], (9, 3), "contiguous"),
+    ],
+    ids=["conv2d", "block", "conv3d", "conv1d", "linear"],
+)
+def test_models_of_2d_convolutions_get_their_channels_last_on_a_cpu(layers, size, expected):
+    net, image = nn.Sequential(*layers).eval(), torch.randn(1, 3, *size)
+    prepared = prepare(net, image)
+    assert prepared.deployment.memory_format == expected
+    with torch.no_grad():
+        same(prepared.model(image), net(image))
+
+
+@pytest.mark.parametrize("how", ["static", "measured"])
+def test_an_operator_that_reads_memory_as_it_lies_keeps_its_model_contiguous(how):
+    class Raw(nn.Sequential):
+        def forward(self, x):
+            maps = super().forward(x)
+            return maps.as_strided(maps.shape, torch.empty(maps.shape).stride())
+
+    net, image = Raw(nn.Conv2d(3, 8, 3)).eval(), torch.randn(1, 3, 9, 9)
+    prepared = prepare(net, image, forms=how, rounds=1)
+    assert prepared.deployment.memory_format == "contiguous"
+    with torch.no_grad():
+        same(prepared.model(image), net(image))
 
 
 def test_the_faster_memory_format_is_kept(net, image, timed):

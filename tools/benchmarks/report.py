@@ -19,7 +19,7 @@ from report_calibration import calibration
 from report_comparison import comparison
 from report_compress_time import compress_time
 from report_coupled import coupled_speed
-from report_deploy import delivered, form_costs, width_lanes
+from report_deploy import delivered, form_costs, memory_formats, width_lanes
 from report_detectors import detectors
 from report_distillation import distillation
 from report_fitted_finetune import fitted_finetune
@@ -223,6 +223,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("model_latency.json", "Latency of whole models at equal MACs, by method", model_latency),
     ("delivered.json", "Latency of compressed models as they are delivered", delivered),
     ("form_costs.json", "Forms of a block, and the choice that nothing is measured for", form_costs),
+    ("memory_formats.json", "Which memory format a model should have", memory_formats),
     ("width_lanes.json", "Which multiple widths should be (`round_to`)", width_lanes),
     ("int8.json", "Prune, decompose, then quantise", int8),
     ("complexity.json", "The paper's complexity, reproduced", complexity),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from report_table import Facts, table
 
 _VARIANTS = ("separable", "loaded", "static", "measured")
@@ -47,6 +49,32 @@ def form_costs(facts: Facts) -> str:
         "for all of them, over the fastest form of each. The costs of `norton_plugin/blocks/form_choice.py` are fitted "
         "to these figures (`fit_form_costs.py`, which prints how good the choice is).\n\n"
         + table(["memory format", "blocks", *forms], lines)
+    )
+
+
+def memory_formats(facts: Facts) -> str:
+    """Whether a model that is not measured should have its channels last."""
+    gains = [row["ms"]["contiguous"] / row["ms"]["channels_last"] for row in facts["rows"]]
+    rows = [
+        [
+            row["model"],
+            row["recipe"],
+            row["batch"],
+            *(f"{row['ms'][name]:.1f}" for name in ("contiguous", "channels_last")),
+            f"{gain:.2f}x",
+            row["chosen"],
+        ]
+        for row, gain in zip(facts["rows"], gains, strict=True)
+    ]
+    header = ["model", "recipe", "batch", "contiguous, ms", "channels last, ms", "gain", "chosen without measuring"]
+    return (
+        f"Compressed models ({facts['keep']:.0%} of the channels kept), lowered and folded, random weights, fp32, one "
+        f"thread, processor time, medians of interleaved calls; PyTorch {facts['torch']}, {facts['processor']}, a "
+        "machine that did other work too. Gain: how many times as fast with channels last.\n\n"
+        + table(header, rows)
+        + f"\n\nThe median gain is {statistics.median(gains):.2f}x, the least {min(gains):.2f}x. Where nothing is "
+        "measured, models of 2-D convolutions get their channels last on a CPU, and are held against what they "
+        "computed before; those of 3-D convolutions stay contiguous."
     )
 
 
