@@ -70,7 +70,8 @@ def decompose_coupled(
             semidefinite: the error of the output is then the smallest, not that of the weight.
         restarts: Starts per cluster, >= 1: one from the weight and ``restarts - 1`` random ones; above one, up to four
             times as many where a cluster has few components, whose local minima differ most, and one above 64.
-        sweeps: Most ALS sweeps per cluster, >= 1; 60 % of them for clusters of more than 64 components.
+        sweeps: Most ALS sweeps per cluster, >= 1; clusters of more than 64 components start near
+            their end and get 60 % of them, large ones down to a tenth (`sweeps_of_many`).
         tolerance: A cluster is done when its error fell by less than this share of itself in ten sweeps; >= 0.
         ridge: Weight of the components' squared norms, relative to the squared error; in (0, 1). No component
             exceeds the norm of its cluster's weight over sqrt(ridge); without it, components may grow huge and cancel

@@ -152,7 +152,9 @@ def _iterate_chunk(weight: Tensor, random: Sequence[Columns], rank: int, options
     norm = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
     tensor = scaled.flatten(3).transpose(2, 3) / torch.where(norm > 0, norm, 1.0)[:, None, None, None]
     core, basis = _compress(tensor)
-    starts = [structured_start(core, kernel_size=weight.shape[3:], rank=rank)]
+    single = core.float() if rank > MANY else core  # eigenvectors of large matrices cost more than some sweeps
+    start = structured_start(single, kernel_size=weight.shape[3:], rank=rank)
+    starts = [Columns(*(column.double() for column in start))]
     starts += [Columns(*(column.to(weight.device) for column in start)) for start in random]
     columns, ridge, sweeps, fallback = solve(
         core, starts, sweeps=options.sweeps, tolerance=options.tolerance, ridge=options.ridge

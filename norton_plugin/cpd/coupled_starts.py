@@ -19,7 +19,7 @@ def structured_start(tensor: Tensor, *, kernel_size: Sequence[int], rank: int) -
     are rank-one components that are orthogonal to each other; the R largest of all make the start.
 
     Args:
-        tensor: Float64, shape (b, n, D, C), D the product of the kernel's lengths.
+        tensor: Floating, shape (b, n, D, C), D the product of the kernel's lengths.
         kernel_size: (Kh, Kw), or the lengths of another number of axes.
         rank: R, at most D*min(n, C).
 

@@ -101,7 +101,8 @@ class Decomposition(Section):
         target_nmse: Mean NMSE over a layer's filters that rank ``"auto"`` aims at, in (0, 1].
         allow_more_macs: Also decompose where the block needs more MACs than the convolution.
         restarts: Starts per filter or cluster; the best is kept.
-        sweeps: Most ALS sweeps per start; 60 % of them for more than 64 shared components.
+        sweeps: Most ALS sweeps per start; 60 % of them for more than 64 shared components, of large layers down to a
+            tenth.
         tolerance: A filter is done when its error fell by less than this share of itself over ten sweeps.
         seed: Of the random starts.
     """

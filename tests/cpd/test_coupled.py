@@ -77,6 +77,20 @@ def test_many_components_are_as_near_in_fewer_sweeps(
     assert decompose_coupled([weight], rank, sweeps=300)[0].layer_nmse > 1.005 * quick.layer_nmse
 
 
+def test_large_clusters_get_fewer_sweeps_and_are_no_worse_than_tensorly() -> None:
+    weight = gaussian(96, 96, 3, 3)
+    result = decompose_coupled([weight], 98, sweeps=300, tolerance=1e-5)[0]
+    assert 30 <= result.sweeps < 100
+    assert result.layer_nmse <= best_parafac(weight, 98)
+
+
+def test_sweeps_of_many_components_by_size() -> None:
+    small, large = 32 * 32 * 9 * 72, 512 * 512 * 9 * 768
+    assert [coupled_solve.sweeps_of_many(300, products) for products in (small, large)] == [180, 30]
+    assert coupled_solve.sweeps_of_many(3000, large) == 300
+    assert [coupled_solve.sweeps_of_many(sweeps, large) for sweeps in (1, 12, 60)] == [1, 12, 30]
+
+
 @pytest.mark.parametrize("name", ["layer1.1.conv1", "layer2.1.conv2", "layer3.2.conv1"])
 def test_no_worse_than_tensorly_on_trained_weights(shared_data: Path, name: str) -> None:
     weight = load_file(shared_data / "weights" / "cifar10_resnet20.safetensors")[f"{name}.weight"]

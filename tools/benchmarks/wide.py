@@ -35,7 +35,7 @@ from norton_plugin.mm.classification.packed import cache_folder
 from norton_plugin.recipe import Budget, Calibration, Decomposition, Distillation, Recipe
 from norton_plugin.zoo import ModelSource, load_source
 
-_SIDE = 64
+SIDE = 64
 _TRAINING: dict[str, Any] = {"lr": 2e-3, "weight_decay": 0.05, "batch_size": 128}
 _STEPS = ("data-free", "fitted", "both", "distilled")
 
@@ -43,7 +43,7 @@ _STEPS = ("data-free", "fitted", "both", "distilled")
 def open_model(name: str, weights: Path | None) -> ModelSource:
     """Build the classifier for ten classes, with its weights where there are some."""
     torch.manual_seed(0)
-    source = load_source(f"timm:{name}", num_classes=10, input_size=_SIDE, checkpoint=weights)
+    source = load_source(f"timm:{name}", num_classes=10, input_size=SIDE, checkpoint=weights)
     source.model.eval()
     return source
 
@@ -110,7 +110,7 @@ def measure(
     """Write the row of every step at one budget."""
     facts = {
         "command": "python tools/benchmarks/wide.py",
-        "data": f"CIFAR-10 (JPEG) enlarged to {_SIDE} pixels; calibration on unlabelled training images",
+        "data": f"CIFAR-10 (JPEG) enlarged to {SIDE} pixels; calibration on unlabelled training images",
         "training": {**_TRAINING, "epochs": arguments.epochs},
         "machine": machine(),
     }
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    images = Images(*(pack_folder(arguments.images / split, size=_SIDE) for split in ("train", "test")))
+    images = Images(*(pack_folder(arguments.images / split, size=SIDE) for split in ("train", "test")))
     if not arguments.trained.exists():
         source = open_model(arguments.network, None)
         train(source, images, arguments.epochs)
