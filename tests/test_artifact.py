@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from norton_plugin.artifact import MANIFEST, WEIGHTS, load, load_weights_, read_manifest, save, weights
 from norton_plugin.blocks import CPDBlock
-from norton_plugin.errors import ArtifactError
-from norton_plugin.pipeline import CompressionReport, compress
+from norton_plugin.errors import ArtifactError, SourceError
+from norton_plugin.pipeline import CompressionReport, CompressionResult, compress
 from norton_plugin.recipe import Decomposition, Pruning, Recipe
 from norton_plugin.zoo.cifar import resnet20
 
@@ -98,6 +98,27 @@ def test_a_fresh_process_computes_the_same_bits(tmp_path):
     subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True, text=True)
     output, training = torch.load(tmp_path / "y.pt")
     assert torch.equal(output, expected) and training is False
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("resnet18", "is not a model source"),
+        ({"kind": "python"}, "lacks name"),
+        ({"kind": "foo", "name": "x"}, "unknown kind of model source 'foo'"),
+        ({"name": "x"}, "lacks kind"),
+    ],
+)
+def test_a_source_that_names_no_model_is_refused_before_anything_is_written(tmp_path, small, source, words):
+    result = CompressionResult(*small, QUICK)
+    with pytest.raises(SourceError, match=words):
+        result.save(tmp_path / "a", source=source)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_source_may_be_given_in_words(tmp_path, small):
+    CompressionResult(*small, QUICK).save(tmp_path / "a", source="python:m:f")
+    assert read_manifest(tmp_path / "a").source == {"kind": "python", "name": "m:f", "kwargs": {}}
 
 
 def test_the_manifest_says_what_was_stored(tmp_path, small):

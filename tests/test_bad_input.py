@@ -224,6 +224,12 @@ def test_not_a_model():
     assert "0.weight is on the meta device" in refused(meta, IMAGE, BOTH)
 
 
+def test_a_quantised_model_and_a_script():
+    quantised = nn.Sequential(torch.ao.nn.quantized.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    assert "holds a quantised Conv2d; compress the floating-point model first" in refused(quantised, IMAGE, BOTH)
+    assert "a script of torch.jit; compress the model itself" in refused(torch.jit.script(network()), IMAGE, BOTH)
+
+
 def test_a_model_that_cannot_be_copied():
     model = network()
     model.lock = threading.Lock()

@@ -34,7 +34,10 @@ def stored_inputs(manifest: Manifest, directory: Path) -> tuple[Preprocessing, i
     """
     stored = manifest.extra.get("preprocessing")
     if not isinstance(stored, dict):
-        raise ArtifactError(f"{directory} does not say what its images look like; it was not written by this command")
+        raise ArtifactError(
+            f"{directory} does not say what its images look like: artefacts of this command do, and those that were "
+            'saved in Python with source=load_source("..."); save it so'
+        )
     names = {field.name for field in fields(Preprocessing)}
     if set(stored) != names:
         raise _wrong(directory, "preprocessing", sorted(stored), f"the keys {', '.join(sorted(names))}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from norton_plugin.budget.tied import shared_weights
 from norton_plugin.budget.units import Cut, PruningUnit
-from norton_plugin.channels.layers import weight_of
+from norton_plugin.channels.layers import layer_type, weight_of
 from norton_plugin.cost import ModelCost
 from norton_plugin.latency import LayerClock
 from norton_plugin.surgery.layouts import Layout
@@ -119,17 +119,26 @@ class CutCosts:
             whole -= held.numel()
         if weight is None or not (lost.outputs or lost.inputs):
             return whole
-        kept = (len(weight) - len(lost.outputs)) / len(weight)
-        if weight.dim() > 1:
-            kept *= (weight.shape[1] - len(lost.inputs)) / weight.shape[1]
+        if weight.dim() < 2:
+            return round(whole * (len(weight) - len(lost.outputs)) / len(weight))
+        filters, channels = _filters_and_channels(self._modules[name], weight)
+        kept = (filters - len(lost.outputs)) * (channels - len(lost.inputs)) / (filters * channels)
         return round(whole * kept)
 
     def _nanoseconds(self, name: str, lost: RemovedChannels, layouts: Sequence[Layout | None]) -> list[int]:
         weight = weight_of(self._modules[name])
         if self._clock is None or weight is None or weight.dim() < 2:
             return [0] * len(layouts)
-        filters, channels = len(weight) - len(lost.outputs), weight.shape[1] - len(lost.inputs)
-        return self._clock.nanoseconds(name, layouts, filters=filters, channels=channels)
+        filters, channels = _filters_and_channels(self._modules[name], weight)
+        kept = {"filters": filters - len(lost.outputs), "channels": channels - len(lost.inputs)}
+        return self._clock.nanoseconds(name, layouts, **kept)
+
+
+def _filters_and_channels(module: nn.Module, weight: Tensor) -> tuple[int, int]:
+    """Return the lengths of a weight along its filters and its channels: a transposed convolution has them swapped."""
+    known = layer_type(module)
+    filter_dim = 0 if known is None else known.filter_dim(module)
+    return weight.shape[filter_dim], weight.shape[1 - filter_dim]
 
 
 def cut_target(target: Target, lost: RemovedChannels) -> Target:

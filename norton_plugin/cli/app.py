@@ -111,6 +111,7 @@ def _attempt(arguments: list[str], signalled: Interruption) -> int | Failure:
         code = stop.exit_code
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return failure_of(error) if signalled.number is None else interruption(signalled.number)
-    if code == INTERRUPTED:  # newer typers turn an interrupt into this code themselves
+    # Newer typers turn an interrupt into this code themselves, and libraries may swallow it.
+    if code == INTERRUPTED or signalled.number is not None:
         return interruption(signalled.number)
     return code if isinstance(code, int) else 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from norton_plugin.blocks.convolutions import CHANNELS_LAST
 from norton_plugin.deploy.region_pooling import needs_contiguous_maps
@@ -38,8 +39,9 @@ def runs_in_(
 ) -> bool:
     """Lay out a model in place and tell whether it computes the same so; where not, it is contiguous afterwards.
 
-    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map, and operators that read memory as it
-    lies return wrong values. Those of mmcv are known, and a model with them is not tried.
+    In ``channels_last`` a model fails that takes ``x.view(len(x), -1)`` of a map, if only of more images than one, and
+    operators that read memory as it lies return wrong values. Those of mmcv are known, and a model with them is not
+    tried, nor is one of whose outputs none is floating-point: there is nothing to compare.
 
     Args:
         model: Runs in the contiguous format.
@@ -53,11 +55,28 @@ def runs_in_(
     if needs_contiguous_maps(model):
         return False
     expected = outputs_of(model, example_inputs, forward_fn)
+    several, takes_several = _thrice(example_inputs), True
+    try:
+        outputs_of(model, several, forward_fn)
+    except Exception:
+        takes_several = False
     lay_out_(model, FORMATS[memory_format])
     try:
-        same = difference(model, example_inputs, forward_fn, expected, tolerance=layer_tolerance(model)) is None
-    except RuntimeError:
-        same = False
-    if not same:
-        lay_out_(model, torch.contiguous_format)
-    return same
+        error = difference(model, example_inputs, forward_fn, expected, tolerance=layer_tolerance(model))
+        if takes_several:
+            outputs_of(model, several, forward_fn)
+    except Exception:  # whatever it raises in this format alone
+        error = float("inf")
+    if error is None and expected:
+        return True
+    lay_out_(model, torch.contiguous_format)
+    return False
+
+
+def _thrice(example_inputs: Any) -> Any:
+    """Repeat the images of an example, along the first axis of its tensors: views of maps may be fine with one."""
+
+    def repeated(leaf: Any) -> Any:
+        return leaf.repeat(3, *[1] * (leaf.dim() - 1)) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return tree_map(repeated, example_inputs)

@@ -17,6 +17,9 @@ from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.names import check_keeps, check_ranks, check_scope
 from norton_plugin.surgery.report import DecompositionReport, PruningReport, summary
 
+# Where PyTorch keeps layers of whole numbers: their weights are packed, and no parameters.
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Check that a recipe asks for something.
@@ -104,6 +107,14 @@ def check_model(model: nn.Module, example_inputs: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise SurgeryError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    for module in model.modules():
+        if type(module).__module__.startswith(_QUANTISED):
+            raise SurgeryError(
+                f"the {type(model).__name__} holds a quantised {type(module).__name__}; compress the floating-point "
+                "model first, and quantise what comes of it (norton export --int8)"
+            )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise SurgeryError("the model is a script of torch.jit; compress the model itself, and script what comes of it")
     parameters = dict(model.named_parameters())
     if not parameters:
         raise SurgeryError(f"the {type(model).__name__} has no parameters; there is nothing to compress")

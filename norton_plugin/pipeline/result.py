@@ -14,7 +14,7 @@ from norton_plugin.budget import SENSITIVITIES, SensitivityRecord
 from norton_plugin.latency import TABLE, LatencyTable
 from norton_plugin.pipeline.report import CompressionReport
 from norton_plugin.recipe import Recipe
-from norton_plugin.zoo import ModelSource, input_facts
+from norton_plugin.zoo import ModelSource, input_facts, spec_of
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,17 @@ class CompressionResult:
         self,
         directory: str | Path,
         *,
-        source: ModelSource | Mapping[str, Any] | None = None,
+        source: ModelSource | Mapping[str, Any] | str | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the model with its structure, recipe and report as an artefact.
 
         Args:
             directory: As of ``artifact.save``.
-            source: What built the dense model, from ``load_source`` or as ``{"kind", "name", "kwargs"}``. With it
-                ``norton_plugin.load(directory)`` and the ``norton`` command need no dense model; without it
-                ``load(directory, model)`` asks for one.
+            source: What built the dense model, from ``load_source``, as ``{"kind", "name", "kwargs"}`` or in words
+                (``"python:package.module:function"``). With it ``norton_plugin.load(directory)`` needs no dense model;
+                without it ``load(directory, model)`` asks for one. That of ``load_source`` knows the model's images,
+                too, which commands such as ``norton deploy`` ask for.
             extra: Further JSON-able facts, such as measured accuracy.
 
         Returns:
@@ -62,14 +63,12 @@ class CompressionResult:
 
         Raises:
             ArtifactError: The directory holds something else, or cannot be written.
+            SourceError: The source is none of this; nothing is written.
         """
         facts = dict(extra or {})
-        spec: Mapping[str, Any] | None
+        spec = None if source is None else spec_of(source)
         if isinstance(source, ModelSource):
-            spec = source.spec
             facts |= input_facts(source.preprocessing, len(source.example_inputs))
-        else:
-            spec = source
         folder = save(
             directory,
             self.model,

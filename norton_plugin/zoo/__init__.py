@@ -13,6 +13,7 @@ from norton_plugin.zoo.sources import (
     list_models,
     load_source,
     rebuild,
+    spec_of,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "load_source",
     "read_state_dict",
     "rebuild",
+    "spec_of",
 ]

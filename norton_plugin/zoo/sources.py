@@ -168,6 +168,25 @@ def inference_of(spec: Mapping[str, Any], model: nn.Module) -> ForwardFunction |
     return None if run is None else _OnFirst(run)
 
 
+def spec_of(source: ModelSource | Mapping[str, Any] | str) -> dict[str, Any]:
+    """Return what builds a model again, checked.
+
+    Args:
+        source: From :func:`load_source`, as ``{"kind", "name", "kwargs"}``, or in words, as ``"timm:resnet18"``.
+
+    Raises:
+        SourceError: It is none of this, or of an unknown kind.
+    """
+    if isinstance(source, ModelSource):
+        return dict(source.spec)
+    if isinstance(source, str):
+        kind, name = _split(source)
+        source = {"kind": kind, "name": name}
+    kind, name, kwargs = parts(source)
+    _ecosystem(kind)
+    return {"kind": kind, "name": name, "kwargs": kwargs}
+
+
 def rebuild(spec: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
     """Build the architecture of :attr:`ModelSource.spec` again, with fresh weights and no download.
 

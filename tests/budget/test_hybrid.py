@@ -53,6 +53,33 @@ def test_what_is_foretold_is_what_is_built(level, share):
         torch.testing.assert_close(again.model(example), result.model(example))
 
 
+class Decoder(nn.Sequential):
+    """A transposed convolution that widens, between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, 96, 4, stride=2, padding=1),
+            nn.BatchNorm2d(96),
+            nn.ReLU(),
+            nn.Conv2d(96, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(12, 2, 1),
+        )
+
+
+def test_a_transposed_convolution_costs_what_its_filters_and_channels_say():
+    torch.manual_seed(0)
+    model, example = settle(Decoder()), images(2)[0]
+    report = compress(model, example, recipe(macs=0.3), calibration=images(96)).report
+    reached = report.macs_after / report.macs_before
+    assert report.pruning.groups and reached <= 0.3 * 1.001
+    assert report.budget.macs == pytest.approx(reached, rel=2e-3)
+    assert report.budget.params == pytest.approx(report.parameters_after / report.parameters_before, rel=2e-2)
+
+
 def test_parameters_are_a_budget_too_and_pruning_alone_is_tried():
     report = compress(network(), images(2)[0], recipe(params=0.6), calibration=images(96)).report
     assert 0.9 * 0.6 <= report.parameters_after / report.parameters_before <= 0.6 * 1.001

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,23 @@ def test_an_interrupt_is_code_130(norton, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("norton_plugin.insight.inspection.count_cost", interrupt)
+    answer = norton("inspect", "demo:digits")
+    assert (answer.code, answer.err.strip()) == (130, "error: interrupted")
+
+
+def test_an_interrupt_that_a_library_swallows_is_told_all_the_same(norton, monkeypatch):
+    from norton_plugin.insight import inspection
+
+    count = inspection.count_cost
+
+    def swallow(*given):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return count(*given)
+        raise AssertionError("no signal came")
+
+    monkeypatch.setattr(inspection, "count_cost", swallow)
     answer = norton("inspect", "demo:digits")
     assert (answer.code, answer.err.strip()) == (130, "error: interrupted")
 

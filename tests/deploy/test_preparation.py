@@ -203,18 +203,43 @@ def test_models_of_2d_convolutions_get_their_channels_last_on_a_cpu(layers, size
         same(prepared.model(image), net(image))
 
 
-@pytest.mark.parametrize("how", ["static", "measured"])
-def test_an_operator_that_reads_memory_as_it_lies_keeps_its_model_contiguous(how):
-    class Raw(nn.Sequential):
-        def forward(self, x):
-            maps = super().forward(x)
-            return maps.as_strided(maps.shape, torch.empty(maps.shape).stride())
+def raw(maps):
+    """Read maps as if they were contiguous, whatever they are."""
+    return maps.as_strided(maps.shape, torch.empty(maps.shape).stride())
 
-    net, image = Raw(nn.Conv2d(3, 8, 3)).eval(), torch.randn(1, 3, 9, 9)
+
+def refuse(maps):
+    """Take contiguous maps alone."""
+    if not maps.is_contiguous():
+        raise ValueError("not contiguous")
+    return maps
+
+
+@pytest.mark.parametrize("how", ["static", "measured"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        raw,
+        refuse,
+        lambda maps: torch.where(torch.arange(7) < 2, -torch.inf, raw(maps)),
+        lambda maps: torch.where(torch.arange(7) < 2, torch.nan, raw(maps)),
+        lambda maps: raw(maps).argmax(1),
+        lambda maps: maps.view(len(maps) * 2, -1, 7, 7) if len(maps) > 1 else maps,
+    ],
+    ids=["as it lies", "raises", "minus infinity", "nan", "whole numbers", "views of several"],
+)
+def test_a_model_that_computes_something_else_with_its_channels_last_stays_contiguous(how, read):
+    class Reader(nn.Sequential):
+        def forward(self, x):
+            return read(super().forward(x))
+
+    net, image = Reader(nn.Conv2d(3, 8, 3)).eval(), torch.randn(1, 3, 9, 9)
     prepared = prepare(net, image, forms=how, rounds=1)
     assert prepared.deployment.memory_format == "contiguous"
-    with torch.no_grad():
-        same(prepared.model(image), net(image))
+    for batch in (1, 2):
+        images = torch.randn(batch, 3, 9, 9)
+        with torch.no_grad():
+            torch.testing.assert_close(prepared.model(images), net(images), equal_nan=True)
 
 
 def test_the_faster_memory_format_is_kept(net, image, timed):

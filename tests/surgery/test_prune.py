@@ -172,6 +172,11 @@ def test_relative_error():
     assert relative_error([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 4.0])]) == 0.5
     assert relative_error([torch.ones(2)], [torch.ones(3)]) == float("inf")
     assert relative_error([torch.tensor([float("nan")])], [torch.ones(1)]) == float("inf")
+    masked = torch.tensor([float("-inf"), 1.0, 4.0])
+    assert relative_error([masked], [masked.clone()]) == 0.0
+    assert relative_error([masked + torch.tensor([0.0, 0.0, 1.0])], [masked]) == 0.25
+    assert relative_error([-masked], [masked]) == float("inf")
+    assert relative_error([torch.tensor([float("nan")])], [torch.tensor([float("nan")])]) == float("inf")
 
 
 def test_tracing_restores_flags_and_works_on_frozen_models(residual, image):
