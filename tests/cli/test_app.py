@@ -86,7 +86,11 @@ def test_an_interrupt_that_a_library_swallows_is_told_all_the_same(norton, monke
         raise AssertionError("no signal came")
 
     monkeypatch.setattr(inspection, "count_cost", swallow)
-    answer = norton("inspect", "demo:digits")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        answer = norton("inspect", "demo:digits")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (answer.code, answer.err.strip()) == (130, "error: interrupted")
 
 
