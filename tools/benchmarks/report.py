@@ -17,7 +17,7 @@ from report_budget_coverage import budget_coverage
 from report_budget_speed import bccd_speed
 from report_calibration import calibration
 from report_comparison import comparison
-from report_compress_time import compress_time
+from report_compress_time import compress_time, sweeps_of_many
 from report_coupled import coupled_speed
 from report_deploy import delivered, form_costs, memory_formats, width_lanes
 from report_detectors import detectors
@@ -230,6 +230,7 @@ SECTIONS: list[tuple[str, str, Callable[[Facts], str]]] = [
     ("cpd_speed.json", "Speed of the batched CPD", cpd_speed),
     ("coupled_speed.json", "Components shared by a layer: speed, and how they stay bounded", coupled_speed),
     ("compress_time.json", "Whole compressions: filter against layer level", compress_time),
+    ("sweeps_of_many.json", "Many shared components: what more sweeps give", sweeps_of_many),
     ("pabs_speed.json", "Speed of PABS", pabs_speed),
     ("upstream.json", "Patterns torch-pruning's dependency graph does not follow", upstream),
     ("fuzz.json", "Hostile and odd input", fuzz),
