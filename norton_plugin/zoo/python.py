@@ -105,6 +105,12 @@ def _find(name: str) -> Callable[..., Any]:
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise SourceError(f"python:{name} is incomplete; expected python:package.module:function")
+    if "/" in module_name or module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise SourceError(
+            f"python:{name} names a file; expected a module that can be imported from the current folder, such as "
+            f"python:{dotted}:{attribute}"
+        )
     here = os.getcwd()
     added = here not in sys.path
     if added:

@@ -107,6 +107,8 @@ def test_a_function_of_the_user_may_read_clips(tmp_path, monkeypatch):
         ("demo:digit", "did you mean digits"),
         ("python:math", "incomplete"),
         ("python:no_such_module_here:f", "cannot be imported"),
+        ("python:mine.py:f", "names a file; .* from the current folder, such as python:mine:f"),
+        ("python:./nets/mine.py:f", "such as python:nets.mine:f"),
     ],
 )
 def test_unknown_sources(spec, message):

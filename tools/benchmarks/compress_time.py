@@ -23,6 +23,7 @@ MODELS = {
     "ResNet-18": ("timm:resnet18", 224),
     "ResNet-50": ("timm:resnet50", 224),
     "YOLOX-tiny": ("mmdet:yolox/yolox_tiny_8xb8-300e_coco", 640),
+    "Faster R-CNN": ("mmdet:faster_rcnn/faster-rcnn_r50_fpn_1x_coco", 800),
 }
 
 

@@ -23,13 +23,13 @@ def compress_time(facts: Facts) -> str:
         "MACs at the layer level; random weights, nothing pruned, each in a process of its own on one thread of a "
         "machine that does other work too, so times are processor seconds. **before**: one small ridge from the first "
         "sweep on, three starts for layers of any size, up to 300 sweeps. **after**, for more than 64 components: a "
-        "larger ridge in the first 60 sweeps, one start, up to 180 sweeps. **fewer sweeps**: the same, with 180 sweeps for "
-        "small layers, down to 30 for large ones, whose start is near their end.\n\n" + table(_HEADER, rows)
+        "larger ridge in the first 60 sweeps, one start, up to 180 sweeps. **fewer sweeps**: the same, with 180 sweeps "
+        "for small layers, down to 30 for large ones, whose start is near their end.\n\n" + table(_HEADER, rows)
     )
 
 
 def sweeps_of_many(facts: Facts) -> str:
-    """What more sweeps give where filters share many components."""
+    """Compare what fewer and more sweeps give where filters share many components."""
     rows = [
         [
             row["size"],
@@ -43,11 +43,11 @@ def sweeps_of_many(facts: Facts) -> str:
     ]
     header = ["size of the 3x3 layers", "MACs %", "`sweeps`", "mean NMSE", "top-1 %", "processor s, whole compression"]
     return (
-        "ResNet-26 at 64 pixels, the classifier of the section on a wide one; its 3x3 convolutions (64 to 512 channels) "
-        "get components shared by a layer, BatchNorm statistics are re-estimated, nothing is fitted and nothing trained. "
-        f"Dense: {facts['top1_dense']:.2f} % on {facts['test_images']} test images. `sweeps` is that of the recipe (300 "
-        "by default), of which small layers of more than 64 components get 60 % and large ones down to 10 %. Differences "
-        "in accuracy are below what chance makes of so many images.\n\n" + table(header, rows)
+        "ResNet-26 at 64 pixels, the classifier of the section on a wide one; its 3x3 convolutions (64 to 512 "
+        "channels) get components shared by a layer, BatchNorm statistics are re-estimated, nothing is fitted and "
+        f"nothing trained. Dense: {facts['top1_dense']:.2f} % on {facts['test_images']} test images. `sweeps` is that "
+        "of the recipe (300 by default), of which small layers of more than 64 components get 60 % and large ones "
+        "down to 10 %. Differences in accuracy are below what chance makes of so many images.\n\n" + table(header, rows)
     )
 
 
