@@ -68,9 +68,9 @@ def choose(name: str, block: nn.Module, x: Tensor | None, given: Mapping[str, st
 def static_memory_format(model: nn.Module, inputs: Mapping[nn.Module, Tensor]) -> str:
     """Choose the memory format in which a model should be fastest.
 
-    On a CPU that is ``channels_last`` for every model of 2-D convolutions: measured, 18 networks run 0.95 to 2.2 times as
-    fast so, 1.2 in the median, and one of 3-D convolutions 0.8 to 1.1 times. Elsewhere it is the one in which the blocks
-    should be fastest, each in its best form.
+    On a CPU that is ``channels_last`` for every model of 2-D convolutions: measured, 18 networks run 0.95 to 2.2 times
+    as fast so, 1.2 in the median, and one of 3-D convolutions 0.8 to 1.1 times. Elsewhere it is the one in which the
+    blocks should be fastest, each in its best form.
 
     Args:
         model: With its blocks, or without any.
