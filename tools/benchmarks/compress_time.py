@@ -76,7 +76,9 @@ def main() -> None:
         return
     content: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     content |= {
-        "command": shlex.join(["python", "tools/benchmarks/compress_time.py", *arguments.models, "--label", arguments.label]),
+        "command": shlex.join(
+            ["python", "tools/benchmarks/compress_time.py", *arguments.models, "--label", arguments.label]
+        ),
         "rank": arguments.rank,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1},
     }
