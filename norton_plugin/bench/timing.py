@@ -26,6 +26,7 @@ from norton_plugin.bench.candidates import (
 from norton_plugin.bench.report import Setting, Timing
 from norton_plugin.deploy.latency import interleaved
 from norton_plugin.errors import RecipeError
+from norton_plugin.modules.running import repeated
 from norton_plugin.modules.threads import torch_threads
 
 _COMPRESSED = (COMPRESSED, DELIVERED, INT8)
@@ -40,10 +41,10 @@ def of_batch(inputs: Any, batch: int) -> Any:
     if not any(isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves(inputs)):
         raise RecipeError("the example holds no tensor with a batch axis; give one, or leave out the batch size")
 
-    def repeated(leaf: Any) -> Any:
-        return leaf[:1].repeat(batch, *[1] * (leaf.dim() - 1)) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+    def first(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() else leaf
 
-    return tree_map(repeated, inputs)
+    return repeated(tree_map(first, inputs), batch)
 
 
 def samples_of(

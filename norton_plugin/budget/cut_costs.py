@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from norton_plugin.budget.tied import shared_weights
 from norton_plugin.budget.units import Cut, PruningUnit
-from norton_plugin.channels.layers import layer_type, weight_of
+from norton_plugin.channels.layers import filter_dim_of, weight_of
 from norton_plugin.cost import ModelCost
 from norton_plugin.latency import LayerClock
 from norton_plugin.surgery.layouts import Layout
@@ -136,8 +136,7 @@ class CutCosts:
 
 def _filters_and_channels(module: nn.Module, weight: Tensor) -> tuple[int, int]:
     """Return the lengths of a weight along its filters and its channels: a transposed convolution has them swapped."""
-    known = layer_type(module)
-    filter_dim = 0 if known is None else known.filter_dim(module)
+    filter_dim = filter_dim_of(module)
     return weight.shape[filter_dim], weight.shape[1 - filter_dim]
 
 

@@ -144,6 +144,12 @@ def layer_type(module: object) -> LayerType | None:
     return None
 
 
+def filter_dim_of(module: object) -> int:
+    """Return the dimension of a module's weight that numbers its filters: 1 of transposed convolutions, else 0."""
+    found = layer_type(module)
+    return 0 if found is None else found.filter_dim(module)
+
+
 def is_producer(module: object) -> bool:
     """Return whether a module's filters make channels that can be pruned."""
     found = layer_type(module)

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from norton_plugin.channels.cut_sites import CutSite
 from norton_plugin.channels.label_maps import ChannelLabels, consecutive, spread
 from norton_plugin.channels.label_table import LabelTable
-from norton_plugin.channels.layers import DenseEquivalent, LayerType, layer_type
+from norton_plugin.channels.layers import DenseEquivalent, LayerType, filter_dim_of, layer_type
 from norton_plugin.modules.swap import names_by_identity
 
 # In place of a tensor's name: what a module without weights returns.
@@ -113,8 +113,7 @@ class AxisTable:
         return consecutive(axis.base, size) if (axis.dim, axis.size) == (dim, size) else None
 
     def _add(self, module: nn.Module, name: str, tensor_name: str, tensor: Tensor, dims: list[int]) -> list[TensorAxis]:
-        layer = layer_type(module)
-        filter_dim = 0 if layer is None else layer.filter_dim(module)
+        filter_dim = filter_dim_of(module)
         axes, maps = [], []
         for d in dims:
             size = tensor.shape[d]

@@ -82,6 +82,7 @@ def deploy(
     from norton_plugin.deploy import prepare, read_table
     from norton_plugin.deploy.comparison import compare_with_dense
     from norton_plugin.deploy.compiling import NOT_CALLED
+    from norton_plugin.modules.running import repeated
 
     if static and (table is not None or compile):
         raise RecipeError("--static measures nothing: leave out --table and --compile, or --static")
@@ -93,7 +94,7 @@ def deploy(
         if compile and opened.forward_fn is not None:
             raise RecipeError(f"--compile: {NOT_CALLED}")
         opened.model.to(target)
-        example = tuple(x.repeat(batch_size, *(1,) * (x.dim() - 1)).to(target) for x in opened.example_inputs)
+        example = tuple(x.to(target) for x in repeated(opened.example_inputs, batch_size))
         status.update("choosing forms" if static or given else "measuring forms")
         prepared = prepare(
             opened.model,

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -23,7 +24,7 @@ class StdoutError(Exception):
         self.reader_gone = reader_gone
 
 
-class _Guarded:
+class _Guarded(ABC):
     """A text stream around another one that says in its own words what a failed write means.
 
     Args:
@@ -60,8 +61,9 @@ class _Guarded:
             _point_at_null_device(self._stream)
             self._failed(error)
 
+    @abstractmethod
     def _failed(self, error: OSError) -> None:
-        raise NotImplementedError
+        """Say what a write that failed means."""
 
 
 class Results(_Guarded):

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from norton_plugin.blocks.convolutions import CHANNELS_LAST
 from norton_plugin.deploy.region_pooling import needs_contiguous_maps
 from norton_plugin.deploy.same_outputs import difference, layer_tolerance, outputs_of
-from norton_plugin.modules.running import ForwardFunction
+from norton_plugin.modules.running import ForwardFunction, repeated
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -55,28 +54,26 @@ def runs_in_(
     if needs_contiguous_maps(model):
         return False
     expected = outputs_of(model, example_inputs, forward_fn)
-    several, takes_several = _thrice(example_inputs), True
-    try:
-        outputs_of(model, several, forward_fn)
-    except Exception:
-        takes_several = False
+    if not expected:
+        return False
     lay_out_(model, FORMATS[memory_format])
     try:
-        error = difference(model, example_inputs, forward_fn, expected, tolerance=layer_tolerance(model))
-        if takes_several:
-            outputs_of(model, several, forward_fn)
+        same = difference(model, example_inputs, forward_fn, expected, tolerance=layer_tolerance(model)) is None
     except Exception:  # whatever it raises in this format alone
-        error = float("inf")
-    if error is None and expected:
+        same = False
+    several = repeated(example_inputs, 3)  # views of maps may be fine with one image
+    if same and _runs(model, several, forward_fn):
         return True
     lay_out_(model, torch.contiguous_format)
+    if same and not _runs(model, several, forward_fn):  # in no format
+        lay_out_(model, FORMATS[memory_format])
+        return True
     return False
 
 
-def _thrice(example_inputs: Any) -> Any:
-    """Repeat the images of an example, along the first axis of its tensors: views of maps may be fine with one."""
-
-    def repeated(leaf: Any) -> Any:
-        return leaf.repeat(3, *[1] * (leaf.dim() - 1)) if isinstance(leaf, Tensor) and leaf.dim() else leaf
-
-    return tree_map(repeated, example_inputs)
+def _runs(model: nn.Module, inputs: Any, forward_fn: ForwardFunction | None) -> bool:
+    try:
+        outputs_of(model, inputs, forward_fn)
+    except Exception:
+        return False
+    return True

@@ -111,6 +111,20 @@ def varied(example_inputs: Any) -> Any:
     return tree_map(fill, example_inputs)
 
 
+def repeated(inputs: Any, times: int) -> Any:
+    """Repeat the images of an example, along the first axis of its tensors; whatever else it holds stays.
+
+    Args:
+        inputs: As of ``run_model``.
+        times: How often.
+    """
+
+    def repeat(leaf: Any) -> Any:
+        return leaf.repeat(times, *[1] * (leaf.dim() - 1)) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    return tree_map(repeat, inputs)
+
+
 def output_tensors(output: Any) -> list[Tensor]:
     """Return all floating-point tensors of an output, whatever it is nested in."""
     leaves = tree_leaves(output)

@@ -45,8 +45,9 @@ def fitted_finetune(facts: Facts) -> str:
         f"{facts['model']}; {facts['data']}. {facts['settings']['epochs']} epochs by the schedule of the section on "
         "the paper's Figure 2 but for optimizer and rate; a seed draws calibration images, starts and training. The "
         f"dense model by that schedule, one seed: {_DENSE:.2f} %; where a share of the loss is towards the dense "
-        "model, it is that one. The unfitted starts of "
-        "before are the best of that section at the same MACs.\n\n" + table(header, rows) + _means(facts)
+        "model, it is that one. The unfitted starts of before are the best of that section at the same MACs.\n\n"
+        + table(header, rows)
+        + _means(facts)
     )
 
 

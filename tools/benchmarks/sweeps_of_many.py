@@ -38,7 +38,7 @@ POINTWISE = ("*.conv1", "*.conv3", "*downsample*")
 
 def measure(source: ModelSource, images: Images, name: str, sweeps: int) -> dict[str, Any]:
     """Decompose once; return the figures."""
-    pointwise = {pattern: {"rank": None} if "rank" in SIZES[name] else {"share": None} for pattern in POINTWISE}
+    pointwise = dict.fromkeys(POINTWISE, dict.fromkeys(SIZES[name]))  # rank or share: None
     decomposition = Decomposition(**SIZES[name], level="layer", sweeps=sweeps, layers=pointwise)
     recipe = Recipe(decomposition=decomposition, calibration=Calibration(images=IMAGES), verify=False)
     sample = list(batches(images.train.subset(IMAGES, seed=0), source, size=50))
