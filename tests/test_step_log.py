@@ -9,14 +9,8 @@ from torch import nn
 
 from norton_plugin import Recipe, compress
 from norton_plugin.cpd import decompose_coupled, decompose_layers
-from norton_plugin.pipeline import StepLog, step_log
+from norton_plugin.pipeline import StepLog
 from norton_plugin.recipe import Budget, Decomposition
-
-
-@pytest.fixture(autouse=True)
-def _clock_of_its_own(monkeypatch):
-    """The tests move the clock; no line comes from the one on the wall."""
-    monkeypatch.setattr(step_log, "SECONDS", 1e6)
 
 
 def test_a_line_has_the_step_its_time_and_how_far_it_is() -> None:

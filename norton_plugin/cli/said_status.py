@@ -7,11 +7,11 @@ from contextlib import ExitStack
 
 from rich.text import Text
 
-from norton_plugin.pipeline.step_log import SECONDS, StepLog
+from norton_plugin.pipeline import StepLog
 
 
 class SaidStatus:
-    """Says what a command is at every ``SECONDS`` for as long as it takes; what takes less says nothing.
+    """Says what a command is at every ten seconds for as long as it takes; what takes less says nothing.
 
     Args:
         tell: Told each line.
@@ -19,7 +19,7 @@ class SaidStatus:
     """
 
     def __init__(self, tell: Callable[[str], None], text: str) -> None:
-        self._log = StepLog(tell, begins=lambda _: None, every=SECONDS)
+        self._log = StepLog(tell, begins=lambda _: None)
         self.update(text)
         self._running = ExitStack()
 

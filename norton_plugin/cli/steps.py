@@ -9,11 +9,10 @@ from rich.text import Text
 
 from norton_plugin.cli.output import Output
 from norton_plugin.pipeline import StepLog
-from norton_plugin.pipeline.step_log import SECONDS
 
 
 @contextmanager
-def shown_steps(out: Output, update: Callable[[Text], None], *, every: float = SECONDS) -> Iterator[StepLog]:
+def shown_steps(out: Output, update: Callable[[Text], None], *, every: float | None = None) -> Iterator[StepLog]:
     """Show the steps of what runs inside, and how far they are.
 
     A terminal shows one line that changes. Elsewhere, such as in the log of a job, a step that takes long writes a line
@@ -22,7 +21,7 @@ def shown_steps(out: Output, update: Callable[[Text], None], *, every: float = S
     Args:
         out: Where to.
         update: Changes the words of ``out.status``.
-        every: Seconds between two lines.
+        every: Seconds between two lines; ten by default.
     """
 
     def still(words: str) -> None:

@@ -30,7 +30,7 @@ class StepLog:
     Args:
         tell: Told how far a step is while it goes on.
         begins: Told the words of a step as it begins; ``tell`` by default.
-        every: Seconds between two lines of one step.
+        every: Seconds between two lines of one step; None for ``SECONDS``.
         clock: Gives the time in seconds.
     """
 
@@ -39,10 +39,11 @@ class StepLog:
         tell: Tell,
         *,
         begins: Tell | None = None,
-        every: float = SECONDS,
+        every: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._tell, self._begins, self._every, self._clock = tell, begins or tell, every, clock
+        self._tell, self._begins, self._clock = tell, begins or tell, clock
+        self._every = SECONDS if every is None else every
         self._ended = threading.Event()
         self._step, self._detail, self._started = "", "", clock()
 
@@ -92,5 +93,5 @@ def heard(on_step: Tell | None, on_detail: Tell | None, *, tell: Tell) -> Iterat
     if on_step is not None or on_detail is not None:
         yield on_step, on_detail
         return
-    with StepLog(tell, every=SECONDS).running() as log:
+    with StepLog(tell).running() as log:
         yield log, log.detail

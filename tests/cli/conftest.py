@@ -51,9 +51,3 @@ def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded images of tests do not land in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def _quiet_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes long because the machine is busy adds no lines to stderr."""
-    monkeypatch.setattr("norton_plugin.cli.said_status.SECONDS", 1e6)

@@ -12,7 +12,7 @@ from norton_plugin.errors import ArtifactError
 
 @pytest.fixture
 def out(monkeypatch):
-    monkeypatch.setattr("norton_plugin.cli.said_status.SECONDS", 0.05)
+    monkeypatch.setattr("norton_plugin.pipeline.step_log.SECONDS", 0.05)
     return Output(as_json=False, verbose=False, threads=None, stdout=io.StringIO(), stderr=io.StringIO())
 
 
@@ -58,7 +58,7 @@ def test_a_demonstration_says_what_it_is_at(norton, monkeypatch, tmp_path):
         time.sleep(0.3)
         raise ArtifactError("that is enough")
 
-    monkeypatch.setattr("norton_plugin.cli.said_status.SECONDS", 0.05)
+    monkeypatch.setattr("norton_plugin.pipeline.step_log.SECONDS", 0.05)
     monkeypatch.setattr("norton_plugin.demo.run_demo", run_demo)
     answer = norton("demo", "-o", tmp_path / "demo")
     assert answer.out == "" and answer.err.endswith("error: that is enough\n")

@@ -7,18 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from norton_plugin.pipeline import StepLog
-from norton_plugin.pipeline.step_log import SECONDS
 
 PACKAGE = "norton_plugin"
 
 
 @contextmanager
-def run_log(logger: logging.Logger, *, every: float = SECONDS) -> Iterator[StepLog]:
+def run_log(logger: logging.Logger, *, every: float | None = None) -> Iterator[StepLog]:
     """Let a run's log hear the steps of what runs inside, and what the package logs there.
 
     Args:
         logger: Of the run.
-        every: Seconds between two lines of one step.
+        every: Seconds between two lines of one step; ten by default.
     """
     steps = StepLog(lambda words: logger.info("NORTON: %s", words), every=every)
     with forwarded(logger), steps.running() as log:
