@@ -21,7 +21,14 @@ from norton_plugin.calibration.relative_norm import correct_batch_norm_
 from norton_plugin.calibration.ridge import ENOUGH
 from norton_plugin.calibration.sequential import SequentialPass
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model, traceable
+from norton_plugin.modules.running import (
+    ForwardFunction,
+    calibrated_by,
+    distilled_by,
+    evaluating,
+    run_model,
+    traceable,
+)
 from norton_plugin.surgery.removed import RemovedChannels
 
 
@@ -129,7 +136,7 @@ def calibrate_(
     layers, left = layers_to_fit(dense, compressed, admits, removed)
     try:
         # All forms compute the same, and few calls of large batches run fastest with weights that are rebuilt.
-        with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
+        with traceable(dense), evaluating(compressed), all_in_form(compressed, "dense"):
             comparison = Comparison(dense, held_back or given, compared)
             found = {"plain": comparison.of(compressed)}
             places = [

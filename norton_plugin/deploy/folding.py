@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from norton_plugin.deploy.fold_weights import LAYERS, folded, is_norm, rest_of, unfoldable
 from norton_plugin.deploy.lowering import SelectChannels
 from norton_plugin.deploy.readers import Readers
-from norton_plugin.deploy.same_outputs import difference, layer_tolerance
+from norton_plugin.deploy.same_outputs import difference, layer_tolerance, outputs_of
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import ForwardFunction, output_tensors, relative_error, run_model, traceable
+from norton_plugin.modules.running import ForwardFunction, relative_error, run_model, traceable
 from norton_plugin.modules.swap import names_by_identity, swap_
 
 
@@ -81,11 +81,11 @@ def fold_(model: nn.Module, example_inputs: Any, *, forward_fn: ForwardFunction 
     names = {module: all_names[0] for module, all_names in names_by_identity(model).items()}
     norms = [module for module in names if is_norm(module)]
     try:
+        outputs = outputs_of(model, example_inputs, forward_fn)
         with traceable(model):
             pairs, left = _pairs(model, example_inputs, forward_fn, norms, names)
             new = {pair: folded(pair.layer, pair.norm, pair.index) for pair in pairs}
             errors = _errors(model, example_inputs, forward_fn, new)
-            outputs = output_tensors(run_model(model, example_inputs, forward_fn))
     except SurgeryError:
         raise
     except Exception as error:

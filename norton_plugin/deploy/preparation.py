@@ -25,6 +25,7 @@ from norton_plugin.deploy.region_pooling import pool_by_torchvision_
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
+from norton_plugin.modules.run_state import RunState
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.modules.swap import names_by_identity, swap_
 
@@ -96,6 +97,7 @@ def prepare(
     blocks = {module: names[0] for module, names in named.items() if isinstance(module, ConvBlock | CPDLinear)}
     given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
+    runs = RunState(copied, model)
     memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(copied, inputs)
     choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
     lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
@@ -110,6 +112,7 @@ def prepare(
     else:
         ready = replace(_static(ready, sites, example, given, memory_format), compiled=taken_over)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
+    runs.restore_(ready.model)
     final: Any = compiled(ready.model) if ready.compiled else ready.model
     return PreparedModel(
         final,

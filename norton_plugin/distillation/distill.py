@@ -17,7 +17,7 @@ from norton_plugin.calibration import Comparison, batch_size, split_batches
 from norton_plugin.calibration.lockstep import failures_explained
 from norton_plugin.distillation.objective import Objective
 from norton_plugin.errors import SurgeryError
-from norton_plugin.modules.running import traceable
+from norton_plugin.modules.running import evaluating, traceable
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def distill_(
     before = [parameter.detach().clone() for parameter in parameters]
     objective = Objective(dense, compressed, call, temperature=temperature, block_weight=block_weight)
     try:
-        with traceable(dense), traceable(compressed), all_in_form(compressed, "dense"):
+        with traceable(dense), evaluating(compressed), all_in_form(compressed, "dense"):
             comparison = Comparison(dense, held_back or learned, call)
             found = {"before": comparison.of(compressed)}
             balance_(compressed)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from norton_plugin.modules.run_state import preserved_state
+
 ForwardFunction = Callable[[nn.Module, Any], Any]
 # Largest relative difference between a model after surgery and what it has to equal.
 TOLERANCE = 1e-4
@@ -20,8 +22,15 @@ TOLERANCE = 1e-4
 def traceable(model: nn.Module) -> Iterator[None]:
     """While entered, run in evaluation mode without gradients, with the same random numbers every time.
 
-    Flags and random generators are restored.
+    Flags, random generators, and what the model keeps of its runs are restored.
     """
+    with evaluating(model), preserved_state(model):
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Like `traceable`, for models that are changed meanwhile: flags and random generators alone are restored."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

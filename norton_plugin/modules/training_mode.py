@@ -10,22 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from norton_plugin.modules.snapshot import Snapshot
+from norton_plugin.modules.run_state import preserved_state
 
 
 @contextmanager
 def training(model: nn.Module) -> Iterator[None]:
-    """While entered, the model is in training mode; attributes, flags and values of buffers come back."""
-    before = Snapshot(model.modules())
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
+    """While entered, the model is in training mode; attributes, flags and buffers come back."""
+    with preserved_state(model):
         model.train()
         yield
-    finally:
-        before.restore_()
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
 
 
 def run_training(run: Callable[[Any], Any], example_inputs: Any) -> Any:

@@ -21,6 +21,20 @@ from norton_plugin.surgery.report import DecompositionReport, PruningReport, sum
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
+def check_arguments(model: nn.Module, example_inputs: Any, recipe: Recipe, *, calibration: Any, criterion: Any) -> None:
+    """Check all that can be checked before any work; arguments as of ``compress``.
+
+    Raises:
+        RecipeError: The recipe asks for nothing, for what the images do not give, or has patterns that match nothing.
+        SurgeryError: The model and the example cannot be worked on.
+    """
+    check_recipe(recipe)
+    check_calibration(recipe, calibration, criterion)
+    check_model(model, example_inputs)
+    check_patterns(model, recipe)
+    check_memory(model, recipe)
+
+
 def check_recipe(recipe: Recipe) -> None:
     """Check that a recipe asks for something.
 

@@ -18,17 +18,10 @@ from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
+from norton_plugin.modules.run_state import RunState, preserved_state
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.pipeline.budgets import what_is_known, within_budget
-from norton_plugin.pipeline.checks import (
-    check_calibration,
-    check_memory,
-    check_model,
-    check_patterns,
-    check_recipe,
-    require_changes,
-    runs_images_again,
-)
+from norton_plugin.pipeline.checks import check_arguments, require_changes, runs_images_again
 from norton_plugin.pipeline.hybrid import lowest_divergence
 from norton_plugin.pipeline.phases import Phases
 from norton_plugin.pipeline.report import CompressionReport
@@ -85,14 +78,11 @@ def compress(
             ran out.
     """
     start = time.perf_counter()
-    check_recipe(recipe)
-    check_calibration(recipe, calibration, criterion)
-    check_model(model, example_inputs)
-    check_patterns(model, recipe)
-    check_memory(model, recipe)
+    check_arguments(model, example_inputs, recipe, calibration=calibration, criterion=criterion)
     ranking = None if criterion is None else on_modules_of(model, as_criterion(criterion))
     with (
         preserved_random_state(),
+        preserved_state(model),
         heard(on_step, on_detail, tell=logger.info) as (begun, detail),
         memory_errors_explained(begun, first="copy") as step,
     ):
@@ -100,6 +90,7 @@ def compress(
         step("measure")
         before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
         dense = lasting(geometry(model), geometry(compressed))  # models may keep something of a run
+        runs = RunState(compressed, model)
         if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, detail)
@@ -113,6 +104,7 @@ def compress(
         require_changes(done.decomposition, done.pruning)
         planned = known.finished(planned, compressed)
         after = phases.cost_of(compressed)
+        runs.restore_(compressed)
 
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)

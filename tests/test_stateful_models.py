@@ -1,0 +1,102 @@
+"""Models that keep something of every run, such as a running mean: what runs of a compression leave is taken back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from norton_plugin import Recipe, compress
+from norton_plugin.deploy import prepare
+from norton_plugin.errors import SurgeryError
+from norton_plugin.recipe import Calibration, Decomposition, Pruning
+
+
+class Stateful(nn.Module):
+    """Subtracts a running mean of its inputs, and counts its runs in a buffer and in an attribute."""
+
+    def __init__(self, *, in_place: bool) -> None:
+        super().__init__()
+        self.in_place, self.calls, self.last_size = in_place, 0, None
+        self.register_buffer("mean", torch.full((3,), 0.25))
+        self.register_buffer("runs", torch.tensor(7))
+        self.register_buffer("absent", None)
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        now = x.detach().mean((0, 2, 3))
+        if self.in_place:
+            self.mean.mul_(0.9).add_(0.1 * now)
+            self.runs.add_(1)
+        else:
+            self.mean, self.runs = 0.9 * self.mean + 0.1 * now, self.runs + 1
+        self.calls, self.last_size = self.calls + 1, x.shape[2:]
+        x = self.second(torch.relu(self.first(x - self.mean[None, :, None, None])))
+        return self.head(torch.relu(self.norm(x)).mean((2, 3)))
+
+
+RECIPE = Recipe(decomposition=Decomposition(rank=2), pruning=Pruning(keep=0.5))
+
+
+@pytest.fixture(params=[True, False], ids=["in place", "replaced"])
+def model(request: pytest.FixtureRequest) -> Stateful:
+    return Stateful(in_place=request.param).eval()
+
+
+def _is_as_new(model: nn.Module) -> bool:
+    kept = torch.equal(model.mean, torch.full((3,), 0.25)) and model.runs == 7
+    return bool(kept) and (model.calls, model.last_size, model.absent) == (0, None, None)
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_both_models_are_as_before_their_runs(model: Stateful, fit: bool) -> None:
+    before = copy.deepcopy(model.state_dict())
+    recipe = RECIPE
+    if fit:
+        recipe = Recipe(
+            decomposition=RECIPE.decomposition, pruning=RECIPE.pruning, calibration=Calibration(images=8, fit=True)
+        )
+    images = [torch.rand(4, 3, 8, 8) + 1 for _ in range(2)]
+    result = compress(model, images[0], recipe, calibration=images if fit else None)
+    assert _is_as_new(model) and _is_as_new(result.model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert result.model.first.out_channels == 8
+
+
+def test_a_prepared_model_starts_where_the_given_one_stands(model: Stateful) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    expected = copy.deepcopy(model)(x)
+    prepared = prepare(model, x).model
+    assert _is_as_new(model) and _is_as_new(prepared)
+    torch.testing.assert_close(prepared(x), expected)
+
+
+def test_the_model_is_as_before_where_the_compression_fails(model: Stateful) -> None:
+    def step(name: str) -> None:
+        if name == "prune":
+            model(torch.rand(1, 3, 8, 8))
+            raise SurgeryError("that is enough")
+
+    with pytest.raises(SurgeryError, match="enough"):
+        compress(model, torch.rand(1, 3, 8, 8), RECIPE, on_step=step)
+    assert _is_as_new(model)
+
+
+def test_a_state_that_is_cut_with_its_channels_stays_as_it_is() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(16))
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+            return self.second(torch.relu(x - self.mean[None, :, None, None]))
+
+    model = Inner().eval()
+    compressed = compress(model, torch.rand(1, 3, 8, 8), Recipe(pruning=Pruning(keep=0.5))).model
+    assert not model.mean.any()
+    assert compressed.mean.shape == (compressed.first.out_channels,)
+    compressed(torch.rand(1, 3, 8, 8))
