@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from norton_plugin.blocks import all_in_form
 from norton_plugin.errors import NortonError, SurgeryError
+from norton_plugin.modules.run_state import preserved_state
 
 Call = Callable[[], Any]
 MapSize = tuple[int, ...]
@@ -106,7 +107,7 @@ def _evaluated_without_gradients(model: nn.Module) -> Iterator[None]:
         # torch's counter hooks the gradients of what modules are given, which fails for a parameter under no_grad.
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.no_grad():
+        with torch.no_grad(), preserved_state(model):
             yield
     finally:
         for module, mode in modes:

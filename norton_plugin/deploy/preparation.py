@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from norton_plugin.deploy.region_pooling import pool_by_torchvision_
 from norton_plugin.deploy.table import LINEAR, BlockChoice, DeploymentTable
 from norton_plugin.errors import SurgeryError
 from norton_plugin.modules.duplication import duplicate
-from norton_plugin.modules.run_state import RunState
+from norton_plugin.modules.run_state import preserved_state
 from norton_plugin.modules.running import ForwardFunction, output_tensors, run_model
 from norton_plugin.modules.swap import names_by_identity, swap_
 
@@ -97,7 +98,6 @@ def prepare(
     blocks = {module: names[0] for module, names in named.items() if isinstance(module, ConvBlock | CPDLinear)}
     given = given_forms(forms, list(blocks.values()))
     inputs = largest_inputs(copied, blocks, example_inputs, forward_fn)
-    runs = RunState(copied, model)
     memory_format = forms.memory_format if isinstance(forms, DeploymentTable) else static_memory_format(copied, inputs)
     choices = {b: choose(name, b, inputs.get(b), given, memory_format) for b, name in blocks.items()}
     lowered: dict[nn.Module, nn.Module] = {b: lower_block(b, _form(choices[b])) for b in blocks}
@@ -112,7 +112,6 @@ def prepare(
     else:
         ready = replace(_static(ready, sites, example, given, memory_format), compiled=taken_over)
     deployment = DeploymentTable(ready.choices, ready.memory_format, ready.compiled, fold, _machine(example_inputs))
-    runs.restore_(ready.model)
     final: Any = compiled(ready.model) if ready.compiled else ready.model
     return PreparedModel(
         final,
@@ -220,7 +219,9 @@ def _measured(ready: _Ready, sites: list[_Site], example: _Example, *, rounds: i
     if compile:
         calls |= {f"{name}, compiled": partial(example.run, compiled(v.model)) for name, v in variants.items()}
     timed = list(calls.values()) if len(calls) > 1 else [*calls.values()] * 2  # a comparison takes two
-    with torch.inference_mode():
+    with torch.inference_mode(), ExitStack() as stack:
+        for variant in variants.values():
+            stack.enter_context(preserved_state(variant.model))
         timing = compare_latency(timed, rounds=rounds, warmup=2, clock=clock())
     milliseconds = {name: 1e3 * seconds for name, seconds in zip(calls, timing.seconds, strict=False)}
     best = min(milliseconds, key=lambda name: milliseconds[name])

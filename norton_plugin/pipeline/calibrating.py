@@ -19,6 +19,7 @@ from norton_plugin.calibration.batches import batch_size
 from norton_plugin.calibration.positions import positions_of
 from norton_plugin.distillation import DistillationReport, distill_
 from norton_plugin.modules.duplication import duplicate
+from norton_plugin.modules.run_state import preserved_state
 from norton_plugin.modules.running import ForwardFunction, calibrated_by, distilled_by, run_model
 from norton_plugin.recipe import Recipe
 from norton_plugin.surgery.removed import RemovedChannels
@@ -43,21 +44,22 @@ def fit_(
     ``removed`` is what pruning took from them; ``on_detail`` is told which layer is next.
     """
     settings = recipe.calibration
-    return calibrate_(
-        duplicate(model),  # models may keep something of a run
-        compressed,
-        calibration,
-        example_inputs=example_inputs,
-        forward_fn=forward_fn,
-        images=settings.images,
-        positions=settings.positions,
-        seed=settings.seed,
-        memory=settings.memory_bytes,
-        norms=settings.batch_norm,
-        admits=recipe.scope.admits,
-        removed=removed,
-        on_layer=None if on_detail is None else lambda done, count: on_detail(f"{done} of {count} layers"),
-    )
+    with preserved_state(compressed, norms=False):
+        return calibrate_(
+            duplicate(model),  # models may keep something of a run
+            compressed,
+            calibration,
+            example_inputs=example_inputs,
+            forward_fn=forward_fn,
+            images=settings.images,
+            positions=settings.positions,
+            seed=settings.seed,
+            memory=settings.memory_bytes,
+            norms=settings.batch_norm,
+            admits=recipe.scope.admits,
+            removed=removed,
+            on_layer=None if on_detail is None else lambda done, count: on_detail(f"{done} of {count} layers"),
+        )
 
 
 def ranked_by_outputs(
@@ -117,15 +119,16 @@ def finish_(
     if not settings.active:
         return images, None
     step("distill")
-    distilled = distill_(
-        duplicate(model),
-        compressed,
-        calibration,
-        call=partial(run_model, forward_fn=distilled_by(forward_fn)),
-        admits=recipe.scope.admits,
-        on_step=None if on_detail is None else lambda done, count: on_detail(f"{done} of {count} steps"),
-        **settings.to_dict(),
-    )
+    with preserved_state(compressed):
+        distilled = distill_(
+            duplicate(model),
+            compressed,
+            calibration,
+            call=partial(run_model, forward_fn=distilled_by(forward_fn)),
+            admits=recipe.scope.admits,
+            on_step=None if on_detail is None else lambda done, count: on_detail(f"{done} of {count} steps"),
+            **settings.to_dict(),
+        )
     return images, distilled
 
 
@@ -134,4 +137,5 @@ def _reestimate_(
 ) -> int:
     """Re-estimate BatchNorm statistics, in place; return the number of images."""
     call = partial(run_model, forward_fn=calibrated_by(forward_fn))
-    return reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)
+    with preserved_state(compressed, norms=False):
+        return reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)

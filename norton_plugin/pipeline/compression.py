@@ -18,7 +18,7 @@ from norton_plugin.integrations import as_criterion
 from norton_plugin.modules.duplication import counterparts, duplicate
 from norton_plugin.modules.memory import memory_errors_explained
 from norton_plugin.modules.random_state import preserved_random_state
-from norton_plugin.modules.run_state import RunState, preserved_state
+from norton_plugin.modules.run_state import preserved_state
 from norton_plugin.modules.running import ForwardFunction, counted_by, run_model
 from norton_plugin.pipeline.budgets import what_is_known, within_budget
 from norton_plugin.pipeline.checks import check_arguments, require_changes, runs_images_again
@@ -90,7 +90,6 @@ def compress(
         step("measure")
         before = count_cost(compressed, partial(run_model, compressed, example_inputs, counted_by(forward_fn)))
         dense = lasting(geometry(model), geometry(compressed))  # models may keep something of a run
-        runs = RunState(compressed, model)
         if calibration is not None and (recipe.budget.given or runs_images_again(recipe, criterion)):
             calibration = take_batches(calibration, recipe.calibration.images)
         phases = Phases(model, example_inputs, before, calibration, ranking, forward_fn, step, detail)
@@ -104,7 +103,6 @@ def compress(
         require_changes(done.decomposition, done.pruning)
         planned = known.finished(planned, compressed)
         after = phases.cost_of(compressed)
-        runs.restore_(compressed)
 
     structure = diff(dense, geometry(compressed))
     carry_(compressed, structure)

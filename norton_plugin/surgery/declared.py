@@ -82,7 +82,7 @@ class DeclaredWidths:
     def _measured(self, declared: list[_Declared]) -> dict[Place, Shape]:
         """Return the shape of each tensor; those that the run does not come by are absent."""
         seen: dict[Place, Shape] = {}
-        with ExitStack() as stack, traceable(self._model):
+        with traceable(self._model), ExitStack() as stack:
             for each in declared:
                 stack.enter_context(_watching(each, seen))
             try:

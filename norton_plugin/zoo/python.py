@@ -39,7 +39,9 @@ def build(
         kwargs: Further arguments of the function.
 
     Returns:
-        The model; its normalisation is ImageNet's unless it has attributes ``mean`` and ``std``.
+        The model; its normalisation is ImageNet's unless it has attributes ``mean`` and ``std``. It takes as many
+        inputs as ``forward`` has positional arguments without a default, such as the two of a siamese network, all of
+        that size.
 
     Raises:
         SourceError: The function cannot be imported or called, or returns something else than a module.
@@ -62,7 +64,8 @@ def build(
     shapes = (getattr(model, "input_size", None), input_size, default.input_size)
     size = resolve_input_size(input_size, next(shape for shape in shapes if _is_shape(shape)))
     mean, std = (getattr(model, key, getattr(default, key)) for key in ("mean", "std"))
-    return Built(model=model, kwargs=arguments, preprocessing=Preprocessing(size, tuple(mean), tuple(std)))
+    preprocessing = Preprocessing(size, tuple(mean), tuple(std))
+    return Built(model=model, kwargs=arguments, preprocessing=preprocessing, inputs=_required(model.forward))
 
 
 def rebuild(name: str, kwargs: Mapping[str, Any], *, trust_code: bool = False) -> nn.Module:
@@ -137,6 +140,16 @@ def _takes(function: Callable[..., Any], argument: str) -> bool:
     except (TypeError, ValueError):
         return False
     return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _required(forward: Callable[..., Any]) -> int:
+    """Return how many positional arguments must be given, at least one."""
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters))
 
 
 def _is_shape(value: Any) -> TypeGuard[Sequence[int]]:

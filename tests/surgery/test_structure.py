@@ -290,7 +290,7 @@ def test_what_a_run_leaves_behind_is_no_part_of_the_structure(image):
 
     model = Caching().eval()
     changed, structure = compressed(model, image)
-    assert hasattr(changed, "size") and changed.grid.shape == (8, 8)
+    assert not hasattr(changed, "size") and not hasattr(changed, "grid")
     assert {entry["names"][0] for entry in structure["modules"]} == {"conv", "head"}
     fresh = Caching().eval()
     fresh(torch.zeros(1, 3, 5, 5))

@@ -78,6 +78,20 @@ def test_python_function(tmp_path, monkeypatch):
             load_source(f"python:mine_for_norton:{name}", pretrained=name == "net")
 
 
+def test_a_model_of_the_user_may_take_two_images(tmp_path, monkeypatch):
+    (tmp_path / "pairs_for_norton.py").write_text(
+        "from torch import nn\n"
+        "class Pair(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 4, 3)\n"
+        "    def forward(self, left, right, *rest, scale=1.0, flip=False):\n"
+        "        return (self.conv(left) - self.conv(right)).mean((2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    source = load_source("python:pairs_for_norton:Pair", input_size=8)
+    assert [tuple(x.shape) for x in source.example_inputs] == [(1, 3, 8, 8)] * 2
+    assert source.model(*source.example_inputs).shape == (1, 4)
+
+
 def test_a_function_of_the_user_may_read_clips(tmp_path, monkeypatch):
     (tmp_path / "clips_for_norton.py").write_text(
         "from torch import nn\n"
