@@ -57,6 +57,11 @@ class MissingExtraError(NortonError, ImportError):
     """An optional dependency is absent; the message names the pip command that installs it."""
 
 
+def first_line_of(error: BaseException) -> str:
+    """Return the first line of an error's message, see ``message_of``."""
+    return message_of(error).partition("\n")[0]
+
+
 def message_of(error: BaseException) -> str:
     """Return an error's message; where it has none, such as that of a bare ``assert``, the line that raised it."""
     message = str(error).strip()

@@ -199,10 +199,14 @@ def test_a_batch_of_one():
         ([], "the calibration data holds no batch"),
         ([torch.zeros(2, 5, 8, 8)], "does not run on a calibration batch (RuntimeError"),
         ([torch.full((2, 3, 8, 8), float("nan"))], "statistics are not finite"),
+        (IMAGE, "calibration is a Tensor; expected an iterable of batches"),
+        ("images", "calibration is a str; expected an iterable of batches"),
+        ({"images": IMAGE}, "calibration is a dict; expected"),
     ],
 )
 def test_wrong_calibration_data(batches, words):
-    assert words in refused(network(), IMAGE, BOTH, calibration=batches)
+    message = refused(network(), IMAGE, BOTH, calibration=batches)
+    assert words in message and "\n" not in message
 
 
 @pytest.mark.parametrize(

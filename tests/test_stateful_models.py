@@ -68,6 +68,39 @@ def test_both_models_are_as_before_their_runs(model: Stateful, fit: bool) -> Non
     assert result.model.first.out_channels == 8
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["some frozen", "all frozen"])
+def test_a_frozen_vector_that_runs_change_comes_back(training: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3), requires_grad=False)
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                self.scale.mul_(0.9)
+            return self.second(torch.relu(self.first(x * self.scale[:, None, None])))
+
+    model, x = Scaled().eval(), torch.rand(2, 3, 8, 8)
+    if not training:
+        model.requires_grad_(False)
+    expected = copy.deepcopy(model)(x)
+    torch.testing.assert_close(prepare(model, x).model(x), expected)
+    compressed = compress(model, x, RECIPE).model
+    assert compressed.first.out_channels == 8
+    assert torch.equal(model.scale, torch.ones(3)) and torch.equal(compressed.scale, torch.ones(3))
+
+
+def test_frozen_biases_are_fitted() -> None:
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(16, 4)).eval().requires_grad_(False)
+    images = [torch.rand(16, 3, 8, 8) + 1 for _ in range(8)]
+    recipe = Recipe(decomposition=Decomposition(rank=1), calibration=Calibration(images=128, fit=True))
+    result = compress(model, images[0], recipe, calibration=images)
+    assert result.report.calibration.chosen != "plain"
+    assert not torch.equal(result.model[2].bias, model[2].bias)
+
+
 def test_learning_from_the_dense_model_leaves_no_state(model: Stateful) -> None:
     recipe = Recipe(decomposition=RECIPE.decomposition, distillation=Distillation(passes=1))
     result = compress(model, torch.rand(2, 3, 8, 8), recipe, calibration=[torch.rand(4, 3, 8, 8) for _ in range(3)])

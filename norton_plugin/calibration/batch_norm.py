@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.calibration.batches import batch_size
-from norton_plugin.errors import SurgeryError, message_of
+from norton_plugin.errors import SurgeryError, first_line_of
 
 # SyncBatchNorm runs only where processes are joined; its statistics are re-estimated alike.
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -89,7 +89,7 @@ def _run(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], Any]) ->
         call(model, batch)
     except Exception as error:
         raise SurgeryError(
-            f"the model does not run on a calibration batch ({type(error).__name__}: {message_of(error)}); give "
+            f"the model does not run on a calibration batch ({type(error).__name__}: {first_line_of(error)}); give "
             "batches like the example inputs, of two images or more where a BatchNorm sees maps of one pixel"
         ) from error
 

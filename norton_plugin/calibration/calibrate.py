@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -183,15 +183,15 @@ def _few_samples(fits: Sequence[LayerFit], *, images: int, positions: int | str)
     )
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _state(model: nn.Module) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in _tensors(model)]
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
 
 
-def _restore(model: nn.Module, state: list[Tensor]) -> None:
-    for tensor, value in zip(_tensors(model), state, strict=True):
-        tensor.data.copy_(value)
+def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in _tensors(model).items():
+        if name in state:  # some models make buffers while they run
+            tensor.data.copy_(state[name])

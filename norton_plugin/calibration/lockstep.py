@@ -20,7 +20,7 @@ from norton_plugin.calibration.held_tensors import HeldMemory, HeldTensors
 from norton_plugin.calibration.operations import OperationCounter
 from norton_plugin.calibration.places import LayerPlace
 from norton_plugin.calibration.streams import StreamTrace
-from norton_plugin.errors import NortonError, SurgeryError, message_of
+from norton_plugin.errors import NortonError, SurgeryError, first_line_of
 
 Moment = Literal["before", "after"]
 _running = threading.local()
@@ -33,7 +33,7 @@ class _CancelledError(BaseException):
 def does_not_run(error: BaseException) -> SurgeryError:
     """Return what to say of a model that fails on a calibration batch."""
     return SurgeryError(
-        f"the model does not run on a calibration batch ({type(error).__name__}: {message_of(error)}); give batches "
+        f"the model does not run on a calibration batch ({type(error).__name__}: {first_line_of(error)}); give batches "
         "like the example inputs, without labels"
     )
 

@@ -197,6 +197,8 @@ def _cases(
             named = reference.named(example)
             expected = tuple(tensor for _, tensor in named)
             again = _found_again(reference, example, expected, seed) if is_unordered(forward_fn) else None
+            if again is None:
+                reference.check_repeats(example, expected)
             found.append(Case(example, expected, again))
             if again is not None:
                 _check_steps(model, example, dict(named), forward_fn, again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,23 @@ from norton_plugin.modules.snapshot import Snapshot
 
 
 @contextmanager
-def preserved_state(model: nn.Module, *, norms: bool = True) -> Iterator[None]:
+def preserved_state(model: nn.Module, *, fitted: bool = False) -> Iterator[None]:
     """While entered, the model may run: attributes, flags, buffers and the values of those come back.
+
+    So do the values of frozen scalars and vectors, in which some models keep what is no parameter.
 
     Args:
         model: Whatever else is changed meanwhile, such as parameters and submodules, stays so.
-        norms: Whether that includes modules with running statistics, which may be re-estimated meanwhile.
+        fitted: What fits a model to images stays changed too: running statistics and parameters.
     """
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    kept = [module for module in modules if norms or "running_mean" not in module._buffers]
+    kept = [module for module in modules if not (fitted and "running_mean" in module._buffers)]
     before = Snapshot(kept)
     held = [(module._buffers, dict(module._buffers)) for module in kept]
-    buffers = [buffer for _, entries in held for buffer in entries.values() if buffer is not None]
-    values = [(buffer, buffer.detach().clone()) for buffer in buffers if _is_plain(buffer)]
+    kept_tensors = [buffer for _, entries in held for buffer in entries.values() if buffer is not None]
+    if not fitted:
+        kept_tensors += [p for module in kept for p in module._parameters.values() if _is_state(p)]
+    values = [(tensor, tensor.detach().clone()) for tensor in kept_tensors if _is_plain(tensor)]
     try:
         yield
     finally:
@@ -33,14 +38,19 @@ def preserved_state(model: nn.Module, *, norms: bool = True) -> Iterator[None]:
             owner.clear()
             owner.update(entries)
         with torch.no_grad():
-            for buffer, value in values:
-                if not _equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in values:
+                if not _equal(tensor, value):
+                    tensor.copy_(value)
 
 
-def _is_plain(buffer: Tensor) -> bool:
-    """Return whether the values of a buffer can be compared and written."""
-    return buffer.layout == torch.strided and not (buffer.is_meta or buffer.is_inference() or buffer.is_quantized)
+def _is_state(parameter: nn.Parameter | None) -> TypeGuard[nn.Parameter]:
+    """Return whether a parameter may be one in which a model keeps something: a frozen scalar or vector."""
+    return parameter is not None and not parameter.requires_grad and parameter.dim() < 2
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether the values of a tensor can be compared and written."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_inference() or tensor.is_quantized)
 
 
 def _equal(new: Tensor, old: Tensor) -> bool:

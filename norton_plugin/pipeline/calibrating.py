@@ -44,7 +44,7 @@ def fit_(
     ``removed`` is what pruning took from them; ``on_detail`` is told which layer is next.
     """
     settings = recipe.calibration
-    with preserved_state(compressed, norms=False):
+    with preserved_state(compressed, fitted=True):
         return calibrate_(
             duplicate(model),  # models may keep something of a run
             compressed,
@@ -119,7 +119,7 @@ def finish_(
     if not settings.active:
         return images, None
     step("distill")
-    with preserved_state(compressed):
+    with preserved_state(compressed, fitted=True):
         distilled = distill_(
             duplicate(model),
             compressed,
@@ -137,5 +137,5 @@ def _reestimate_(
 ) -> int:
     """Re-estimate BatchNorm statistics, in place; return the number of images."""
     call = partial(run_model, forward_fn=calibrated_by(forward_fn))
-    with preserved_state(compressed, norms=False):
+    with preserved_state(compressed, fitted=True):
         return reestimate_batch_norm_(compressed, calibration, call=call, images=recipe.calibration.images)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from norton_plugin.calibration.layers import contract_of, patch_geometry
@@ -65,8 +67,13 @@ def check_calibration(recipe: Recipe, calibration: Any, criterion: Any = None) -
 
     Raises:
         RecipeError: ``calibration.fit`` or ``distillation.passes`` is set, or the criterion is "output", and there are
-            none.
+            none; or ``calibration`` is something else than batches.
     """
+    if isinstance(calibration, str | bytes | PurePath | Tensor | Mapping):
+        raise RecipeError(
+            f"calibration is a {type(calibration).__name__}; expected an iterable of batches, each like the example "
+            "inputs, such as a list or a DataLoader that gives no labels"
+        )
     if recipe.distillation.active and calibration is None:
         raise RecipeError(
             "distillation.passes is set, which needs unlabelled images: give calibration=batches (on the command line "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from norton_plugin.errors import SourceError
 from norton_plugin.zoo.pixels import in_eight_bits
@@ -66,5 +66,9 @@ def read_image(path: Path, *, gray: bool = False) -> Image.Image:
     try:
         with Image.open(path) as image:
             return in_eight_bits(image, gray=gray)
+    except UnidentifiedImageError as error:
+        raise SourceError(
+            f"{str(path)!r} cannot be read as an image: it is empty, damaged, or of an unknown format"
+        ) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         raise SourceError(f"{str(path)!r} cannot be read as an image: {error}") from error

@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -175,3 +176,60 @@ def test_a_folder_in_the_way_stays(small, example, tmp_path):
 def test_settings_of_int8_that_do_not_fit(arguments, message):
     with pytest.raises(ExportError, match=message):
         Int8(**arguments)
+
+
+@dataclass
+class KeyPoints:
+    places: torch.Tensor
+    maps: list[torch.Tensor]
+
+
+class Nothing:
+    def __init__(self, hidden):
+        self.__hidden = (hidden,)
+
+
+def test_the_fields_of_a_dataclass_are_outputs(example, tmp_path):
+    class Finder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            maps = self.conv(x)
+            return KeyPoints(maps.mean((2, 3)), [maps, maps.relu()])
+
+    report = export(Finder().eval(), example, tmp_path / "a.onnx", runtimes=("onnxruntime",))
+    assert report.outputs == ("places", "maps_0", "maps_1")
+
+
+def test_an_object_that_hides_its_tensors_is_named(example, tmp_path):
+    class Hiding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return Nothing(self.conv(x))
+
+    with pytest.raises(ExportError, match="returns a Nothing in which no tensor is found, .* dataclasses of them"):
+        export(Hiding().eval(), example, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_outputs_change_from_run_to_run(example, tmp_path):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.register_buffer("runs", torch.ones(()))
+
+        def forward(self, x):
+            self.runs += 1
+            return self.conv(x) * self.runs
+
+    model = Counting().eval()
+    for name in ("a.onnx", "a.pt2"):
+        with pytest.raises(ExportError, match="other values each time it runs on one input"):
+            export(model, example, tmp_path / name)
+    assert list(tmp_path.iterdir()) == [] and model.runs == 1
