@@ -92,7 +92,7 @@ def compress(
     Example: norton compress timm:resnet18 --pretrained --budget macs=0.3 --data images --calibrate --distill 2 -o small
     """
     from norton_plugin.cli.images import calibration_batches
-    from norton_plugin.cli.models import check_directory, open_model, save_model
+    from norton_plugin.cli.models import check_directory, check_one_image, open_model, save_model
     from norton_plugin.cli.steps import shown_steps
     from norton_plugin.insight import calibration_table, layers_table, note_on_forms, skipped_table, totals_table
     from norton_plugin.pipeline import (
@@ -152,6 +152,7 @@ def compress(
             out.warn(f"{source} has random weights; give --pretrained or --checkpoint FILE for trained ones")
         calibration = None
         if calibration_data is not None:
+            check_one_image(opened)
             calibration = calibration_batches(
                 out,
                 calibration_data,

@@ -184,6 +184,19 @@ def save_model(
     return save(directory, model, structure, recipe=recipe, report=report, source=opened.spec, extra={**extra, **facts})
 
 
+def check_one_image(opened: Opened) -> None:
+    """Refuse a model that takes several inputs, where a folder of images is read.
+
+    Raises:
+        SourceError: It takes several.
+    """
+    if (count := len(opened.example_inputs)) > 1:
+        raise SourceError(
+            f"{opened.name} takes {count} inputs, and a folder gives one image at a time; in Python, "
+            "norton_plugin.compress(calibration=...) takes batches of any inputs"
+        )
+
+
 def check_classifier(opened: Opened) -> int:
     """Refuse a model that does not map an image to one number per class.
 
@@ -202,6 +215,7 @@ def check_classifier(opened: Opened) -> int:
         raise SourceError(
             f"{opened.name} is a detector, and this command works on classifiers; norton compare shows what it finds"
         )
+    check_one_image(opened)
     size = "x".join(map(str, opened.preprocessing.input_size))
     try:
         with torch.no_grad():

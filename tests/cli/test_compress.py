@@ -244,6 +244,26 @@ def test_images_without_classes_do(norton, tmp_path, digit_folder, monkeypatch):
     assert "broken.png" in answer.err and "cannot be read as an image" in " ".join(answer.err.split())
 
 
+def test_a_model_of_two_images_is_compressed_without_a_folder_of_them(norton, tmp_path, digit_folder, monkeypatch):
+    (tmp_path / "two_images.py").write_text(
+        "from torch import nn\n"
+        "class Pair(nn.Module):\n"
+        "    input_size = (1, 16, 16)\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.first, self.second = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 4, 3)\n"
+        "    def forward(self, left, right):\n"
+        "        return (self.second(self.first(left).relu()) - self.second(self.first(right).relu())).mean((2, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["python:two_images:Pair", "--rank", 1, "--keep", 0.5, "-o", tmp_path / "a"]
+    refused = norton("compress", *arguments, "--data", digit_folder / "train")
+    assert refused.code == 2 and "takes 2 inputs" in refused.err and not (tmp_path / "a").exists()
+    assert norton("compress", *arguments).code == 0
+    exported = norton("export", tmp_path / "a", "-o", tmp_path / "a.onnx", "--trust-code", "--check", "onnxruntime")
+    assert exported.code == 0, exported.err
+
+
 @pytest.mark.parametrize(("asked", "used"), [((), 40), (("--images", 9), 9)])
 def test_images_may_lie_in_the_folder_itself_and_as_many_as_asked_count(norton, tmp_path, digit_folder, asked, used):
     flat = tmp_path / "flat"
