@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -15,6 +15,9 @@ from norton_plugin.cli.paths import existing_folder, read_path
 from norton_plugin.cli.recipes import RECIPE, merge, read_recipe, write_recipe
 from norton_plugin.errors import RecipeError
 from norton_plugin.recipe import Recipe
+
+if TYPE_CHECKING:
+    from norton_plugin.pipeline import CompressionReport
 
 _DATA = "Data"
 
@@ -94,12 +97,7 @@ def compress(
     from norton_plugin.cli.images import calibration_batches
     from norton_plugin.cli.models import check_directory, check_one_image, open_model, save_model
     from norton_plugin.cli.steps import shown_steps
-    from norton_plugin.insight import calibration_table, layers_table, note_on_forms, skipped_table, totals_table
-    from norton_plugin.pipeline import (
-        budget_in_words,
-        distillation_in_words,
-        note_on_distances,
-    )
+    from norton_plugin.insight import note_on_forms
     from norton_plugin.pipeline import compress as run
 
     budgets = what.budget_changes(
@@ -179,6 +177,16 @@ def compress(
         save_model(output, model, opened, extra={"weights": opened.weights}, **plain)
         result.save_measured(output)
         write_recipe(output / RECIPE, result.recipe)
+    _show(out, report, forms)
+    out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
+    out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
+
+
+def _show(out: Output, report: CompressionReport, forms: str | None) -> None:
+    """Show what was done, layer by layer and in all, and what to know of it."""
+    from norton_plugin.insight import calibration_table, layers_table, skipped_table, totals_table
+    from norton_plugin.pipeline import budget_in_words, distillation_in_words, note_on_distances
+
     if report.budget is not None:
         out.show(budget_in_words(report.budget))
         if report.budget.sensitivities:
@@ -194,8 +202,6 @@ def compress(
             out.show(remark)
     for warning in report.warnings:
         out.warn(warning)
-    out.show(f"written to {output} in {report.seconds:.1f} s; the recipe is {output / RECIPE}")
-    out.result({"artifact": str(output), "source": opened.spec, "weights": opened.weights, **plain})
 
 
 def _measured_before(budget: list[str] | None, output: Path) -> Path | None:
