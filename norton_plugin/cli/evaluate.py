@@ -73,6 +73,8 @@ def evaluate(
             num_workers=workers,
             on_step=count,
         )
+    if found.n < len(images):
+        out.warn(f"{len(images) - found.n} of {len(images)} images cannot be read and do not count")
     out.show(
         f"{source} on {data}: top-1 {found.top1:.2f} %, top-5 {found.top5:.2f} %, loss {found.loss:.4f} "
         f"({found.n} images of {classes} classes, {found.seconds:.1f} s)"

@@ -180,7 +180,7 @@ def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Ou
     Args:
         as_json: See ``Output``; libraries that print to stdout print to stderr meanwhile.
         threads: Of torch on the CPU; None leaves torch's choice.
-        verbose: Log at level INFO on stderr, show warnings of libraries, and tracebacks.
+        verbose: Log at level INFO on stderr, not warnings alone; show warnings of libraries, and tracebacks.
     """
     output = Output(as_json=as_json, verbose=verbose, threads=threads, stdout=sys.stdout, stderr=sys.stderr)
     with contextlib.ExitStack() as stack:
@@ -189,8 +189,7 @@ def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Ou
         if not verbose:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
-        else:
-            stack.enter_context(_logging(output))
+        stack.enter_context(_logging(output))
         if threads is not None:
             stack.enter_context(torch_threads(threads))
         try:
@@ -201,14 +200,30 @@ def session(*, as_json: bool, threads: int | None, verbose: bool) -> Iterator[Ou
             raise
 
 
+class _Warnings(logging.Handler):
+    """Shows what the package warns of as a command's own warnings."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one warning."""
+        self._output.warn(record.getMessage())
+
+
 @contextlib.contextmanager
 def _logging(output: Output) -> Iterator[None]:
+    """While entered, show what the package logs: warnings, and where ``verbose`` everything from level INFO."""
     from rich.logging import RichHandler
 
     logger = logging.getLogger("norton_plugin")
-    handler, level = RichHandler(console=output.err, show_path=False, show_time=output.err.width >= 80), logger.level
+    level = logger.level
+    handler: logging.Handler = _Warnings(output)
+    if output.verbose:
+        handler = RichHandler(console=output.err, show_path=False, show_time=output.err.width >= 80)
+        logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -162,3 +162,25 @@ def test_a_run_to_go_on_with_that_is_not_there_is_told(norton, digit_folder, tmp
     told = f"warning: {tmp_path / 'tuned.work'} holds no checkpoint to go on from: training starts at the first epoch"
     assert told in norton("finetune", "demo:digits", *options, "--resume").err
     assert "holds no checkpoint" not in norton("finetune", "demo:digits", *options, "--resume").err
+
+
+@pytest.mark.parametrize("size", [[], ["--input-size", 72]])  # decoded once, and one by one
+def test_images_that_cannot_be_read_are_left_out_and_named(norton, digit_folder, tmp_path, size):
+    data = shutil.copytree(digit_folder, tmp_path / "data")
+    damaged = [sorted((data / split).rglob("*.png"))[3] for split in ("train", "test")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:50])
+    answer = norton("evaluate", "demo:digits", "--data", data / "test", *size, "--json")
+    assert (answer.code, json.loads(answer.out)["n"]) == (0, 19)
+    assert damaged[1].name in "".join(answer.err.split())
+    shutil.copytree(data / "test", tmp_path / "whole")
+    (tmp_path / "whole" / damaged[1].relative_to(data / "test")).unlink()
+    whole = json.loads(norton("evaluate", "demo:digits", "--data", tmp_path / "whole", *size, "--json").out)
+    assert {key: whole[key] for key in ("top1", "top5", "n")} == {
+        key: json.loads(answer.out)[key] for key in ("top1", "top5", "n")
+    }
+
+    options = ["--data", data / "train", "--val", data / "test", "--epochs", 1, "--batch-size", 20, "--no-flip", *size]
+    answer = norton("finetune", "demo:digits", *options, "-o", tmp_path / "tuned")
+    assert answer.code == 0
+    assert all(path.name in "".join(answer.err.split()) for path in damaged)

@@ -10,6 +10,7 @@ pytest.importorskip("mmengine", reason="needs mmengine: pip install 'norton-plug
 from torch.utils.data import DataLoader
 
 from norton_plugin.mm import ImageFolder, ImagePreprocessor, PackedImages, collate_batch, crop_and_flip, pack_folder
+from norton_plugin.mm.classification.datasets import first_batch
 from norton_plugin.mm.classification.packed import PackedFolder, cache_folder
 from norton_plugin.pictures.reading import open_image
 from norton_plugin.zoo import Preprocessing
@@ -120,9 +121,39 @@ def test_bad_folders(folder, tmp_path):
     Image.new("RGB", (5, 5)).save(folder / "dog" / "9.png")
     with pytest.raises(SourceError, match="5x5 but the first image 6x4; give a size"):
         pack_folder(folder)
-    (folder / "dog" / "9.png").write_text("no picture")
-    with pytest.raises(SourceError, match="cannot be read as an image"):
+    for path in folder.rglob("*.png"):
+        path.write_text("no picture")
+    with pytest.raises(SourceError, match="none of the 7 images .* can be read"):
         pack_folder(folder)
+    with pytest.raises(SourceError, match="none of the 7 images of the data set can be read"):
+        first_batch(ImageFolder(folder))
+
+
+def test_images_that_cannot_be_read_are_left_out_and_named(folder, caplog):
+    whole = pack_folder(folder)
+    paths = sorted(folder.rglob("*.png"))
+    (paths[0].parent / "00.png").write_bytes(b"")
+    paths[4].write_bytes(paths[4].read_bytes()[:40])
+    kept = [0, 1, 2, 3, 5]
+    for _ in range(2):  # decoded, then from the cache: the words are the same
+        caplog.clear()
+        packed = pack_folder(folder)
+        assert torch.equal(packed.images, whole.images[kept])
+        assert torch.equal(packed.labels, whole.labels[kept])
+        assert ["00.png" in caplog.messages[0], paths[4].name in caplog.messages[1]] == [True, True]
+        assert len(caplog.messages) == 2
+
+    caplog.clear()
+    data = ImageFolder(folder, transform=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    assert torch.equal(first_batch(data)["inputs"], whole.images[:1])
+    for _ in range(2):  # epochs: named in the first
+        batches = list(DataLoader(data, batch_size=4, collate_fn=collate_batch))
+        assert [len(batch["inputs"]) for batch in batches] == [3, 2]
+        assert torch.equal(torch.cat([batch["inputs"] for batch in batches]), whole.images[kept])
+        assert torch.cat([batch["data_samples"] for batch in batches]).tolist() == whole.labels[kept].tolist()
+    assert len(caplog.messages) == 2
+    with pytest.raises(SourceError, match="none of the 1 images of a batch"):
+        list(DataLoader(data, batch_size=1, collate_fn=collate_batch))
 
 
 def test_packed_images_must_fit():

@@ -1,5 +1,6 @@
 """Folders of images, one sub-folder per class."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from norton_plugin.errors import SourceError
 from norton_plugin.zoo.image_files import list_images, read_image
 from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
+_log = logging.getLogger(__name__)
+
 
 @DATASETS.register_module(name="NortonImageFolder")
-class ImageFolder(Dataset[dict[str, Any]]):
+class ImageFolder(Dataset[dict[str, Any] | None]):
     """Images decoded and transformed one by one; for big images, with several loader workers.
+
+    A file that cannot be read is None, which ``collate_batch`` leaves out of its batch; the log names it once.
 
     Args:
         root: Folder with one sub-folder per class.
@@ -42,30 +48,62 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.gray = preprocessing.input_size[0] == 1
         self.transform = transform or image_transform(preprocessing, training=training)
         self.metainfo = {"classes": tuple(classes)}
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.transform(read_image(self.paths[index], gray=self.gray))
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        try:
+            image = self.transform(read_image(self.paths[index], gray=self.gray))
+        except SourceError as error:
+            if index not in self._unreadable:
+                self._unreadable.add(index)
+                _log.warning("left out: %s", error)
+            return None
         return {"inputs": image, "data_samples": self.labels[index]}
 
 
 @FUNCTIONS.register_module()
-def collate_batch(items: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
+def collate_batch(items: dict[str, Any] | Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     """Stack items to a batch; pass on a batch that the data set has stacked itself.
 
     Args:
-        items: A batch, or items with ``inputs`` (C, H, W) and ``data_samples``, an integer.
+        items: A batch, or items with ``inputs`` (C, H, W) and ``data_samples``, an integer; None for an image that
+            could not be read.
 
     Returns:
-        ``inputs`` (B, C, H, W) and ``data_samples`` int64 (B,).
+        ``inputs`` (B, C, H, W) and ``data_samples`` int64 (B,), B without the items that are None.
+
+    Raises:
+        SourceError: All items are None.
     """
     if isinstance(items, dict):
         return items
-    batch: dict[str, Any] = default_collate([_named(item) for item in items])
+    read = [_named(item) for item in items if item is not None]
+    if not read:
+        raise SourceError(
+            f"none of the {len(items)} images of a batch can be read; the warnings before name the files: repair or "
+            "remove them, or use larger batches"
+        )
+    batch: dict[str, Any] = default_collate(read)
     batch["data_samples"] = torch.as_tensor(batch["data_samples"], dtype=torch.long)
     return batch
+
+
+def first_batch(data: Dataset[Any]) -> dict[str, Any]:
+    """Return a batch of the first image of a data set that can be read.
+
+    Args:
+        data: Not empty.
+
+    Raises:
+        SourceError: None of its images can be read.
+    """
+    for index in range(len(data)):  # type: ignore[arg-type]
+        if (item := data[index]) is not None:
+            return collate_batch([item])
+    raise SourceError(f"none of the {len(data)} images of the data set can be read")  # type: ignore[arg-type]
 
 
 def _named(item: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from norton_plugin.errors import SourceError
 from norton_plugin.mm.classification.classifier import TimmClassifier
-from norton_plugin.mm.classification.datasets import collate_batch
+from norton_plugin.mm.classification.datasets import collate_batch, first_batch
 from norton_plugin.mm.classification.preprocessor import ImagePreprocessor
 
 
@@ -78,7 +78,7 @@ def check_data(data: Dataset[Any], classifier: TimmClassifier) -> None:
     """
     if len(data) == 0:  # type: ignore[arg-type]
         raise SourceError("the data set has no images; expected at least one")
-    channels = collate_batch([data[0]])["inputs"].shape[1]
+    channels = first_batch(data)["inputs"].shape[1]
     expected = classifier.data_preprocessor.mean.numel()
     if expected not in (1, channels):
         raise SourceError(f"images have {channels} channels, but mean and std are given for {expected}")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from norton_plugin.mm.classification.classifier import TimmClassifier
-from norton_plugin.mm.classification.datasets import collate_batch
+from norton_plugin.mm.classification.datasets import first_batch
 from norton_plugin.modules.random_state import preserved_random_state
 from norton_plugin.modules.running import traceable
 
@@ -21,10 +21,10 @@ def runs_channels_last(classifier: TimmClassifier, data: Dataset[Any]) -> bool:
 
     Args:
         classifier: Left as it is.
-        data: Not empty; its first item is tried. Random numbers that this takes are given back.
+        data: Not empty; its first image is tried. Random numbers that this takes are given back.
     """
     with preserved_random_state(), traceable(classifier), channels_last_weights(classifier.model, wanted=True):
-        images = classifier.data_preprocessor(collate_batch([data[0]]), False)["inputs"]
+        images = classifier.data_preprocessor(first_batch(data), False)["inputs"]
         home = next((p.device for p in classifier.parameters()), images.device)
         try:
             classifier.model(images.to(home).contiguous(memory_format=torch.channels_last))

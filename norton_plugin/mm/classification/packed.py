@@ -71,25 +71,38 @@ def pack_folder(
             any file's name, size or time makes a new copy.
 
     Returns:
-        The images.
+        The images, without those that cannot be read: the log names them.
 
     Raises:
-        SourceError: No images, images of several sizes without ``size``, or more than 4 GiB of pixels.
+        SourceError: No images that can be read, images of several sizes without ``size``, or more than 4 GiB of
+            pixels.
     """
     paths, labels, classes = list_images(root)
     file = cache_folder() / f"{_key(Path(root), paths, size, gray)}.npz"
     if cache and file.is_file():
         try:
             with np.load(file, allow_pickle=False) as stored:
-                return PackedImages(
+                skipped = stored["skipped"].tolist() if "skipped" in stored else []
+                packed = PackedImages(
                     torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"]), classes=classes
                 )
+            _warn_of(skipped)
+            return packed
         except (OSError, ValueError, KeyError):
             _log.warning("%s is damaged and is written again", file)
-    images = _decode(paths, size, gray)
+    images, kept, skipped = _decode(paths, size, gray)
+    if not kept:
+        raise SourceError(f"none of the {len(paths)} images in {str(root)!r} can be read; the first: {skipped[0]}")
+    _warn_of(skipped)
+    chosen = np.asarray([labels[index] for index in kept])
     if cache:
-        _store(file, images, np.asarray(labels))
-    return PackedImages(torch.from_numpy(images), torch.tensor(labels), classes=classes)
+        _store(file, images, chosen, skipped)
+    return PackedImages(torch.from_numpy(images), torch.from_numpy(chosen), classes=classes)
+
+
+def _warn_of(skipped: Sequence[str]) -> None:
+    for reason in skipped:
+        _log.warning("left out: %s", reason)
 
 
 @DATASETS.register_module(name="NortonPackedFolder")
@@ -124,34 +137,49 @@ def _key(root: Path, paths: Sequence[Path], size: int | tuple[int, int] | None, 
     return f"{root.name}-{digest.hexdigest()[:16]}"
 
 
-def _decode(paths: Sequence[Path], size: int | tuple[int, int] | None, gray: bool) -> np.ndarray:
-    first = read_image(paths[0], gray=gray)
-    height, width = (size, size) if isinstance(size, int) else size or (first.height, first.width)
-    channels = 1 if gray else 3
-    if len(paths) * channels * height * width > _LIMIT:
-        raise SourceError(
-            f"{len(paths)} images of {channels}x{height}x{width} do not fit into memory; use ImageFolder instead"
-        )
-    pixels = np.empty((len(paths), height, width, channels), np.uint8)
-    for row, path in zip(pixels, paths, strict=True):
-        image = read_image(path, gray=gray)
+def _decode(
+    paths: Sequence[Path], size: int | tuple[int, int] | None, gray: bool
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Return pixels uint8 (N, C, H, W), the places in ``paths`` they come from, and why others are left out."""
+    pixels = np.empty((0, 0, 0, 0), np.uint8)  # of that many images, once the first tells their size
+    kept: list[int] = []
+    skipped: list[str] = []
+    height, width = (size, size) if isinstance(size, int) else size or (0, 0)
+    for index, path in enumerate(paths):
+        try:
+            image = read_image(path, gray=gray)
+        except SourceError as error:
+            skipped.append(str(error))
+            continue
+        if not kept:
+            height, width = (height, width) if size else (image.height, image.width)
+            pixels = _room(len(paths), height, width, 1 if gray else 3)
         if (image.height, image.width) != (height, width):
             if size is None:
                 raise SourceError(
                     f"{str(path)!r} is {image.width}x{image.height} but the first image {width}x{height}; give a size"
                 )
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        row[:] = np.asarray(image).reshape(height, width, channels)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        pixels[len(kept)] = np.asarray(image).reshape(pixels.shape[1:])
+        kept.append(index)
+    return np.ascontiguousarray(pixels[: len(kept)].transpose(0, 3, 1, 2)), kept, skipped
 
 
-def _store(file: Path, images: np.ndarray, labels: np.ndarray) -> None:
+def _room(count: int, height: int, width: int, channels: int) -> np.ndarray:
+    if count * channels * height * width > _LIMIT:
+        raise SourceError(
+            f"{count} images of {channels}x{height}x{width} do not fit into memory; use ImageFolder instead"
+        )
+    return np.empty((count, height, width, channels), np.uint8)
+
+
+def _store(file: Path, images: np.ndarray, labels: np.ndarray, skipped: Sequence[str]) -> None:
     draft: str | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as opened:
             draft = opened.name
-            np.savez(opened, images=images, labels=labels)
+            np.savez(opened, images=images, labels=labels, skipped=np.asarray(skipped, dtype=str))
         os.replace(draft, file)
     except OSError as error:  # a full or read-only disk costs time later, nothing else
         _log.warning("decoded images are not kept: %s", error)
