@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from norton_plugin.distillation.losses import distillation_loss, feature_loss
-from norton_plugin.distillation.places import blocks_of, recorded
+from norton_plugin.distillation.places import alike, alike_at, blocks_of, recorded
 from norton_plugin.modules.running import output_tensors
-
-Pairs = tuple[list[Tensor], list[Tensor]]
 
 
 class Objective:
@@ -54,26 +52,11 @@ class Objective:
         with recorded(self._compressed, self._blocks) as own:
             found = output_tensors(self._call(self._compressed, batch))
         loss = self._of_outputs(found, wanted)
-        names, pairs = [], ([], [])  # type: tuple[list[str], Pairs]
-        outputs = {id(tensor) for tensor in found}
-        for name in self._blocks:
-            inner = [tensor for tensor in own[name] if id(tensor) not in outputs]
-            alike = _alike(inner, targets[name])
-            if alike[0]:
-                names.append(name)
-                pairs[0].extend(alike[0])
-                pairs[1].extend(alike[1])
-        self.compared = tuple(names)
-        return loss + self._block_weight * feature_loss(*pairs) if names else loss
+        self.compared, pairs = alike_at(own, targets, outputs=found)
+        return loss + self._block_weight * feature_loss(*pairs) if self.compared else loss
 
     def _of_outputs(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         if len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1:
             return distillation_loss(found[0], wanted[0], temperature=self._temperature)
-        pairs = _alike(found, wanted)
+        pairs = alike(found, wanted)
         return feature_loss(*pairs) if pairs[0] else torch.zeros(())
-
-
-def _alike(own: Sequence[Tensor], target: Sequence[Tensor]) -> Pairs:
-    """Return the tensors that have the same shapes in both, and hold anything."""
-    pairs = [(a, b) for a, b in zip(own, target, strict=False) if a.shape == b.shape and a.numel()]
-    return [a for a, _ in pairs], [b for _, b in pairs]

@@ -47,6 +47,8 @@ class _Declared:
 class DeclaredWidths:
     """The declared widths of a model, as they are borne out before surgery.
 
+    Runs of the model that others make are watched; it is run on purpose only where those did not come by a tensor.
+
     Args:
         model: Any model.
         run: Runs it once.
@@ -54,15 +56,31 @@ class DeclaredWidths:
 
     def __init__(self, model: nn.Module, run: Callable[[], Any]) -> None:
         self._model, self._run = model, run
-        declared = list(_declarations(model))
-        seen = self._measured(declared) if declared else {}
-        self._found = [(d, axis) for d in declared if (axis := _axis(seen.get(d.place, ()), d.value)) is not None]
+        self._declared = list(_declarations(model))
+        self._found: list[tuple[_Declared, int]] = []
+        self._seen: dict[Place, Shape] = {}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While entered, note the shape of each tensor in the first run that comes by it."""
+        self._seen = {}
+        with ExitStack() as stack:
+            for each in self._declared:
+                stack.enter_context(_watching(each, self._seen))
+            yield
+
+    def note(self) -> None:
+        """Note which widths are borne out, before surgery."""
+        seen = self._measured(self._declared)
+        axes = ((each, _axis(seen.get(each.place, ()), each.value)) for each in self._declared)
+        self._found = [(each, axis) for each, axis in axes if axis is not None]
+        self._declared, self._seen = [each for each, _ in self._found], {}
 
     def renew_(self) -> int:
         """Set what changed to what is seen now, in place, and return how many attributes that were."""
         if not self._found:
             return 0
-        seen = self._measured([declared for declared, _ in self._found])
+        seen = self._measured(self._declared)
         new = {d.place: seen[d.place][axis] for d, axis in self._found if len(seen.get(d.place, ())) > axis}
         lists: dict[nn.Module, list[int]] = {}
         renewed = 0
@@ -80,15 +98,18 @@ class DeclaredWidths:
         return renewed
 
     def _measured(self, declared: list[_Declared]) -> dict[Place, Shape]:
-        """Return the shape of each tensor; those that the run does not come by are absent."""
-        seen: dict[Place, Shape] = {}
+        """Return the shape of each tensor; those that no run comes by are absent."""
+        seen = dict(self._seen)
+        missing = [each for each in declared if each.place not in seen]
+        if not missing:
+            return seen
         with traceable(self._model), ExitStack() as stack:
-            for each in declared:
+            for each in missing:
                 stack.enter_context(_watching(each, seen))
             try:
                 self._run()
             except Exception:
-                return {}  # whoever needs it to run says so
+                return dict(self._seen)  # whoever needs it to run says so
         return seen
 
 

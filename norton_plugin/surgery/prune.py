@@ -82,7 +82,9 @@ def prune_(
     frozen = {module for top in ignored for module in top.modules()}
     original = Snapshot(model.modules(), [])
     declared = DeclaredWidths(model, partial(run_model, model, example_inputs, forward_fn))
-    trained = TrainingRun(model, lambda inputs: run_model(model, inputs, forward_fn), example_inputs)
+    run_on = partial(run_model, model, forward_fn=forward_fn)
+    trained = TrainingRun(model, run_on, example_inputs, within=declared.watched)
+    declared.note()
     traces, left = _traces(model, example_inputs, forward_fn, time_limit, require)
     work = _Work(model, pruning, scope, frozen, verify, time_limit, criterion)
     try:
@@ -99,7 +101,8 @@ def prune_(
         work.records.clear()
         work.removed.clear()
     refresh_copies_(model)
-    declared.renew_()
+    if work.records:
+        declared.renew_()
     not_run = Reason.NOT_RUN if forward_fn is None and not left else Reason.NOT_TRACED
     skipped = [*left, *work.skipped, *work.unseen(not_run.because())]
     if require and not work.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -20,10 +21,19 @@ class TrainingRun:
         model: Run once now; flags, buffers and random states come back.
         run_on: Runs the model on inputs.
         example_inputs: Of the model.
+        within: Entered around every run, in training mode, to watch it.
     """
 
-    def __init__(self, model: nn.Module, run_on: Callable[[Any], Any], example_inputs: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run_on: Callable[[Any], Any],
+        example_inputs: Any,
+        *,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._model = model
+        self._within = within
         self._run_on = run_on
         self._inputs = example_inputs
         self._ran = self._error() is None
@@ -35,7 +45,7 @@ class TrainingRun:
 
     def _error(self) -> Exception | None:
         try:
-            with preserved_random_state(), traceable(self._model), training(self._model):
+            with preserved_random_state(), traceable(self._model), training(self._model), self._within():
                 run_training(self._run_on, self._inputs)
         except Exception as error:
             return error

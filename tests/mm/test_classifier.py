@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,41 @@ def test_distillation_is_weighted_and_the_teacher_is_in_no_state_dict(classifier
     assert "loss_kd" not in classifier(IMAGES, LABELS, mode="loss")
 
 
+def two_blocks():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    return nn.Sequential(block, nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 3))
+
+
+def test_blocks_are_held_against_those_of_the_teacher_beside_the_logits():
+    teacher = two_blocks()
+    classifier = TimmClassifier(copy.deepcopy(teacher))
+    with torch.no_grad():
+        classifier.model[1].weight.mul_(1.5)
+        classifier.model[1].bias.mul_(1.5)
+    classifier.set_teacher(teacher, weight=0.25)
+    plain = classifier(IMAGES, LABELS, mode="loss")
+    assert set(plain) == {"loss_ce", "loss_kd"}
+    classifier.set_teacher(teacher, weight=0.25, block_weight=3.0)
+    losses = classifier(IMAGES, LABELS, mode="loss")
+    assert {name: losses[name].item() for name in plain} == {name: plain[name].item() for name in plain}
+    # Of the two convolutions (the classifier gives the logits) one is right, one half as much again: 0.5^2 / 2.
+    assert losses["loss_blocks"].item() == pytest.approx(0.25 * 3 * 0.25 / 2, rel=1e-5)
+    losses["loss_blocks"].backward()
+    assert classifier.model[1].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    assert not any(m._forward_hooks for model in (classifier.model, teacher) for m in model.modules())
+
+
+def test_a_teacher_of_other_blocks_or_widths_gives_its_logits_alone():
+    wider = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(20, 3))
+    deeper = nn.Sequential(*two_blocks()[:2], nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 3))
+    for teacher in (wider, deeper):
+        classifier = TimmClassifier(two_blocks())
+        classifier.set_teacher(teacher, block_weight=1.0)
+        assert set(classifier(IMAGES, LABELS, mode="loss")) == {"loss_ce", "loss_kd"}
+
+
 def test_a_source_brings_its_normalisation():
     classifier = TimmClassifier({"spec": "timm:resnet10t", "num_classes": 3, "input_size": 32}, {"flip": True})
     assert classifier.data_preprocessor.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
@@ -99,6 +136,8 @@ def test_bad_calls(classifier):
         TimmClassifier(nn.Identity(), label_smoothing=1)
     with pytest.raises(RecipeError, match="temperature"):
         classifier.set_teacher(nn.Identity(), temperature=0)
+    with pytest.raises(RecipeError, match="block weight -1"):
+        classifier.set_teacher(nn.Identity(), block_weight=-1)
 
 
 def test_an_mmengine_config_trains_it(tmp_path):

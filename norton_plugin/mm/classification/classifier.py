@@ -9,7 +9,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from norton_plugin.distillation import distillation_loss
+from norton_plugin.distillation import distillation_loss, feature_loss
+from norton_plugin.distillation.places import alike_at, blocks_of, recorded
 from norton_plugin.errors import RecipeError, SourceError
 from norton_plugin.mm.distillation.losses import Teacher
 from norton_plugin.zoo import load_source
@@ -68,24 +69,31 @@ class TimmClassifier(BaseModel):
             else:
                 self.model.is_init = marked
 
-    def set_teacher(self, teacher: nn.Module | None, *, weight: float = 0.5, temperature: float = 4.0) -> None:
+    def set_teacher(
+        self, teacher: nn.Module | None, *, weight: float = 0.5, temperature: float = 4.0, block_weight: float = 0.0
+    ) -> None:
         """Add knowledge distillation to the loss: (1 - weight) * cross entropy + weight * distillation.
+
+        Distillation is that of the logits, and ``block_weight`` times the squared error of the blocks' outputs over the
+        teacher's squares (``distillation.places.blocks_of``). A teacher of other blocks gives its logits alone.
 
         Args:
             teacher: The model to learn from, on the same device; ``None`` to stop.
             weight: Share of the distillation loss, in [0, 1].
             temperature: Temperature of the softmax, above 0.
+            block_weight: Of the blocks, at least 0.
 
         Raises:
             RecipeError: A value is out of its range.
         """
-        if not 0 <= weight <= 1 or temperature <= 0:
+        if not 0 <= weight <= 1 or temperature <= 0 or block_weight < 0:
             raise RecipeError(
-                f"distillation weight {weight} and temperature {temperature}: expected a weight in [0, 1] "
-                "and a temperature above 0"
+                f"distillation weight {weight}, temperature {temperature} and block weight {block_weight}: expected a "
+                "weight in [0, 1], a temperature above 0 and a block weight of at least 0"
             )
-        self._teacher = None if teacher is None else Teacher(teacher)
-        self._distillation = (weight, temperature)
+        blocks = blocks_of(self.model) if block_weight else ()
+        self._teacher = None if teacher is None else Teacher(teacher, blocks)
+        self._distillation = (weight, temperature, block_weight)
 
     def forward(
         self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"
@@ -105,13 +113,13 @@ class TimmClassifier(BaseModel):
             RecipeError: Another mode.
             SourceError: Mode ``loss`` without labels, or a label the model has no output for.
         """
-        logits = self.model(inputs)
-        if mode == "tensor":
-            return logits
         if mode == "loss":
             if data_samples is None:
                 raise SourceError("training needs labels, but the batch has no data_samples")
-            return self._losses(inputs, logits, data_samples)
+            return self._losses(inputs, data_samples)
+        logits: Tensor = self.model(inputs)
+        if mode == "tensor":
+            return logits
         if mode == "predict":
             scores = logits.float().softmax(1)
             if data_samples is None:
@@ -119,15 +127,22 @@ class TimmClassifier(BaseModel):
             return [{"pred_score": s, "gt_label": y} for s, y in zip(scores, data_samples, strict=True)]
         raise RecipeError(f"mode is {mode!r}, expected tensor, loss or predict")
 
-    def _losses(self, inputs: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _losses(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with recorded(self.model, () if self._teacher is None else self._teacher.blocks) as own:
+            logits = self.model(inputs)
         if int(labels.max()) >= logits.shape[1]:  # on CUDA the plain error would end the process's use of the device
             raise SourceError(f"a label is {int(labels.max())}, but the model has {logits.shape[1]} outputs")
         cross_entropy = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self._teacher is None:
             return {"loss_ce": cross_entropy}
-        weight, temperature = self._distillation
-        distilled = distillation_loss(logits, self._teacher(inputs), temperature=temperature)
-        return {"loss_ce": (1 - weight) * cross_entropy, "loss_kd": weight * distilled}
+        weight, temperature, block_weight = self._distillation
+        wanted, targets = self._teacher(inputs)
+        distilled = distillation_loss(logits, wanted, temperature=temperature)
+        losses = {"loss_ce": (1 - weight) * cross_entropy, "loss_kd": weight * distilled}
+        compared, pairs = alike_at(own, targets, outputs=[logits])
+        if compared:
+            losses["loss_blocks"] = weight * block_weight * feature_loss(*pairs)
+        return losses
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -119,7 +119,8 @@ def finetune(
     with alone, preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:
-            classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, temperature=chosen.temperature)
+            distillation = {"temperature": chosen.temperature, "block_weight": chosen.distill_block_weight}
+            classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, **distillation)
         if choice.optimizer == "AdamW":
             balance_(classifier.model)
         record = RecordHook(folder / "history.json", on_epoch=on_epoch, on_step=on_step)

@@ -41,6 +41,7 @@ class FinetuneSettings:
         amp: float16 training with loss scaling; on CUDA devices only (bfloat16 is slower than float32 on most CPUs).
         distill_weight: Share of the distillation loss when there is a teacher, in [0, 1]; the default gave most in
             docs/method.md, section 4.
+        distill_block_weight: Of the squared error of the blocks' outputs in that loss, beside the logits; at least 0.
         temperature: Of distillation, above 0.
         val_interval: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load data; 0 is fastest for packed images.
@@ -65,6 +66,7 @@ class FinetuneSettings:
     ema: float = 0.0
     amp: bool = False
     distill_weight: float = 0.9
+    distill_block_weight: float = 1.0
     temperature: float = 4.0
     val_interval: int = 1
     num_workers: int = 0
@@ -76,7 +78,7 @@ class FinetuneSettings:
         for name, least in whole.items():
             value = getattr(self, name)
             self._require(name, isinstance(value, int) and value >= least, f"an integer of at least {least}")
-        for name in ("weight_decay", "clip_grad", "warmup_epochs"):
+        for name in ("weight_decay", "clip_grad", "warmup_epochs", "distill_block_weight"):
             self._require(name, self._open(name) or 0 <= getattr(self, name) < float("inf"), "a number of at least 0")
         for name in ("lr", "temperature"):
             self._require(name, self._open(name) or 0 < getattr(self, name) < float("inf"), "a number above 0")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from norton_plugin.distillation import feature_loss
+from norton_plugin.distillation.places import blocks_of, recorded
 from norton_plugin.errors import RecipeError
 
 
@@ -16,20 +17,26 @@ class Teacher:
 
     Args:
         model: The model to learn from; set to eval mode.
+        blocks: Names of blocks of the student whose outputs are compared.
+
+    Attributes:
+        blocks: The same, none where the model has other blocks.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[str] = ()) -> None:
         self.model = model.eval()
+        self.blocks = tuple(blocks) if set(blocks) == set(blocks_of(model)) else ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Share the teacher between a model and its moving average."""
         return self
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the teacher's logits (B, classes) for images (B, C, H, W)."""
-        logits: Tensor = self.model(images)
-        return logits
+    def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Return the teacher's logits (B, classes) for images (B, C, H, W), and the outputs of the blocks."""
+        with recorded(self.model, self.blocks) as outputs:
+            logits: Tensor = self.model(images)
+        return logits, outputs
 
 
 class FeatureDistillation:
