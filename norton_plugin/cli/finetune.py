@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _TRAINING = "Training"
 _TEACHER = "Distillation"
+_OF_BLOCKS = "Of its blocks' outputs in that share, beside its logits; 0 for the logits alone."
 # How typer shows the default of what the level of the model's blocks decides.
 _OF_MODEL = "by the model's level"
 _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
@@ -148,6 +149,9 @@ def finetune(
     distill_weight: Annotated[
         float, typer.Option("--distill-weight", metavar="F", help="Its share of the loss.", rich_help_panel=_TEACHER)
     ] = 0.9,
+    distill_block_weight: Annotated[
+        float, typer.Option("--distill-block-weight", metavar="F", help=_OF_BLOCKS, rich_help_panel=_TEACHER)
+    ] = 1.0,
     work_dir: Annotated[
         Path | None,
         typer.Option(
@@ -195,6 +199,7 @@ def finetune(
         clip_grad=clip_grad,
         amp=amp,
         distill_weight=distill_weight,
+        distill_block_weight=distill_block_weight,
         num_workers=workers,
         seed=seed,
     )
