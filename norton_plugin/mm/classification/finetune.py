@@ -119,8 +119,7 @@ def finetune(
     with alone, preserved_process(), tempfile.TemporaryDirectory() as scratch, layout:
         folder = Path(work_dir) if work_dir is not None else Path(scratch)
         if teacher is not None:
-            distillation = {"temperature": chosen.temperature, "block_weight": chosen.distill_block_weight}
-            classifier.set_teacher(teacher.to(target), weight=chosen.distill_weight, **distillation)
+            classifier.set_teacher(teacher.to(target), **chosen.distillation)
         if choice.optimizer == "AdamW":
             balance_(classifier.model)
         record = RecordHook(folder / "history.json", on_epoch=on_epoch, on_step=on_step)

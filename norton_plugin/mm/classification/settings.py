@@ -99,6 +99,12 @@ class FinetuneSettings:
         if not fits:
             raise RecipeError(f"{name} is {getattr(self, name)!r}, expected {expected}")
 
+    @property
+    def distillation(self) -> dict[str, float]:
+        """What ``TimmClassifier.set_teacher`` is given."""
+        weights = {"weight": self.distill_weight, "block_weight": self.distill_block_weight}
+        return {**weights, "temperature": self.temperature}
+
     def choice_for(self, model: nn.Module) -> OptimizerChoice:
         """Return what to train a model with: the settings that are given, and its level's defaults for the others."""
         default = default_choice(level_of(model), self.optimizer, epochs=self.epochs)
