@@ -12,6 +12,7 @@ none.
 
     python tools/benchmarks/fitted_finetune.py --weights WEIGHTS
     python tools/benchmarks/fitted_finetune.py --weights WEIGHTS --runs layer:0.16:AdamW:0.005:0.5:0:0
+    python tools/benchmarks/fitted_finetune.py --weights WEIGHTS --runs layer:0.32:AdamW:0.005:0.5:0:0.9:1
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ RUNS = [
     "filter:0.16:AdamW:0.04:0.5:0:0",
     "filter:0.32:AdamW:0.04:0.5:0:0",
 ]
-_OWN = ("optimizer", "lr", "momentum", "seed", "distill_weight")
+_OWN = ("optimizer", "lr", "momentum", "seed", "distill_weight", "distill_block_weight")
 
 
 class Run(NamedTuple):
@@ -58,6 +59,7 @@ class Run(NamedTuple):
         momentum: Of SGD; of AdamW the first beta.
         seed: Of the calibration images, their order and their augmentation.
         distill_weight: Share of the loss towards the fine-tuned dense model, in [0, 1]; 0 for labels alone.
+        distill_block_weight: Of the blocks' outputs in that share, beside the logits; 0 for the logits alone.
     """
 
     start: str
@@ -67,12 +69,13 @@ class Run(NamedTuple):
     momentum: float
     seed: int
     distill_weight: float
+    distill_block_weight: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Run:
-        """Read ``start:budget:optimizer:lr:momentum:seed:distill_weight``."""
-        start, budget, optimizer, lr, momentum, seed, distill_weight = text.split(":")
-        return cls(start, float(budget), optimizer, float(lr), float(momentum), int(seed), float(distill_weight))
+        """Read ``start:budget:optimizer:lr:momentum:seed:distill_weight[:distill_block_weight]``."""
+        start, budget, optimizer, lr, momentum, seed, *weights = text.split(":")
+        return cls(start, float(budget), optimizer, float(lr), float(momentum), int(seed), *map(float, weights))
 
 
 def finetuned_dense(images: Images, arguments: argparse.Namespace) -> nn.Module:
@@ -145,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument(
-        "--runs", nargs="+", default=RUNS, help="start:budget:optimizer:lr:momentum:seed:distill_weight"
+        "--runs", nargs="+", default=RUNS, help="start:budget:optimizer:lr:momentum:seed:share[:block weight]"
     )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--teacher", type=Path, default=Path("resnet20-finetuned.safetensors"), help="its weights")

@@ -28,7 +28,7 @@ def fitted_finetune(facts: Facts) -> str:
             row["groups_pruned"],
             f"{row['top1_before_finetuning']:.2f}",
             f"{row['optimizer']} {row['lr']:g} ({row['momentum']:g})",
-            f"{row['distill_weight']:g}" if row["distill_weight"] else "-",
+            _towards_dense(row),
             row["seed"],
             f"{row['top1_after_finetuning']:.2f}",
             f"{_DENSE - row['top1_after_finetuning']:.2f}",
@@ -55,20 +55,28 @@ def _means(facts: Facts) -> str:
     """Return the mean over seeds of what was run with several."""
     runs: dict[tuple[Any, ...], list[float]] = {}
     for row in facts["variants"].values():
-        key = row["budget"], row["start"], row["optimizer"], row["lr"], row["momentum"], row["distill_weight"]
+        key = row["budget"], row["start"], row["optimizer"], row["lr"], row["momentum"], _towards_dense(row)
         runs.setdefault(key, []).append(row["top1_after_finetuning"])
     lines = []
-    for (budget, *_), found in sorted(runs.items(), reverse=True):
+    for (budget, *_, towards_dense), found in sorted(runs.items(), reverse=True):
         if len(found) > 1:
             below = _DENSE - statistics.mean(found)
             verdict = "holds" if below <= _ASKED[budget] else "is missed"
             lines.append(
-                f"At {100 * budget:g} % of the MACs, {len(found)} seeds: {statistics.mean(found):.2f} % "
+                f"At {100 * budget:g} % of the MACs, {towards_dense} of the loss towards the dense model, "
+                f"{len(found)} seeds: {statistics.mean(found):.2f} % "
                 f"({min(found):.2f} to {max(found):.2f}), {below:.2f} below dense; at most {_ASKED[budget]:g} is asked "
                 f"for, which {verdict}."
             )
     return "\n\n" + " ".join(lines) if lines else ""
 
 
-def _place(row: Facts) -> tuple[float, str, float, float, int]:
-    return -row["budget"], row["start"], row["distill_weight"], row["lr"], row["seed"]
+def _towards_dense(row: Facts) -> str:
+    """Return the share of the loss towards the dense model, and whether blocks count beside logits."""
+    blocks = row.get("distill_block_weight", 0.0)
+    return f"{row['distill_weight']:g}" + (f", blocks {blocks:g}" if blocks else "") if row["distill_weight"] else "-"
+
+
+def _place(row: Facts) -> tuple[float, str, float, float, float, int]:
+    blocks = row.get("distill_block_weight", 0.0)
+    return -row["budget"], row["start"], row["distill_weight"], blocks, row["lr"], row["seed"]
