@@ -214,6 +214,8 @@ def test_a_checkpoint_without_distillation_has_no_teacher(tmp_path):
         ({"wieght": 1}, "unknown setting 'wieght'"),
         ({"weight": 0}, "distill.weight is 0"),
         ({"temperature": -1}, "distill.temperature is -1"),
+        ({"block_weight": -1}, "distill.block_weight is -1"),
+        ({"block_weight": 1.0}, "goes with the logits of a TimmClassifier"),
         ({"layers": []}, r"distill.layers is \[\]"),
         ({"layers": ["stage.conv9"]}, "'stage.conv9', which the ToyNet does not have"),
         (True, "neither neck nor backbone"),
@@ -241,6 +243,15 @@ def test_a_classifier_learns_from_the_logits():
     assert losses["loss_kd"].item() == pytest.approx(0.3 * float(expected), rel=1e-5)
     with pytest.raises(RecipeError, match="at most 1"):
         DistillSettings(weight=1.5).layers_of(student)
+
+    settings = DistillSettings.from_option({"weight": 0.3, "block_weight": 2.0})
+    teacher.attach(student, settings)
+    own, target = student.model[0](images), dense.model[0](images)
+    error = float((own - target).square().sum() / target.square().sum())
+    assert student(images, labels, mode="loss")["loss_blocks"].item() == pytest.approx(0.3 * 2 * error, rel=1e-5)
+    for refused in (nn.Module(), ToyNet()):
+        with pytest.raises(RecipeError, match="goes with the logits of a TimmClassifier"):
+            settings.layers_of(refused)
 
 
 class Groups(Hook):

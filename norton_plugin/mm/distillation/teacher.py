@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,14 @@ class DistillSettings:
         layers: Dotted names of the layers whose outputs are compared; ``None`` for the logits of a ``TimmClassifier``,
             and the neck, or else the backbone, of anything else. These outputs keep their width.
         temperature: Of the softmax over logits, above 0.
+        block_weight: For classifiers without ``layers``, of the outputs of all blocks beside the logits
+            (``TimmClassifier.set_teacher``), at least 0. Those whose width changes are left out.
     """
 
     weight: float = 0.5
     layers: tuple[str, ...] | None = None
     temperature: float = 4.0
+    block_weight: float = 0.0
 
     @classmethod
     def from_option(cls, option: bool | Mapping[str, Any] | None) -> DistillSettings | None:
@@ -48,9 +51,10 @@ class DistillSettings:
             return None
         if option is True:
             return cls()
-        if not isinstance(option, Mapping) or (unknown := set(option) - {"weight", "layers", "temperature"}):
+        known = [field.name for field in fields(cls)]
+        if not isinstance(option, Mapping) or (unknown := set(option) - set(known)):
             wrong = f"unknown setting {min(unknown)!r}" if isinstance(option, Mapping) else f"{option!r}"
-            raise RecipeError(f"distill: {wrong}; expected True, or a table of weight, layers and temperature")
+            raise RecipeError(f"distill: {wrong}; expected True, or a table of {', '.join(known)}")
         given = dict(option)
         layers = given.get("layers")
         if isinstance(layers, str):
@@ -61,14 +65,22 @@ class DistillSettings:
             value = given.get(name, 1.0)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise RecipeError(f"distill.{name} is {value!r}; expected a number above 0")
+        value = given.get("block_weight", 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise RecipeError(f"distill.block_weight is {value!r}; expected a number of at least 0")
         return cls(**{**given, "layers": None if layers is None else tuple(layers)})
 
     def layers_of(self, model: nn.Module) -> tuple[str, ...]:
         """Return the layers whose outputs are compared; none where it is a classifier's logits.
 
         Raises:
-            RecipeError: A layer that is not there, or none to take by itself.
+            RecipeError: A layer that is not there, or none to take by itself; or ``block_weight`` beside layers.
         """
+        if self.block_weight and (self.layers is not None or not isinstance(model, TimmClassifier)):
+            raise RecipeError(
+                f"distill.block_weight is {self.block_weight}, which goes with the logits of a TimmClassifier; here "
+                "the outputs of layers are compared: leave it out, and name the blocks in distill.layers"
+            )
         if self.layers is not None:
             known = dict(model.named_modules(remove_duplicate=False))
             for name in self.layers:
@@ -155,7 +167,8 @@ class DenseTeacher:
             return FeatureDistillation(model, self.model, layers, weight=settings.weight)
         assert isinstance(model, TimmClassifier)  # noqa: S101
         assert isinstance(self.model, TimmClassifier)  # noqa: S101
-        model.set_teacher(self.model.model, weight=settings.weight, temperature=settings.temperature)
+        weights = {"weight": settings.weight, "block_weight": settings.block_weight}
+        model.set_teacher(self.model.model, **weights, temperature=settings.temperature)
         return None
 
 

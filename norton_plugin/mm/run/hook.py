@@ -70,8 +70,9 @@ class NortonHook(Hook):
             of it; their weights and biases learn. ``None`` is True where trained weights were compressed, the
             statistics were estimated on training images after surgery, and a step shows a norm fewer than 32 images,
             which estimate them worse (docs/openmmlab.md). A resumed run goes on as it began.
-        distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0)`` (see
-            ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed run.
+        distill: Learn from the dense model as well: True, or ``dict(weight=0.5, layers=None, temperature=4.0,
+            block_weight=0.0)`` (see ``teacher.DistillSettings``). Its weights are kept in the work dir for a resumed
+            run.
         again: Compress the model of a compressed checkpoint (``load_from``) once more, by the recipe given here.
             Without it such a model is trained as it is. Not together with ``distill``.
         **recipe: Keys of the recipe, in its sections or flat (``rank``, ``level``, ``keep``, ``scope`` ...);
