@@ -4,8 +4,8 @@ Every run starts from the blocks that the package makes of the trained network (
 shared components as need no more MACs) and gets the same images, steps and schedule; the dense form runs in training.
 BatchNorm trains on the statistics of each batch, so the statistics of the start do not matter and are left alone.
 With ``--fit 1000`` the layers of the start are fitted to as many unlabelled training images first; with ``--teacher
-FILE`` 90 % of the loss are towards the dense model that `fitted_finetune.py` fine-tuned, its logits and its blocks. Runs
-can be made one by one: each adds its row to ``levels_finetune.json``.
+FILE`` 90 % of the loss are towards the dense model that `fitted_finetune.py` fine-tuned, its logits and its blocks.
+Runs can be made one by one: each adds its row to ``levels_finetune.json``.
 
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0.5:0 --fit 1000

@@ -36,8 +36,8 @@ _READING = """
 **Seconds** are those of counting, decomposing, tracing and pruning by the clock, **verifying** comes on top, and
 building the model is in neither. Other work on the machine is in both; the **processor** seconds of the two together
 come closer to what an idle machine needs. **Peak** is that of the whole process. MACs are those of the image given,
-with 1000 regions in the box heads and 100 in the mask heads of two-stage detectors. Weights are random (nothing is downloaded), so this says what a
-detector costs to compress, not how accurate it is.
+with 1000 regions in the box heads and 100 in the mask heads of two-stage detectors. Weights are random (nothing is
+downloaded), so this says what a detector costs to compress, not how accurate it is.
 """.strip().replace("\n", " ")
 
 
