@@ -123,13 +123,13 @@ def _schedule(facts: Facts, rows: list[Facts]) -> str:
         f"{facts['model']}; {facts['data']}. Every run: {settings['epochs']} epochs, {rows[0]['steps']} steps of "
         f"{settings['batch_size']} images with flips and shifted crops, one cycle of the rate ({warm:.0f} % linear "
         f"warm-up from a tenth, then a cosine to zero), weight decay {settings['weight_decay']} on all parameters, "
-        "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The start "
-        "is what `compress` gives from the weights alone, or fitted to unlabelled images (with its accuracy before "
-        "fine-tuning). Taught: 90 % of the loss are towards the dense model of the section on fine-tuning from a "
-        "budget (88.3 %), logits and outputs of blocks. Factors rebuild their weight in training (the dense form). "
-        "BatchNorm trains on the statistics of each batch, so statistics re-estimated at the start would change nothing. "
-        "A seed draws the images, their order and augmentation, and the starts of the decomposition. MACs as in the section above."
-        + (f" {facts['note']}" if facts.get("note") else "")
+        "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The "
+        "start is what `compress` gives from the weights alone, or fitted to unlabelled images (with its accuracy "
+        "before fine-tuning). Taught: 90 % of the loss are towards the dense model of the section on fine-tuning "
+        "from a budget (88.3 %), logits and outputs of blocks. Factors rebuild their weight in training (the "
+        "dense form). BatchNorm trains on the statistics of each batch, so statistics re-estimated at the start "
+        "would change nothing. A seed draws the images, their order and augmentation, and the starts of the "
+        "decomposition. MACs as in the section above." + (f" {facts['note']}" if facts.get("note") else "")
     )
 
 
