@@ -367,21 +367,22 @@ def _said(folder):
 
 
 @pytest.mark.parametrize(
-    ("norton", "batch", "kept"),
+    ("norton", "batch", "kept", "why"),
     [
-        ({}, 4, True),
-        ({"norm_eval": False}, 4, False),
-        ({"batch_norm": False}, 4, False),  # statistics of the dense model
-        ({"batch_norm": False, "norm_eval": True}, 4, True),
-        ({}, 32, False),
-        ({"norm_eval": True}, 32, True),
+        ({}, 4, True, "a step shows a norm 4 images; norm_eval=False changes this"),
+        ({"norm_eval": False}, 4, False, "norm_eval=False"),
+        ({"batch_norm": False}, 4, False, "they are not statistics of training images"),  # but of the dense model
+        ({"batch_norm": False, "norm_eval": True}, 4, True, "norm_eval=True"),
+        ({}, 32, False, "a step shows a norm 32 images; norm_eval=True changes this"),
+        ({"norm_eval": True}, 32, True, "norm_eval=True"),
     ],
 )
-def test_statistics_follow_large_batches(tmp_path, trained, norton, batch, kept):
+def test_statistics_follow_large_batches(tmp_path, trained, norton, batch, kept, why):
     changes = {**trained, **_with_batches(tmp_path, batch)}
     _, (fresh, between, _) = _watched(tmp_path, {**NORTON, **norton}, epochs=2, **changes)
     assert set(_moved(fresh, between).values()) == {not kept}
-    assert f"BatchNorms {'keep' if kept else 'update'} their statistics" in _said(tmp_path)
+    what = "keep" if kept else "update"
+    assert f"BatchNorms {what} their statistics while the compressed model trains ({why}" in _said(tmp_path)
 
 
 def test_statistics_of_random_weights_are_not_kept(tmp_path):
@@ -429,6 +430,13 @@ def test_efficient_conv_bn_eval_is_refused(tmp_path):
     """T9."""
     with pytest.raises(RecipeError, match="efficient_conv_bn_eval"):
         run(tmp_path, efficient_conv_bn_eval=["stage"])
+
+
+def test_a_second_hook_is_refused_before_anything_is_done(tmp_path):
+    again = [{"type": "norton_plugin.NortonHook", "keep": 0.6}]
+    with pytest.raises(RecipeError, match="NortonHook is in this run more than once.*custom_hooks; keep one"):
+        run(tmp_path, custom_hooks=again)
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_a_mean_teacher_is_refused(tmp_path):

@@ -115,7 +115,7 @@ class NortonHook(Hook):
         self.frozen = frozen
         self.input_size = None if input_size is None else [int(size) for size in input_size]
         self.export = export
-        self.seeds = StepSeedHook() if step_seeds else None
+        self.seeds = StepSeedHook() if step_seeds else Hook()
         self.evaluate = evaluate
         self.checkpoint = checkpoint
         if factor_decay is not None:
@@ -151,6 +151,7 @@ class NortonHook(Hook):
             ArtifactError: No structure where one is expected, another model's, or a damaged one.
             RecipeError: The checkpoint was compressed with another recipe.
         """
+        self.seeds.after_load_checkpoint(runner, checkpoint)
         entry = guard.stored(checkpoint)
         structure = None if entry is None else entry["structure"]
         if structure is None:
@@ -194,13 +195,11 @@ class NortonHook(Hook):
         if self.structure is None and runner.epoch >= self.at_epoch:
             self._compress(runner)
             self._learn_from_teacher(runner)
-        if self.seeds is not None:
-            self.seeds.before_train_epoch(runner)
+        self.seeds.before_train_epoch(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, and put norms that keep their statistics back into evaluation mode."""
-        if self.seeds is not None:
-            self.seeds.before_train_iter(runner, batch_idx, data_batch)
+        self.seeds.before_train_iter(runner, batch_idx, data_batch)
         self.norms.apply_(unwrap(runner.model))  # after mmengine's model.train(), which comes after all other events
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -210,6 +209,7 @@ class NortonHook(Hook):
             ArtifactError: The model has lost the structure.
         """
         self._check_model(runner)
+        self.seeds.before_save_checkpoint(runner, checkpoint)
         checkpoint["meta"][guard.KEY] = {
             "structure": self.structure,
             "structure_hash": None if self.structure is None else structure_hash(self.structure),

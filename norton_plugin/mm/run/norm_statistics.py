@@ -13,6 +13,7 @@ from torch import nn
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 # Fewer images than this estimate statistics worse than the some hundred after surgery did (docs/results).
 _FEW_IMAGES = 32
+_NOT_ESTIMATED = "they are not statistics of training images under trained weights"
 
 
 class NormStatistics:
@@ -39,7 +40,8 @@ class NormStatistics:
         """
         images = _images_of_step(runner)
         few = images is not None and images < _FEW_IMAGES
-        self._set(runner, estimated and few, f"a step shows a norm {images} images")
+        shown = f"a step shows a norm {images} images"
+        self._set(runner, estimated and few, shown if estimated else _NOT_ESTIMATED)
 
     def take_over(self, runner: Runner, entry: Mapping[str, Any], *, resumed: bool) -> None:
         """Decide for a model that a checkpoint brought compressed.

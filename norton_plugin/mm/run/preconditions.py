@@ -17,10 +17,15 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
         at_epoch: Epochs to train densely first.
 
     Raises:
-        RecipeError: A wrapper that owns the parameters, ``efficient_conv_bn_eval``, a mean teacher, or an
-            ``at_epoch`` that never comes.
+        RecipeError: A second NortonHook, a wrapper that owns the parameters, ``efficient_conv_bn_eval``, a mean
+            teacher, or an ``at_epoch`` that never comes.
     """
     check_wrapper(runner)
+    if sum(any(base.__name__ == "NortonHook" for base in type(hook).__mro__) for hook in runner.hooks) > 1:
+        raise RecipeError(
+            "NortonHook is in this run more than once, perhaps in default_hooks of a base config and in custom_hooks; "
+            "keep one, with all settings"
+        )
     if not trains(runner):
         return
     if runner.cfg.get("efficient_conv_bn_eval") or _has_efficient_conv_bn_eval(unwrap(runner.model)):

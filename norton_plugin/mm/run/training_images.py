@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
+
+from norton_plugin.modules.run_state import preserved_state
 
 
 def rewind(runner: Runner) -> None:
@@ -27,18 +30,45 @@ def rewind(runner: Runner) -> None:
 
 
 def batches(runner: Runner, model: BaseModel, *, training: bool) -> Iterator[Any]:
-    """Yield the batches of an epoch through the model's data preprocessor.
+    """Yield the batches of an epoch through the model's data preprocessor, whose state comes back.
 
     Args:
         runner: Its sampler stands where ``rewind`` put it.
         model: Unwrapped.
         training: Whether the preprocessor augments and mixes, as it does for losses.
     """
-    loader = runner.train_dataloader
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
-        loader = _aside(loader)
-    for data in loader:
-        yield model.data_preprocessor(data, training)
+    endless = isinstance(runner.train_loop, IterBasedTrainLoop)
+    loader = _aside(runner.train_dataloader) if endless else _copied(runner.train_dataloader)
+    with preserved_state(model.data_preprocessor):
+        for data in loader:
+            yield model.data_preprocessor(data, training)
+
+
+def _copied(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a loader of the same images in the same order, whose samplers are copies.
+
+    A sampler may keep something from one batch to the next, as mmdet's ``AspectRatioBatchSampler`` does: an epoch that
+    ends early would spoil the next one, which is the first of the run. Those that cannot be copied serve as they are.
+    """
+    try:
+        batch_sampler = copy.deepcopy(loader.batch_sampler, {id(data): data for data in _data_sets(loader.dataset)})
+    except Exception:
+        return loader
+    if batch_sampler is None:
+        return loader
+    names = ("num_workers", "worker_init_fn", "collate_fn", "pin_memory", "timeout")
+    of_workers = ("prefetch_factor", "multiprocessing_context") if loader.num_workers else ()
+    settings: dict[str, Any] = {name: getattr(loader, name) for name in (*names, *of_workers)}
+    return DataLoader(loader.dataset, batch_sampler=batch_sampler, **settings)
+
+
+def _data_sets(data: Any) -> Iterator[Any]:
+    """Yield a data set and those that it is made of; a copied sampler refers to them, and copies none."""
+    yield data
+    parts = getattr(data, "datasets", None)
+    for part in [getattr(data, "dataset", None), *(parts if isinstance(parts, list | tuple) else ())]:
+        if part is not None and part is not data:
+            yield from _data_sets(part)
 
 
 def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -11,16 +11,22 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from norton_plugin.mm.runner.augmentation_state import batch_sizes, empty_caches_, take_batch_sizes_
+from norton_plugin.mm.runner.migration import unwrap
+
 # Beyond all steps, whose numbers seed as well.
 _BATCHES = 2**40
+# Where checkpoints hold sizes of batches.
+_SIZES = "norton_batch_sizes"
 
 
 class StepSeedHook(Hook):
     """Seed Python, numpy and torch before each epoch and step from the run's seed and their number.
 
-    mmengine's checkpoints hold no state of random generators; with this hook a run that is resumed after an epoch
-    draws the same augmentations, samples and dropout masks as one that was never interrupted. Bit-equal weights
-    also need the same number of threads and processes.
+    mmengine's checkpoints hold no state of random generators, and none of augmentations; with this hook a run that is
+    resumed after an epoch draws the same augmentations, samples, batch sizes and dropout masks as one that was never
+    interrupted: sizes drawn for the next batches are in its checkpoints, and images kept for mosaics are those of the
+    epoch. Bit-equal weights also need the same number of threads and processes.
 
     Args:
         seed: The run's seed; ``None`` for the one of the runner, which its checkpoints carry.
@@ -38,10 +44,22 @@ class StepSeedHook(Hook):
         loader = runner.train_dataloader
         if isinstance(loader, DataLoader):
             seed_workers_(loader, seed)
+            if loader.num_workers == 0:
+                empty_caches_(loader.dataset)
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop) and not isinstance(loop.dataloader_iterator, SeededBatches):
             seed = self._seed(runner) + runner.rank
             loop.dataloader_iterator = SeededBatches(loop.dataloader_iterator, seed)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Write the sizes that are drawn for the next batches."""
+        if sizes := batch_sizes(unwrap(runner.model)):
+            checkpoint["meta"][_SIZES] = sizes
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Go on with the sizes of the run that is resumed."""
+        if getattr(runner, "_resume", False):
+            take_batch_sizes_(unwrap(runner.model), checkpoint.get("meta", {}).get(_SIZES, {}))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the step, differently on every rank."""
