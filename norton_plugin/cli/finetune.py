@@ -151,7 +151,7 @@ def finetune(
     ] = 0.9,
     distill_block_weight: Annotated[
         float, typer.Option("--distill-block-weight", metavar="F", help=_OF_BLOCKS, rich_help_panel=_TEACHER)
-    ] = 1.0,
+    ] = 0.0,
     work_dir: Annotated[
         Path | None,
         typer.Option(

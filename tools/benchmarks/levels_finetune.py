@@ -4,7 +4,7 @@ Every run starts from the blocks that the package makes of the trained network (
 shared components as need no more MACs) and gets the same images, steps and schedule; the dense form runs in training.
 BatchNorm trains on the statistics of each batch, so the statistics of the start do not matter and are left alone.
 With ``--fit 1000`` the layers of the start are fitted to as many unlabelled training images first; with ``--teacher
-FILE`` 90 % of the loss are towards the dense model that `fitted_finetune.py` fine-tuned, its logits and its blocks.
+FILE`` 90 % of the loss are towards the dense model that `fitted_finetune.py` fine-tuned.
 Runs can be made one by one: each adds its row to ``levels_finetune.json``.
 
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS
@@ -122,6 +122,7 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         momentum=run.momentum,
         seed=run.seed,
         teacher=teacher_from(arguments.teacher, arguments),
+        distill_block_weight=arguments.block_weight,
         on_epoch=lambda record, total: print(f"  {record}", flush=True),
         **statistics,
         **SETTINGS,
@@ -136,6 +137,7 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         "nmse": round(sum(layer.nmse_layer or 0.0 for layer in layers) / len(layers), 4),
         "fitted_images": arguments.fit,
         "taught": arguments.teacher is not None,
+        "block_weight": arguments.block_weight,
         "top1_before": before,
         "train_images": arguments.train_images,
         "steps": EPOCHS * (arguments.train_images // SETTINGS["batch_size"]),
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=16000, help="training images of every run")
     parser.add_argument("--fit", type=int, default=0, help="images that layers are fitted to before; 0 for none")
     parser.add_argument("--teacher", type=Path, help="weights of the dense model, fine-tuned, to learn from as well")
+    parser.add_argument("--block-weight", type=float, default=0.0, help="of blocks in what it teaches, beside logits")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))
@@ -168,7 +171,7 @@ def main() -> None:
         row = run_one(Run.parse(text), images, arguments)
         print(text, row, flush=True)
         label = f"{text} fitted to {arguments.fit}" if arguments.fit else text
-        label += " taught" if arguments.teacher else ""
+        label += f" taught, blocks {arguments.block_weight:g}" if arguments.teacher else ""
         add_row(arguments.output / "levels_finetune.json", label, row, facts)
 
 

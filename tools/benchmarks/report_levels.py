@@ -83,8 +83,8 @@ def _plain_outcome(title: str, rows: list[Facts]) -> str:
     )
 
 
-# Images that the start was fitted to, and whether the dense model taught.
-_Start = tuple[int, bool]
+# Images that the start was fitted to, and what the dense model taught.
+_Start = tuple[int, str]
 # Rank, level, optimizer, rate, momentum, start.
 _Key = tuple[int, str, str, float, float, _Start]
 
@@ -95,7 +95,7 @@ def levels_finetune(facts: Facts) -> str:
     groups: dict[_Key, list[Facts]] = {}
     for row in rows:
         setting = (row["rank"], row["level"], row["optimizer"], row["lr"], row["momentum"])
-        start = (row.get("fitted_images", 0), row.get("taught", False))
+        start = (row.get("fitted_images", 0), _taught(row))
         groups.setdefault((*setting, start), []).append(row)
     order = {level: place for place, level in enumerate(_LEVELS)}
     keys = sorted(groups, key=lambda key: (key[0], key[-1], order[key[1]], *key[2:]))
@@ -126,11 +126,18 @@ def _schedule(facts: Facts, rows: list[Facts]) -> str:
         "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The "
         "start is what `compress` gives from the weights alone, or fitted to unlabelled images (with its accuracy "
         "before fine-tuning). Taught: 90 % of the loss are towards the dense model of the section on fine-tuning "
-        "from a budget (88.3 %), logits and outputs of blocks. Factors rebuild their weight in training (the "
+        "from a budget (88.3 %), its logits or its blocks too. Factors rebuild their weight in training (the "
         "dense form). BatchNorm trains on the statistics of each batch, so statistics re-estimated at the start "
         "would change nothing. A seed draws the images, their order and augmentation, and the starts of the "
         "decomposition. MACs as in the section above." + (f" {facts['note']}" if facts.get("note") else "")
     )
+
+
+def _taught(row: Facts) -> str:
+    """Return what the dense model taught, for the column of starts."""
+    if not row.get("taught", False):
+        return ""
+    return ", taught logits and blocks" if row["block_weight"] else ", taught logits"
 
 
 def _finetuned_row(key: _Key, rows: list[Facts]) -> list[object]:
@@ -138,8 +145,7 @@ def _finetuned_row(key: _Key, rows: list[Facts]) -> list[object]:
     return [
         f"{100 * rows[0]['macs_share']:.1f}",
         _LEVELS[level],
-        (f"fitted, {fmean(row['top1_before'] for row in rows):.1f} %" if fitted else "weights alone")
-        + (", taught" if taught else ""),
+        (f"fitted, {fmean(row['top1_before'] for row in rows):.1f} %" if fitted else "weights alone") + taught,
         optimizer,
         f"{lr:g}",
         f"{momentum:g}",
@@ -164,7 +170,7 @@ def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int, start: _Start
                       if level in best)  # fmt: skip
     gap = best["layer"][0] - best["filter"][0]
     words = f"from layers fitted to {start[0]} images" if start[0] else "from the weights alone"
-    words += ", taught by the dense model" if start[1] else ""
+    words += f"{start[1]} by the dense model" if start[1] else ""
     text = f"At {share:.1f} % of the MACs {words}, each level with its best setting: {found}; "
     text += f"layer level {gap:+.1f} points."
     if rank == 1:
