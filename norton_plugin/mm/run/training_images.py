@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from norton_plugin.mm.runner.augmentation_state import parts_of
 from norton_plugin.modules.run_state import preserved_state
 
 
@@ -51,7 +52,8 @@ def _copied(loader: DataLoader[Any]) -> DataLoader[Any]:
     ends early would spoil the next one, which is the first of the run. Those that cannot be copied serve as they are.
     """
     try:
-        batch_sampler = copy.deepcopy(loader.batch_sampler, {id(data): data for data in _data_sets(loader.dataset)})
+        shared = {id(part): part for part in parts_of(loader.dataset)}  # samplers refer to the data
+        batch_sampler = copy.deepcopy(loader.batch_sampler, shared)
     except Exception:
         return loader
     if batch_sampler is None:
@@ -60,15 +62,6 @@ def _copied(loader: DataLoader[Any]) -> DataLoader[Any]:
     of_workers = ("prefetch_factor", "multiprocessing_context") if loader.num_workers else ()
     settings: dict[str, Any] = {name: getattr(loader, name) for name in (*names, *of_workers)}
     return DataLoader(loader.dataset, batch_sampler=batch_sampler, **settings)
-
-
-def _data_sets(data: Any) -> Iterator[Any]:
-    """Yield a data set and those that it is made of; a copied sampler refers to them, and copies none."""
-    yield data
-    parts = getattr(data, "datasets", None)
-    for part in [getattr(data, "dataset", None), *(parts if isinstance(parts, list | tuple) else ())]:
-        if part is not None and part is not data:
-            yield from _data_sets(part)
 
 
 def _aside(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -50,21 +50,22 @@ def empty_caches_(data: Any) -> None:
 
     Loader workers, which start with every epoch, begin with empty ones too.
     """
-    for part in _parts(data, set()):
+    for part in parts_of(data):
         cache = getattr(part, _CACHE, None)
         if isinstance(cache, list):
             cache.clear()
 
 
-def _parts(holder: Any, seen: set[int]) -> Iterator[Any]:
-    """Yield a data set or a transform, and all that it is made of, each once."""
-    if id(holder) in seen or isinstance(holder, str | bytes) or holder is None:
-        return
-    seen.add(id(holder))
-    if isinstance(holder, list | tuple):
-        for entry in holder:
-            yield from _parts(entry, seen)
-        return
-    yield holder
-    for name in _INNER:
-        yield from _parts(getattr(holder, name, None), seen)
+def parts_of(data: Any) -> Iterator[Any]:
+    """Yield a data set, the data sets that it is made of, and the transforms of all of them, each once."""
+    seen: set[int] = set()
+    left = [data]
+    while left:
+        holder = left.pop()
+        if holder is None or isinstance(holder, str | bytes) or id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        yield holder
+        for name in _INNER:
+            inner = getattr(holder, name, None)
+            left.extend(inner if isinstance(inner, list | tuple) else [inner])
