@@ -22,12 +22,13 @@ def reestimate_batch_norm_(
     call: Callable[[nn.Module, Any], Any],
     images: int = 1024,
     keep: Collection[nn.Module] = (),
+    training: bool = False,
 ) -> int:
     """Replace the running statistics of every BatchNorm by those of the given images, in place.
 
     Mean and unbiased variance are plain averages over the batches. Layers that are kept in evaluation mode by the
     training configuration (``norm_eval``) are re-estimated too; layers that the images do not reach keep what they
-    have. All other modules run in evaluation mode.
+    have. All other modules run in evaluation mode, or as ``running_mode_`` says.
 
     Args:
         model: Changed in place: buffers only.
@@ -36,6 +37,7 @@ def reestimate_batch_norm_(
         call: ``(model, batch)``, one forward pass.
         images: Most images to use.
         keep: BatchNorms that are left alone.
+        training: As of ``running_mode_``.
 
     Returns:
         The number of images used; 0 where the model has no BatchNorm with running statistics.
@@ -51,7 +53,7 @@ def reestimate_batch_norm_(
     old = [(m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
     seen = 0
     try:
-        model.eval()
+        running_mode_(model, training=training)
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a cumulative average
@@ -82,6 +84,18 @@ def reestimate_batch_norm_(
         for module, mode in modes:
             module.training = mode
     return seen
+
+
+def running_mode_(model: nn.Module, *, training: bool) -> None:
+    """Put a model into the mode in which statistics are estimated, in place.
+
+    Args:
+        model: Ends in evaluation mode.
+        training: All but norms and what drops at random in training mode: some heads give their losses in no other.
+    """
+    model.eval()
+    for module in model.modules() if training else ():
+        module.training = not (isinstance(module, _BATCH_NORMS) or "Drop" in type(module).__name__)
 
 
 def _run(model: nn.Module, batch: Any, call: Callable[[nn.Module, Any], Any]) -> None:

@@ -16,6 +16,7 @@ from norton_plugin.zoo.versions import with_versions
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 _SHOWN = 6
+_WRAPPED = "model."  # of a classifier in a run of mmengine
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -90,8 +91,8 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
     Raises:
         SourceError: Names are missing or unexpected, or shapes differ; all three are listed.
     """
-    state = read_state_dict(path)
     own = model.state_dict()
+    state = _of_the_model(read_state_dict(path), own)
     # num_batches_tracked was added to BatchNorm late; old files lack it and eval does not read it
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
@@ -107,6 +108,13 @@ def load_checkpoint_(model: nn.Module, path: str | Path) -> None:
             f"checkpoint {str(path)!r} does not fit the model: {told}. Check the model's name and number of classes"
         )
     model.load_state_dict(with_versions(state, model), strict=False)
+
+
+def _of_the_model(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights inside of a wrapper such as ``TimmClassifier``, where these are what the model has."""
+    inner = {name.removeprefix(_WRAPPED): value for name, value in state.items() if name.startswith(_WRAPPED)}
+    others = [name for name in state if not name.startswith((_WRAPPED, "data_preprocessor."))]
+    return inner if inner and not others and not any(name in own for name in state) else state
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -180,6 +180,9 @@ def test_images_that_cannot_be_read_are_left_out_and_named(norton, digit_folder,
         key: json.loads(answer.out)[key] for key in ("top1", "top5", "n")
     }
 
+    single = norton("evaluate", "demo:digits", "--data", data / "test", "--batch-size", 1, *size, "--json")
+    assert (single.code, json.loads(single.out)["n"]) == (0, 19)
+
     options = ["--data", data / "train", "--val", data / "test", "--epochs", 1, "--batch-size", 20, "--no-flip", *size]
     answer = norton("finetune", "demo:digits", *options, "-o", tmp_path / "tuned")
     assert answer.code == 0

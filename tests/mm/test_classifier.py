@@ -83,6 +83,53 @@ def test_distillation_is_weighted_and_the_teacher_is_in_no_state_dict(classifier
     assert "loss_kd" not in classifier(IMAGES, LABELS, mode="loss")
 
 
+def test_folders_of_other_classes_are_refused_before_anything_is_done(tmp_path):
+    for split, names in (("train", ("blue", "red")), ("val", ("red",))):
+        for color in names:
+            (tmp_path / split / color).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (40, 40), color).save(tmp_path / split / color / f"{i}.png")
+    loader = {"batch_size": 2, "num_workers": 0, "collate_fn": {"type": "collate_batch"}}
+    preprocessing = {"input_size": [3, 32, 32]}
+    data = {"type": "NortonImageFolder", "preprocessing": preprocessing}
+    config = {
+        "model": {"type": "TimmClassifier", "model": {"spec": "timm:resnet10t", "num_classes": 2, "input_size": 32}},
+        "train_dataloader": {
+            **loader,
+            "sampler": {"type": "DefaultSampler"},
+            "dataset": {**data, "root": str(tmp_path / "train")},
+        },
+        "val_dataloader": {
+            **loader,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": {**data, "root": str(tmp_path / "val")},
+        },
+        "val_cfg": {},
+        "val_evaluator": {"type": "TopKAccuracy"},
+        "train_cfg": {"by_epoch": True, "max_epochs": 1},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.1}},
+        "default_hooks": {"norton": {"type": "norton_plugin.NortonHook", "rank": 1}},
+        "work_dir": str(tmp_path / "work"),
+        "default_scope": "mmengine",
+        "experiment_name": "other_classes",
+    }
+    with preserved_process():
+        runner = Runner.from_cfg(Config(config))
+        with pytest.raises(RecipeError, match=r"1 sub-folders \(red\), the training images 2 \(blue, red\)"):
+            runner.train()
+        (tmp_path / "val" / "blue").mkdir()
+        config["experiment_name"] = "same_classes"
+        runner = Runner.from_cfg(Config(config))
+        runner.train()
+    assert runner.iter == 2
+
+
+def test_a_batch_of_which_no_image_can_be_read(classifier):
+    assert classifier.val_step({}) == classifier.test_step({}) == []
+    with pytest.raises(SourceError, match="none of the images of a batch can be read"):
+        classifier.train_step({}, None)
+
+
 def two_blocks():
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())

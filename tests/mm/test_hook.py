@@ -624,8 +624,39 @@ def test_batch_norm_statistics_after_surgery(tmp_path):
 def test_norms_before_the_first_changed_layer_keep_their_statistics():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     entries = [{"names": [""], "resize": {}, "attributes": {"a": 1}}, {"names": ["2"], "block": {"rank": 1}}]
-    unchanged = after_surgery.before_surgery(net, {"modules": entries})
-    assert net[1] in unchanged and net[3] not in unchanged
+    unchanged = after_surgery.before_surgery(net, {"modules": entries}, lambda: net(torch.rand(2, 3, 4, 4)))
+    assert unchanged == {net[1]} and net.training
+    assert torch.equal(net[3].running_mean, torch.zeros(4)) and not net[1]._forward_pre_hooks
+
+
+@MODELS.register_module(force=True)
+class ToyLastFirst(ToyNet):
+    """Registers a norm before the layers that run before it, as mmdet's CSPLayer does."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        parts = dict(self.stage.items())
+        self.stage = nn.ModuleDict({name: parts[name] for name in ("norm2", "conv2", "norm1", "conv1")})
+
+
+@MODELS.register_module(force=True)
+class ToyByMode(ToyNet):
+    """Gives its losses in training mode alone, as heads of VFNet, RepPoints and DINO do."""
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        if mode == "loss" and not self.training:
+            raise AssertionError("what evaluation mode gives is no input of the loss")
+        return super().forward(inputs, data_samples, mode)
+
+
+@pytest.mark.parametrize("kind", ["ToyLastFirst", "ToyByMode"])
+def test_statistics_are_those_of_training_images_however_a_model_is_written(tmp_path, kind):
+    net = run(tmp_path, epochs=1, model={"type": kind, "norm_eval": True}, optim_wrapper=STILL).model
+    with torch.no_grad():
+        x = net.stage["conv1"](torch.relu(net.stem(ToyData().images)))
+        assert torch.allclose(net.stage["norm1"].running_mean, x.mean((0, 2, 3)), atol=1e-5)
+    assert not torch.equal(net.stage["norm2"].running_mean, torch.zeros(16))
+    assert json.loads((tmp_path / "norton_report.json").read_text())["calibration_images"] == 16
 
 
 def test_evaluation_after_surgery(tmp_path):

@@ -27,6 +27,12 @@ WRAPPERS = {
     "model": lambda s: {"model": s, "args": {"lr": 0.1}},
     "module.": lambda s: {"module." + name: value for name, value in s.items()},
     "both": lambda s: {"state_dict": {"module." + name: value for name, value in s.items()}},
+    "TimmClassifier": lambda s: {
+        "state_dict": {
+            "data_preprocessor.mean": torch.zeros(1),
+            **{"model." + name: value for name, value in s.items()},
+        }
+    },
     "compiled": lambda s: {"_orig_mod." + name: value for name, value in s.items()},
 }
 

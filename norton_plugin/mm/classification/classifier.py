@@ -95,6 +95,28 @@ class TimmClassifier(BaseModel):
         self._teacher = None if teacher is None else Teacher(teacher, blocks)
         self._distillation = (weight, temperature, block_weight)
 
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """Train for one step, as mmengine's models do.
+
+        Raises:
+            SourceError: None of the images of the batch could be read.
+        """
+        if not data:
+            raise SourceError(
+                "none of the images of a batch can be read, so that there is nothing to learn from; the warnings "
+                "before name the files: repair or remove them, or use larger batches"
+            )
+        losses: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        return losses
+
+    def val_step(self, data: Any) -> list[Any]:
+        """Return predictions for a batch; none for one of which no image could be read."""
+        return super().val_step(data) if data else []
+
+    def test_step(self, data: Any) -> list[Any]:
+        """Return predictions for a batch; none for one of which no image could be read."""
+        return super().test_step(data) if data else []
+
     def forward(
         self, inputs: Tensor, data_samples: Tensor | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:

@@ -73,19 +73,14 @@ def collate_batch(items: dict[str, Any] | Sequence[dict[str, Any] | None]) -> di
             could not be read.
 
     Returns:
-        ``inputs`` (B, C, H, W) and ``data_samples`` int64 (B,), B without the items that are None.
-
-    Raises:
-        SourceError: All items are None.
+        ``inputs`` (B, C, H, W) and ``data_samples`` int64 (B,), B without the items that are None; an empty dict where
+        all are.
     """
     if isinstance(items, dict):
         return items
     read = [_named(item) for item in items if item is not None]
     if not read:
-        raise SourceError(
-            f"none of the {len(items)} images of a batch can be read; the warnings before name the files: repair or "
-            "remove them, or use larger batches"
-        )
+        return {}
     batch: dict[str, Any] = default_collate(read)
     batch["data_samples"] = torch.as_tensor(batch["data_samples"], dtype=torch.long)
     return batch

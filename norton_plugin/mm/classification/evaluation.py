@@ -79,6 +79,8 @@ def evaluate(
     try:
         classifier.to(target).eval()
         for step, batch in enumerate(loader):
+            if not batch:
+                continue  # none of its images can be read
             prepared = classifier.data_preprocessor(batch, False)
             logits, labels = _logits(classifier.model, prepared["inputs"]).float(), prepared["data_samples"]
             if int(labels.max()) >= logits.shape[1]:

@@ -6,7 +6,11 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from norton_plugin.errors import RecipeError
+from norton_plugin.mm.classification.datasets import ImageFolder
+from norton_plugin.mm.classification.packed import PackedImages
 from norton_plugin.mm.runner.migration import check_wrapper, unwrap
+
+_SHOWN = 6
 
 
 def check_run(runner: Runner, *, at_epoch: int) -> None:
@@ -17,8 +21,8 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
         at_epoch: Epochs to train densely first.
 
     Raises:
-        RecipeError: A second NortonHook, a wrapper that owns the parameters, ``efficient_conv_bn_eval``, a mean
-            teacher, or an ``at_epoch`` that never comes.
+        RecipeError: A second NortonHook, folders of training and validation images that differ, a wrapper that owns
+            the parameters, ``efficient_conv_bn_eval``, a mean teacher, or an ``at_epoch`` that never comes.
     """
     check_wrapper(runner)
     if sum(any(base.__name__ == "NortonHook" for base in type(hook).__mro__) for hook in runner.hooks) > 1:
@@ -38,11 +42,26 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
             "MeanTeacherHook pairs the parameters of two models; compress the detector in a supervised run first, and "
             "use its exported config as both student and teacher"
         )
+    _check_classes(runner)
     if at_epoch:
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise RecipeError("at_epoch needs an epoch-based training loop; leave it out to compress at the start")
         if at_epoch >= runner.max_epochs:
             raise RecipeError(f"at_epoch is {at_epoch}, but training ends after {runner.max_epochs} epochs")
+
+
+def _check_classes(runner: Runner) -> None:
+    """Refuse folders of images whose sub-folders differ: their labels are places in the alphabetical order."""
+    loaders = [getattr(loop, "dataloader", None) for loop in (runner.train_loop, runner.val_loop)]
+    sets = [getattr(loader, "dataset", None) for loader in loaders]
+    folders = [data.metainfo["classes"] for data in sets if isinstance(data, ImageFolder | PackedImages)]
+    if len(folders) == 2 and all(folders) and folders[0] != folders[1]:
+        train, val = folders
+        raise RecipeError(
+            f"the validation images have {len(val)} sub-folders ({', '.join(val[:_SHOWN])}), the training images "
+            f"{len(train)} ({', '.join(train[:_SHOWN])}): a label is the place of a sub-folder in alphabetical order, "
+            "so that both need the same ones; add those that are missing, empty where there are no images"
+        )
 
 
 def trains(runner: Runner) -> bool:

@@ -77,7 +77,9 @@ def _input_channels(model: nn.Module) -> int:
 def _sample_shape(runner: Runner) -> tuple[int, int, int]:
     with preserved_random_state():
         try:
-            sample = runner.train_dataloader.dataset[0]
+            data = runner.train_dataloader.dataset
+            samples = (data[index] for index in range(len(data)))
+            sample = next((found for found in samples if found is not None), None)  # of those that can be read
         except Exception as error:
             raise RecipeError(
                 f"the first training image cannot be read ({type(error).__name__}: {error}); "

@@ -42,6 +42,8 @@ def batches(runner: Runner, model: BaseModel, *, training: bool) -> Iterator[Any
     loader = _aside(runner.train_dataloader) if endless else _copied(runner.train_dataloader)
     with preserved_state(model.data_preprocessor):
         for data in loader:
+            if isinstance(data, dict) and not data:
+                continue  # none of its images can be read
             yield model.data_preprocessor(data, training)
 
 
