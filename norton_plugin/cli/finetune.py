@@ -272,11 +272,10 @@ def _resumable(out: Output, folder: Path) -> Iterator[None]:
 
 
 def _check_classes(train: Any, val: Any) -> None:
-    if val is not None and train.metainfo["classes"] != val.metainfo["classes"]:
-        odd = sorted(set(train.metainfo["classes"]) ^ set(val.metainfo["classes"]))
-        raise SourceError(
-            f"the folders of --data and --val have different classes ({', '.join(odd[:4])}); labels would not agree"
-        )
+    from norton_plugin.mm.classification.datasets import other_classes
+
+    if val is not None and (problem := other_classes(train, val)) is not None:
+        raise SourceError(problem)
 
 
 def _chosen(model: nn.Module, settings: FinetuneSettings) -> str:

@@ -71,7 +71,7 @@ class DeclaredWidths:
 
     def note(self) -> None:
         """Note which widths are borne out, before surgery."""
-        seen = self._measured(self._declared)
+        seen = self._measured()
         axes = ((each, _axis(seen.get(each.place, ()), each.value)) for each in self._declared)
         self._found = [(each, axis) for each, axis in axes if axis is not None]
         self._declared, self._seen = [each for each, _ in self._found], {}
@@ -80,7 +80,7 @@ class DeclaredWidths:
         """Set what changed to what is seen now, in place, and return how many attributes that were."""
         if not self._found:
             return 0
-        seen = self._measured(self._declared)
+        seen = self._measured()
         new = {d.place: seen[d.place][axis] for d, axis in self._found if len(seen.get(d.place, ())) > axis}
         lists: dict[nn.Module, list[int]] = {}
         renewed = 0
@@ -97,10 +97,10 @@ class DeclaredWidths:
                 list_widths_(module, widths)
         return renewed
 
-    def _measured(self, declared: list[_Declared]) -> dict[Place, Shape]:
+    def _measured(self) -> dict[Place, Shape]:
         """Return the shape of each tensor; those that no run comes by are absent."""
         seen = dict(self._seen)
-        missing = [each for each in declared if each.place not in seen]
+        missing = [each for each in self._declared if each.place not in seen]
         if not missing:
             return seen
         with traceable(self._model), ExitStack() as stack:

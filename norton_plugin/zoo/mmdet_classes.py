@@ -21,12 +21,17 @@ def classes_of(config: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]
         The names in the order of their numbers; empty where the config does not tell them, or where their number is
         none of the model's ``num_classes``.
     """
-    for loader in _LOADERS:
-        for dataset in _datasets((config.get(loader) or {}).get("dataset")):
-            found = _named(dataset)
-            if found:
-                return found if len(found) in set(_numbers(model)) else []
+    for dataset in datasets_of(config):
+        found = _named(dataset)
+        if found:
+            return found if len(found) in set(_numbers(model)) else []
     return []
+
+
+def datasets_of(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the data sets of a config, those to test on first, each before those that it wraps."""
+    for loader in _LOADERS:
+        yield from _datasets((config.get(loader) or {}).get("dataset"))
 
 
 def _datasets(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -33,12 +33,6 @@ pytestmark = pytest.mark.mm
 FITTED = {"calibrate": True, "budget": {"macs": 0.7}, "restarts": 1, "sweeps": 30}
 
 
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
-
-
 def trained(folder, *, norton=FITTED, **changes):
     """A run from a checkpoint of the dense model, without warnings of random weights."""
     path = folder.parent / "dense.pth"

@@ -33,12 +33,6 @@ from norton_plugin.mm.runner.quiet import preserved_process
 DISTILL = {"weight": 0.01, "layers": ["stage.norm2", "shared"]}
 
 
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
-
-
 def test_feature_loss_is_the_relative_squared_error():
     teacher = [torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0]])]
     student = [torch.tensor([[3.0, 3.0]]), torch.tensor([[1.0]])]

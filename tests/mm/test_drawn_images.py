@@ -19,13 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import ToyData, difference, run, toy_config
 
 from norton_plugin.mm.runner.augmentation_state import empty_caches_
-from norton_plugin.mm.runner.quiet import preserved_process
-
-
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
 
 
 @DATA_SAMPLERS.register_module(force=True)
@@ -58,15 +51,12 @@ class NoteHook(Hook):
         self.seen.append([round(float(image.sum()), 4) for image in data_batch["inputs"]])
 
 
+def with_loader(work_dir, **changes):
+    return {**toy_config(work_dir).train_dataloader, **changes}
+
+
 def images_of_steps(work_dir, norton):
-    loader = {
-        "batch_size": 4,
-        "num_workers": 0,
-        "collate_fn": {"type": "default_collate"},
-        "dataset": {"type": "ToyData"},
-        "sampler": {"type": "DefaultSampler", "shuffle": True},
-        "batch_sampler": {"type": "Buckets"},
-    }
+    loader = with_loader(work_dir, batch_sampler={"type": "Buckets"})
     config = toy_config(work_dir, norton=norton, train_dataloader=loader, custom_hooks=[{"type": "NoteHook"}])
     runner = Runner.from_cfg(config)
     runner.train()
@@ -148,13 +138,7 @@ class ToyMixed(ToyData):
 
 
 def test_images_kept_for_mosaics_are_those_of_the_epoch(tmp_path):
-    loader = {
-        "batch_size": 4,
-        "num_workers": 0,
-        "collate_fn": {"type": "default_collate"},
-        "dataset": {"type": "ToyMixed"},
-        "sampler": {"type": "DefaultSampler", "shuffle": True},
-    }
+    loader = with_loader(tmp_path, dataset={"type": "ToyMixed"})
     whole = run(tmp_path / "whole", epochs=3, train_dataloader=loader)
     path = str(tmp_path / "whole" / "epoch_2.pth")
     again = run(tmp_path / "again", epochs=3, train_dataloader=loader, load_from=path, resume=True)

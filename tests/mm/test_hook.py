@@ -28,12 +28,6 @@ from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.reasons import Reason
 
 
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
-
-
 def hook_of(runner, kind=NortonHook):
     return next(hook for hook in runner.hooks if isinstance(hook, kind))
 

@@ -39,12 +39,6 @@ SPATIAL = {"level": "spatial", "share": 0.6, "keep": 0.5, "factor_decay": "auto"
 NORTON = {"layer": LAYER, "cluster": CLUSTER, "filter": FILTER, "spatial": SPATIAL}
 
 
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
-
-
 def train(work_dir, level, *, update_buffers=True, epochs=3, **changes):
     """A run by a config that was written to a file and read again, as a user's is."""
     average = {"type": "EMAHook", "momentum": 0.1, "update_buffers": update_buffers}

@@ -20,16 +20,9 @@ from toy import ToyNet, run
 from norton_plugin.calibration import reestimate_batch_norm_
 from norton_plugin.mm.run import after_surgery
 from norton_plugin.mm.run.step_log import run_log
-from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.reasons import Reason
 
 pytestmark = pytest.mark.mm
-
-
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
 
 
 def log_of(folder):

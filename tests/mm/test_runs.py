@@ -28,14 +28,7 @@ from toy import NORTON, ToyData, difference, run, toy_config
 
 from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
-from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.mm.runner.step_seed import SeededBatches
-
-
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
 
 
 def test_mmengines_own_mixed_precision(tmp_path, monkeypatch):

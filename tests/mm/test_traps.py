@@ -32,7 +32,6 @@ from norton_plugin.blocks import CPDBlock
 from norton_plugin.errors import RecipeError
 from norton_plugin.mm.patches import fuse
 from norton_plugin.mm.runner.migration import check_wrapper
-from norton_plugin.mm.runner.quiet import preserved_process
 from norton_plugin.surgery.structure import apply_structure_
 from norton_plugin.zoo.detector_parts import trace_of
 
@@ -40,12 +39,6 @@ pytestmark = pytest.mark.mm
 RECIPE = Recipe.from_dict(
     {"decomposition": {"rank": 2, "restarts": 1, "sweeps": 5}, "pruning": {"keep": 0.5, "round_to": 4}}
 )
-
-
-@pytest.fixture(autouse=True)
-def _clean_process():
-    with preserved_process():
-        yield
 
 
 @pytest.fixture(scope="module", params=[retinanet, faster_rcnn])

@@ -3,13 +3,11 @@
 Every run starts from the blocks that the package makes of the trained network (rank 1 or 2 per filter, and as many
 shared components as need no more MACs) and gets the same images, steps and schedule; the dense form runs in training.
 BatchNorm trains on the statistics of each batch, so the statistics of the start do not matter and are left alone.
-With ``--fit 1000`` the layers of the start are fitted to as many unlabelled training images first; with ``--teacher
-FILE`` 90 % of the loss are towards the dense model that `fitted_finetune.py` fine-tuned.
-Runs can be made one by one: each adds its row to ``levels_finetune.json``.
+With ``--fit 1000`` the layers of the start are fitted to as many unlabelled training images first. Runs can be made one
+by one: each adds its row to ``levels_finetune.json``.
 
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS
     python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0.5:0 --fit 1000
-    python tools/benchmarks/levels_finetune.py --weights WEIGHTS --runs layer:1:AdamW:0.005:0.5:0 --teacher FILE
 """
 
 from __future__ import annotations
@@ -17,14 +15,12 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from cifar_data import add_arguments, batches, load_images, load_resnet, machine
 from hybrid import EXAMPLE, Images, add_row
 from levels_recipe import recipe_for, run_dense_
-from safetensors.torch import load_file
 from torch import nn
 
 from norton_plugin import CompressionReport, compress
@@ -97,15 +93,6 @@ def start_of(run: Run, source: ModelSource, images: Images, count: int) -> tuple
     return compress(source.model.eval(), EXAMPLE, recipe, calibration=sample)
 
 
-def teacher_from(path: Path | None, arguments: argparse.Namespace) -> nn.Module | None:
-    """Return the dense model with the weights of a file; None where there is none."""
-    if path is None:
-        return None
-    dense = load_resnet("resnet20", arguments.weights).model
-    dense.load_state_dict(load_file(path))
-    return dense.eval()
-
-
 def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress and fine-tune; return the row of the run."""
     source = load_resnet("resnet20", arguments.weights)
@@ -121,8 +108,6 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         lr=run.lr,
         momentum=run.momentum,
         seed=run.seed,
-        teacher=teacher_from(arguments.teacher, arguments),
-        distill_block_weight=arguments.block_weight,
         on_epoch=lambda record, total: print(f"  {record}", flush=True),
         **statistics,
         **SETTINGS,
@@ -136,8 +121,6 @@ def run_one(run: Run, images: Images, arguments: argparse.Namespace) -> dict[str
         "layers": len(layers),
         "nmse": round(sum(layer.nmse_layer or 0.0 for layer in layers) / len(layers), 4),
         "fitted_images": arguments.fit,
-        "taught": arguments.teacher is not None,
-        "block_weight": arguments.block_weight,
         "top1_before": before,
         "train_images": arguments.train_images,
         "steps": EPOCHS * (arguments.train_images // SETTINGS["batch_size"]),
@@ -155,8 +138,6 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=RUNS, help="level:rank:optimizer:lr:momentum:seed")
     parser.add_argument("--train-images", type=int, default=16000, help="training images of every run")
     parser.add_argument("--fit", type=int, default=0, help="images that layers are fitted to before; 0 for none")
-    parser.add_argument("--teacher", type=Path, help="weights of the dense model, fine-tuned, to learn from as well")
-    parser.add_argument("--block-weight", type=float, default=0.0, help="of blocks in what it teaches, beside logits")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     images = Images(load_images(arguments.images, "train"), load_images(arguments.images, "test"))
@@ -171,7 +152,6 @@ def main() -> None:
         row = run_one(Run.parse(text), images, arguments)
         print(text, row, flush=True)
         label = f"{text} fitted to {arguments.fit}" if arguments.fit else text
-        label += f" taught, blocks {arguments.block_weight:g}" if arguments.teacher else ""
         add_row(arguments.output / "levels_finetune.json", label, row, facts)
 
 

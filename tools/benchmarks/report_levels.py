@@ -83,10 +83,8 @@ def _plain_outcome(title: str, rows: list[Facts]) -> str:
     )
 
 
-# Images that the start was fitted to, and what the dense model taught.
-_Start = tuple[int, str]
-# Rank, level, optimizer, rate, momentum, start.
-_Key = tuple[int, str, str, float, float, _Start]
+# Rank, level, optimizer, rate, momentum, images that the start was fitted to.
+_Key = tuple[int, str, str, float, float, int]
 
 
 def levels_finetune(facts: Facts) -> str:
@@ -95,8 +93,7 @@ def levels_finetune(facts: Facts) -> str:
     groups: dict[_Key, list[Facts]] = {}
     for row in rows:
         setting = (row["rank"], row["level"], row["optimizer"], row["lr"], row["momentum"])
-        start = (row.get("fitted_images", 0), _taught(row))
-        groups.setdefault((*setting, start), []).append(row)
+        groups.setdefault((*setting, row.get("fitted_images", 0)), []).append(row)
     order = {level: place for place, level in enumerate(_LEVELS)}
     keys = sorted(groups, key=lambda key: (key[0], key[-1], order[key[1]], *key[2:]))
     body = [_finetuned_row(key, sorted(groups[key], key=lambda row: row["seed"])) for key in keys]
@@ -112,7 +109,7 @@ def levels_finetune(facts: Facts) -> str:
         "mean",
         "wall s / processor s of one run",
     ]
-    outcomes = [_finetuned_outcome(groups, *begun) for begun in sorted({(key[0], key[-1]) for key in keys})]
+    outcomes = [_finetuned_outcome(groups, *start) for start in sorted({(key[0], key[-1]) for key in keys})]
     return f"{_schedule(facts, rows)}\n\n{table(header, body)}\n\n" + " ".join(outcomes)
 
 
@@ -123,29 +120,21 @@ def _schedule(facts: Facts, rows: list[Facts]) -> str:
         f"{facts['model']}; {facts['data']}. Every run: {settings['epochs']} epochs, {rows[0]['steps']} steps of "
         f"{settings['batch_size']} images with flips and shifted crops, one cycle of the rate ({warm:.0f} % linear "
         f"warm-up from a tenth, then a cosine to zero), weight decay {settings['weight_decay']} on all parameters, "
-        "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The "
-        "start is what `compress` gives from the weights alone, or fitted to unlabelled images (with its accuracy "
-        "before fine-tuning). Taught: 90 % of the loss are towards the dense model of the section on fine-tuning "
-        "from a budget (88.3 %), its logits or its blocks too. Factors rebuild their weight in training (the "
-        "dense form). BatchNorm trains on the statistics of each batch, so statistics re-estimated at the start "
-        "would change nothing. A seed draws the images, their order and augmentation, and the starts of the "
-        "decomposition. MACs as in the section above." + (f" {facts['note']}" if facts.get("note") else "")
+        "AdamW (momentum is its first beta) or SGD with Nesterov momentum, by `norton_plugin.mm.finetune`. The start "
+        "is what `compress` gives from the weights alone, or fitted to unlabelled images (with its accuracy before "
+        "fine-tuning); the blocks rebuild their weight in training (the dense form). BatchNorm trains on "
+        "the statistics of each batch, so statistics re-estimated at the start would change nothing. A seed draws "
+        "the images, their order and augmentation, and the starts of the decomposition. MACs as in the section above."
+        + (f" {facts['note']}" if facts.get("note") else "")
     )
 
 
-def _taught(row: Facts) -> str:
-    """Return what the dense model taught, for the column of starts."""
-    if not row.get("taught", False):
-        return ""
-    return ", taught logits and blocks" if row["block_weight"] else ", taught logits"
-
-
 def _finetuned_row(key: _Key, rows: list[Facts]) -> list[object]:
-    _, level, optimizer, lr, momentum, (fitted, taught) = key
+    _, level, optimizer, lr, momentum, fitted = key
     return [
         f"{100 * rows[0]['macs_share']:.1f}",
         _LEVELS[level],
-        (f"fitted, {fmean(row['top1_before'] for row in rows):.1f} %" if fitted else "weights alone") + taught,
+        f"fitted, {fmean(row['top1_before'] for row in rows):.1f} %" if fitted else "weights alone",
         optimizer,
         f"{lr:g}",
         f"{momentum:g}",
@@ -156,12 +145,12 @@ def _finetuned_row(key: _Key, rows: list[Facts]) -> list[object]:
     ]
 
 
-def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int, start: _Start) -> str:
+def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int, fitted: int) -> str:
     """Compare the levels, each with the optimizer and rate of the best mean."""
     best: dict[str, tuple[float, str]] = {}
-    for (budget, level, optimizer, lr, momentum, begun), rows in groups.items():
+    for (budget, level, optimizer, lr, momentum, images), rows in groups.items():
         score = fmean(row["top1"] for row in rows)
-        if (budget, begun) == (rank, start) and score > best.get(level, (0.0, ""))[0]:
+        if (budget, images) == (rank, fitted) and score > best.get(level, (0.0, ""))[0]:
             best[level] = (score, f"{optimizer} {lr:g}, momentum {momentum:g}, {len(rows)} seed(s)")
     if not {"layer", "filter"} <= best.keys():
         return ""
@@ -169,9 +158,8 @@ def _finetuned_outcome(groups: dict[_Key, list[Facts]], rank: int, start: _Start
     found = ", ".join(f"{title} {best[level][0]:.2f} ({best[level][1]})" for level, title in _LEVELS.items()
                       if level in best)  # fmt: skip
     gap = best["layer"][0] - best["filter"][0]
-    words = f"from layers fitted to {start[0]} images" if start[0] else "from the weights alone"
-    words += f"{start[1]} by the dense model" if start[1] else ""
-    text = f"At {share:.1f} % of the MACs {words}, each level with its best setting: {found}; "
+    start = f"from layers fitted to {fitted} images" if fitted else "from the weights alone"
+    text = f"At {share:.1f} % of the MACs {start}, each level with its best setting: {found}; "
     text += f"layer level {gap:+.1f} points."
     if rank == 1:
         text += f" Asked for: at least {_FINETUNED:.0f} points; this {_verdict(gap, _FINETUNED)}."

@@ -17,6 +17,7 @@ from norton_plugin.zoo.preprocessing import Preprocessing
 from norton_plugin.zoo.transforms import image_transform
 
 _log = logging.getLogger(__name__)
+_SHOWN = 6
 
 
 @DATASETS.register_module(name="NortonImageFolder")
@@ -86,6 +87,30 @@ def collate_batch(items: dict[str, Any] | Sequence[dict[str, Any] | None]) -> di
     return batch
 
 
+def other_classes(train: Any, val: Any) -> str | None:
+    """Return in words how two data sets of folders differ in their classes; None where they have the same.
+
+    Args:
+        train: To learn from.
+        val: To measure on.
+    """
+    ours, theirs = train.metainfo["classes"], val.metainfo["classes"]
+    if ours == theirs:
+        return None
+    return (
+        f"the folders have different classes: the validation images {len(theirs)} sub-folders "
+        f"({', '.join(theirs[:_SHOWN])}), the training images {len(ours)} ({', '.join(ours[:_SHOWN])}). A label is the "
+        "place of a sub-folder in alphabetical order, so that both need the same ones; add those that are missing, "
+        "empty where there are no images"
+    )
+
+
+def first_item(data: Dataset[Any]) -> Any:
+    """Return the first item of a data set whose image can be read; None where none can."""
+    items = (data[index] for index in range(len(data)))  # type: ignore[arg-type]
+    return next((item for item in items if item is not None), None)
+
+
 def first_batch(data: Dataset[Any]) -> dict[str, Any]:
     """Return a batch of the first image of a data set that can be read.
 
@@ -95,10 +120,10 @@ def first_batch(data: Dataset[Any]) -> dict[str, Any]:
     Raises:
         SourceError: None of its images can be read.
     """
-    for index in range(len(data)):  # type: ignore[arg-type]
-        if (item := data[index]) is not None:
-            return collate_batch([item])
-    raise SourceError(f"none of the {len(data)} images of the data set can be read")  # type: ignore[arg-type]
+    item = first_item(data)
+    if item is None:
+        raise SourceError(f"none of the {len(data)} images of the data set can be read")  # type: ignore[arg-type]
+    return collate_batch([item])
 
 
 def _named(item: Any) -> dict[str, Any]:

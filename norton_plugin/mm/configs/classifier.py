@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from norton_plugin.zoo import ModelSource, Preprocessing, load_source
+from norton_plugin.zoo.mmdet_classes import datasets_of
 
-_LOADERS = ("test_dataloader", "val_dataloader", "train_dataloader")
 _WEIGHTS = ("pretrained", "checkpoint")  # which a checkpoint brings
 
 
@@ -26,12 +26,13 @@ def classifier_source(
         The classifier with fresh weights; None where the model is something else, such as a detector.
     """
     given = model.get("model")
-    named = isinstance(given, str) or (isinstance(given, Mapping) and "spec" in given)
-    if model.get("type") != "TimmClassifier" or not named:
+    of_source = isinstance(given, str) or (isinstance(given, Mapping) and "spec" in given)
+    if model.get("type") != "TimmClassifier" or not of_source:
         return None
     arguments: dict[str, Any] = {"spec": given} if isinstance(given, str) else dict(given)  # type: ignore[arg-type]
     arguments = {name: value for name, value in arguments.items() if name not in _WEIGHTS}
-    prepared = next(_prepared(config), {})
+    named = (data.get("preprocessing") for data in datasets_of(config))
+    prepared = next((found for found in named if isinstance(found, Mapping)), {})
     size = prepared.get("input_size") if input_size is None else input_size
     source = load_source(**arguments | ({} if size is None else {"input_size": size}))
     known = {field.name for field in fields(Preprocessing)} - {"input_size", "mean", "std"}
@@ -39,11 +40,3 @@ def classifier_source(
     normalised = model.get("data_preprocessor") or {}
     changes |= {name: tuple(normalised[name]) for name in ("mean", "std") if normalised.get(name) is not None}
     return replace(source, preprocessing=replace(source.preprocessing, **changes))
-
-
-def _prepared(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield how the data sets of a config prepare images."""
-    for loader in _LOADERS:
-        found = ((config.get(loader) or {}).get("dataset") or {}).get("preprocessing")
-        if isinstance(found, Mapping):
-            yield found

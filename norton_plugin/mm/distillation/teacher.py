@@ -61,13 +61,11 @@ class DistillSettings:
             layers = [layers]
         if layers is not None and (not layers or not all(isinstance(name, str) for name in layers)):
             raise RecipeError(f"distill.layers is {layers!r}; expected dotted names of layers, or None")
-        for name in ("weight", "temperature"):
+        for name, bound in (("weight", "above 0"), ("temperature", "above 0"), ("block_weight", "of at least 0")):
             value = given.get(name, 1.0)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise RecipeError(f"distill.{name} is {value!r}; expected a number above 0")
-        value = given.get("block_weight", 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise RecipeError(f"distill.block_weight is {value!r}; expected a number of at least 0")
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+            if not number or (value == 0 and bound == "above 0"):
+                raise RecipeError(f"distill.{name} is {value!r}; expected a number {bound}")
         return cls(**{**given, "layers": None if layers is None else tuple(layers)})
 
     def layers_of(self, model: nn.Module) -> tuple[str, ...]:

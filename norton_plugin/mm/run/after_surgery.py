@@ -18,6 +18,7 @@ from norton_plugin.errors import SurgeryError
 from norton_plugin.mm.run import training_images
 from norton_plugin.mm.runner.migration import average_again_, plain_instances, unwrap
 from norton_plugin.modules.random_state import preserved_random_state
+from norton_plugin.modules.run_state import preserved_state
 from norton_plugin.surgery.structure import Structure
 
 logger = logging.getLogger(__name__)
@@ -100,18 +101,15 @@ def before_surgery(
     order: list[nn.Module] = []
     watched = [module for module, name in names.items() if name in changed or isinstance(module, _NORMS)]
     handles = [module.register_forward_pre_hook(lambda own, _: order.append(own)) for module in watched]
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        running_mode_(model, training=training)
-        with torch.no_grad():
+        with preserved_state(model), torch.no_grad():
+            running_mode_(model, training=training)
             run()
     except Exception:
         logger.debug("the model does not run on training images", exc_info=True)  # whoever needs it to run says so
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     start = next((place for place, module in enumerate(order) if names[module] in changed), len(order))
     return set(order[:start]) - set(order[start:])
 

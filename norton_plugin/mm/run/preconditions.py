@@ -6,11 +6,9 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from norton_plugin.errors import RecipeError
-from norton_plugin.mm.classification.datasets import ImageFolder
+from norton_plugin.mm.classification.datasets import ImageFolder, other_classes
 from norton_plugin.mm.classification.packed import PackedImages
 from norton_plugin.mm.runner.migration import check_wrapper, unwrap
-
-_SHOWN = 6
 
 
 def check_run(runner: Runner, *, at_epoch: int) -> None:
@@ -25,7 +23,7 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
             the parameters, ``efficient_conv_bn_eval``, a mean teacher, or an ``at_epoch`` that never comes.
     """
     check_wrapper(runner)
-    if sum(any(base.__name__ == "NortonHook" for base in type(hook).__mro__) for hook in runner.hooks) > 1:
+    if _count(runner, "NortonHook") > 1:
         raise RecipeError(
             "NortonHook is in this run more than once, perhaps in default_hooks of a base config and in custom_hooks; "
             "keep one, with all settings"
@@ -37,7 +35,7 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
             "efficient_conv_bn_eval keeps the old convolutions, so compression would change nothing; remove it from "
             "the config"
         )
-    if any(base.__name__ == "MeanTeacherHook" for hook in runner.hooks for base in type(hook).__mro__):
+    if _count(runner, "MeanTeacherHook"):
         raise RecipeError(
             "MeanTeacherHook pairs the parameters of two models; compress the detector in a supervised run first, and "
             "use its exported config as both student and teacher"
@@ -50,18 +48,18 @@ def check_run(runner: Runner, *, at_epoch: int) -> None:
             raise RecipeError(f"at_epoch is {at_epoch}, but training ends after {runner.max_epochs} epochs")
 
 
+def _count(runner: Runner, name: str) -> int:
+    """Return how many hooks of a run are of a class of this name, or of one made from it."""
+    return sum(any(base.__name__ == name for base in type(hook).__mro__) for hook in runner.hooks)
+
+
 def _check_classes(runner: Runner) -> None:
-    """Refuse folders of images whose sub-folders differ: their labels are places in the alphabetical order."""
+    """Refuse folders of training and validation images of different classes."""
     loaders = [getattr(loop, "dataloader", None) for loop in (runner.train_loop, runner.val_loop)]
     sets = [getattr(loader, "dataset", None) for loader in loaders]
-    folders = [data.metainfo["classes"] for data in sets if isinstance(data, ImageFolder | PackedImages)]
-    if len(folders) == 2 and all(folders) and folders[0] != folders[1]:
-        train, val = folders
-        raise RecipeError(
-            f"the validation images have {len(val)} sub-folders ({', '.join(val[:_SHOWN])}), the training images "
-            f"{len(train)} ({', '.join(train[:_SHOWN])}): a label is the place of a sub-folder in alphabetical order, "
-            "so that both need the same ones; add those that are missing, empty where there are no images"
-        )
+    folders = [data for data in sets if isinstance(data, ImageFolder | PackedImages) and data.metainfo["classes"]]
+    if len(folders) == 2 and (problem := other_classes(*folders)) is not None:
+        raise RecipeError(problem)
 
 
 def trains(runner: Runner) -> bool:

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from norton_plugin.errors import RecipeError
+from norton_plugin.mm.classification.datasets import first_item
 from norton_plugin.modules.random_state import preserved_random_state
 
 Trace = Callable[[nn.Module, Any], Any]
@@ -77,9 +78,7 @@ def _input_channels(model: nn.Module) -> int:
 def _sample_shape(runner: Runner) -> tuple[int, int, int]:
     with preserved_random_state():
         try:
-            data = runner.train_dataloader.dataset
-            samples = (data[index] for index in range(len(data)))
-            sample = next((found for found in samples if found is not None), None)  # of those that can be read
+            sample = first_item(runner.train_dataloader.dataset)
         except Exception as error:
             raise RecipeError(
                 f"the first training image cannot be read ({type(error).__name__}: {error}); "
